@@ -1,0 +1,607 @@
+"""The nouns: what the parts of the scheduler say to each other.
+
+Covers identifiers, footprints, admission decisions, attempts' outcomes, and the events and commands of the brain
+(`batch.BatchState`). Holds no behaviour beyond what makes a value a value, does no I/O and reads no clock.
+
+Units: bytes are `int`, durations and instants are `float` seconds of a monotonic clock unless a name says `unix`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+
+class HeadroomError(Exception):
+    """Base of every error the user is meant to read: what was wrong, the value seen, what to do."""
+
+    exit_code = 2
+
+
+class UsageError(HeadroomError):
+    """A wrong argument, configuration or input file (exit code 2)."""
+
+
+class NothingFits(HeadroomError):
+    """No trial of any study fits any worker (exit code 3)."""
+
+    exit_code = 3
+
+
+# -- identifiers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class TrialId:
+    """One Optuna trial: the study's name and the trial's number in it."""
+
+    study: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.study}/{self.number}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class AttemptId:
+    """One execution of a trial, numbered from 1."""
+
+    trial: TrialId
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.trial}/{self.attempt}"
+
+    @property
+    def slug(self) -> str:
+        """A file name for it, unique within a run: `phase6a_2M_h1.t0007.a1`."""
+        return f"{self.trial.study}.t{self.trial.number:04d}.a{self.attempt}"
+
+    @classmethod
+    def parse(cls, text: str) -> AttemptId:
+        """The inverse of `str`. Raises ValueError on anything else."""
+        match = re.fullmatch(r"(.+)/(\d+)/(\d+)", text)
+        if match is None:
+            raise ValueError(f"not an attempt id: {text!r} (expected STUDY/TRIAL/ATTEMPT)")
+        return cls(TrialId(match[1], int(match[2])), int(match[3]))
+
+
+# -- footprint ------------------------------------------------------------------------------------------------------
+
+
+class FootprintSource(enum.Enum):
+    """Where a footprint comes from; UNKNOWN is a value of its own, never zero bytes."""
+
+    PRIOR = "prior"  # the analytic formula alone
+    CORRECTED = "corrected"  # the formula times a conformal quantile of observed/predicted
+    OBSERVED = "observed"  # this very attempt's own peak, after its memory went flat
+    UNKNOWN = "unknown"  # no estimator: the trial runs alone and is measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Predicted peak bytes of one attempt.
+
+    host_bytes: what it takes of the host's memory (on a unified-memory machine the device's bytes are in it).
+    device_bytes: what it takes of the device's own pool, or of Metal's cap; 0 on CPU.
+    components: name -> bytes of the host estimate before correction, for the log line that says *why*.
+    prior_bytes: the formula's own answer, before correction (the base that observed/predicted is taken on).
+    """
+
+    host_bytes: int
+    device_bytes: int = 0
+    prior_bytes: int = 0
+    source: FootprintSource = FootprintSource.PRIOR
+    samples: int = 0
+    components: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def unknown(cls) -> Footprint:
+        """The footprint of a trial nobody can size: it is run alone first."""
+        return cls(host_bytes=0, source=FootprintSource.UNKNOWN)
+
+    @property
+    def is_known(self) -> bool:
+        return self.source is not FootprintSource.UNKNOWN
+
+
+# -- workers --------------------------------------------------------------------------------------------------------
+
+
+class Pressure(enum.IntEnum):
+    """How hard-pressed a host's memory is (watchdog's verdict). ELEVATED and above close admission."""
+
+    NORMAL = 0
+    ELEVATED = 1
+    SOFT = 2
+    HARD = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePool:
+    """A device's memory. `unified`: its bytes are also the host's (MPS), else it is a pool of its own (CUDA)."""
+
+    kind: str  # "cuda" or "mps"
+    total_bytes: int
+    unified: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFacts:
+    """What a worker says of itself when it joins; measured on its host by the agent.
+
+    total_bytes: physical memory. limit_bytes: what this process may use (the smallest of RAM and its cgroups).
+    available_bytes: free for use right now (page cache does not count as use).
+    overhead_bytes: the worker's own processes, the warm spare among them; charged to its ledger row.
+    """
+
+    address: str
+    host: str
+    slots: int
+    total_bytes: int
+    limit_bytes: int
+    available_bytes: int
+    overhead_bytes: int = 0
+    device: DevicePool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    """One ledger row as admission and placement see it: a snapshot, free of the brain's internals.
+
+    available_bytes: free memory of the host now, None when the probe failed (which closes admission).
+    unclaimed_bytes: sum over running attempts of max(0, reservation - used): promised, not yet taken.
+    reserve_bytes: kept free for the system itself.
+    device_*: the device's pool, None where there is none.
+    """
+
+    address: str
+    capacity_bytes: int
+    reserved_bytes: int
+    available_bytes: int | None
+    unclaimed_bytes: int
+    reserve_bytes: int
+    free_slots: int
+    slots: int
+    pressure: Pressure = Pressure.NORMAL
+    closed_reason: str | None = None
+    device_capacity_bytes: int | None = None
+    device_reserved_bytes: int = 0
+
+    @property
+    def headroom_bytes(self) -> int:
+        """Capacity that is not reserved."""
+        return self.capacity_bytes - self.reserved_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A trial that has been sampled and waits to be placed.
+
+    share: its study's part of the fair share already used (finished and running trials over quota); smaller first.
+    expected_s: predicted duration, None when nothing is known yet.
+    """
+
+    trial: TrialId
+    footprint: Footprint
+    slots: int
+    since: float
+    share: float
+    expected_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A running attempt as placement sees it. expected_end: instant it will probably end, None when unknown."""
+
+    attempt: AttemptId
+    worker: str
+    reserved_bytes: int
+    device_reserved_bytes: int
+    slots: int
+    expected_end: float | None = None
+
+
+# -- admission ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Yes: reserve this much on this worker."""
+
+    worker: str
+    host_bytes: int
+    device_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Not now. `reason` is a constant word for the log, `numbers` what led there."""
+
+    reason: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Never, on any worker there is."""
+
+    reason: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+Decision = Admit | Defer | Reject
+
+
+# -- lifecycle and outcome: two types, never one --------------------------------------------------------------------
+
+
+class TrialState(enum.Enum):
+    """Where a trial is."""
+
+    PENDING = "pending"  # sampled, waits for memory
+    ADMITTED = "admitted"  # reserved and sent to a worker
+    RUNNING = "running"  # its process has started
+    FINISHED = "finished"
+
+
+class ExitReason(enum.Enum):
+    """How an attempt ended."""
+
+    COMPLETED = "completed"
+    PRUNED = "pruned"  # Optuna's pruner
+    STALLED = "stalled"  # watchdog: no CPU, no progress
+    EVICTED = "evicted"  # watchdog: the host was under pressure, this one was chosen (or thrashed)
+    OVERSHOOT = "overshoot"  # watchdog: far over its reservation
+    KERNEL_OOM = "kernel_oom"
+    FAILED = "failed"  # exception, NaN, sys.exit, signal: the trial's own
+    LOST = "lost"  # its worker, host or driver died
+    INTERRUPTED = "interrupted"  # asked to stop; its checkpoint is kept
+
+
+MEMORY_REASONS = frozenset({ExitReason.EVICTED, ExitReason.OVERSHOOT, ExitReason.KERNEL_OOM})
+WATCHDOG_REASONS = frozenset({ExitReason.STALLED, ExitReason.EVICTED, ExitReason.OVERSHOOT})
+
+
+class FinalState(enum.Enum):
+    """What the study is told of a trial: Optuna's three final states."""
+
+    COMPLETE = "COMPLETE"
+    PRUNED = "PRUNED"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one attempt ended, complete enough for a post-mortem.
+
+    value: the objective (validation loss; smaller is better), None unless the trial produced one.
+    peak_bytes: the process's own VmHWM (host); None when it could not be read. device_peak_bytes: as reported.
+    detail: one line (exception's last line, signal name, rule of the watchdog).
+    kill: the watchdog's record (rule, kill_id, evidence, seconds), empty for any other end.
+    result: the objective's own result mapping (metrics, epochs, stop_reason, ...).
+    checkpoint: path of the last good checkpoint, None when there is none.
+    """
+
+    reason: ExitReason
+    value: float | None = None
+    detail: str = ""
+    epochs: int = 0
+    duration_s: float = 0.0
+    peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    exit_status: int | None = None
+    traceback: str | None = None
+    log_tail: str = ""
+    checkpoint: str | None = None
+    kill: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> Json:
+        """A JSON object; `from_json` is the inverse."""
+        data = dataclasses.asdict(self)
+        data["reason"] = self.reason.value
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Outcome:
+        return cls(**{**data, "reason": ExitReason(data["reason"])})
+
+
+# -- what a study is ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudySpec:
+    """One Optuna study: one (budget, horizon). `quota`: trials that must reach a final state.
+
+    context: handed unchanged to the objective (horizon, data, max_epochs, precision, optimizer, seed, ...).
+    """
+
+    name: str
+    budget: str
+    horizon: int
+    quota: int
+    slots: int
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A finished attempt's peak beside its prediction. `at_least`: it was killed for memory, so the true peak is more.
+
+    family: what shares one correction, e.g. "patchtst/cpu/glibc".
+    """
+
+    family: str
+    predicted_bytes: int
+    observed_bytes: int
+    at_least: bool = False
+
+
+# -- events: what happened ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyOpened:
+    """A study is open. `counted`: its trials that already count towards the quota; observations: for the corrections."""
+
+    study: StudySpec
+    counted: int = 0
+    observations: Sequence[Observation] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined:
+    facts: WorkerFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost:
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerVitals:
+    """One sample of a worker's host, about once a second. used_bytes: attempt -> footprint now.
+
+    available_bytes: None when the probe failed. closed_reason: the watchdog closed the host (an unkillable victim).
+    """
+
+    worker: str
+    available_bytes: int | None
+    pressure: Pressure = Pressure.NORMAL
+    closed_reason: str | None = None
+    used_bytes: Mapping[AttemptId, int] = field(default_factory=dict)
+    peak_bytes: Mapping[AttemptId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialAsked:
+    """A trial was sampled. `attempt`: number of its next attempt; `resume_from`: checkpoint of an earlier one.
+
+    family: what shares one footprint correction (see Observation). max_epochs: for the predicted duration.
+    """
+
+    trial: TrialId
+    params: Mapping[str, Any]
+    footprint: Footprint
+    family: str
+    attempt: int = 1
+    resume_from: str | None = None
+    max_epochs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskFailed:
+    """A study could not be asked (bad search space, user's sampler raised). Storage outages are retried, not reported."""
+
+    study: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStarted:
+    attempt: AttemptId
+    worker: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptProgress:
+    """An epoch ended. step counts from 1. peak_bytes: the process's own VmHWM so far."""
+
+    attempt: AttemptId
+    step: int
+    value: float
+    peak_bytes: int | None = None
+    device_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSettled:
+    """The attempt has passed its first full optimizer step and its first validation: memory is flat from here on."""
+
+    attempt: AttemptId
+    peak_bytes: int
+    device_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded:
+    """The attempt's processes are gone and its memory is back (the agent waits for both)."""
+
+    attempt: AttemptId
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneAdvised:
+    """Optuna's pruner wants this trial stopped."""
+
+    attempt: AttemptId
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialTold:
+    """The study holds the trial's final state durably."""
+
+    trial: TrialId
+    state: FinalState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuitRequested:
+    """The user wants to stop: drain first, at once the second time."""
+
+    source: str
+    now: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time passed; nothing else happened."""
+
+
+Event = (
+    StudyOpened
+    | WorkerJoined
+    | WorkerLost
+    | WorkerVitals
+    | TrialAsked
+    | AskFailed
+    | AttemptStarted
+    | AttemptProgress
+    | AttemptSettled
+    | AttemptEnded
+    | PruneAdvised
+    | TrialTold
+    | QuitRequested
+    | Tick
+)
+
+
+# -- commands: what is to be done -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskTrial:
+    """Sample the study's next trial, its micro-batch sized for `limit_bytes` with the footprint times `factor`.
+
+    device_limit_bytes: the same for the device's pool; None where there is none.
+    """
+
+    study: str
+    limit_bytes: int
+    factor: float = 1.0
+    device_limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchAttempt:
+    attempt: AttemptId
+    worker: str
+    params: Mapping[str, Any]
+    footprint: Footprint
+    reserved_bytes: int
+    slots: int
+    resume_from: str | None
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeReservation:
+    """The ledger changed what it holds for an attempt; the host's watchdog must judge by the same number."""
+
+    attempt: AttemptId
+    worker: str
+    reserved_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAttempt:
+    """Finish the step, write a checkpoint, leave. reason: "prune" or "drain"."""
+
+    attempt: AttemptId
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillAttempt:
+    """End its processes now (second quit, or it would not stop)."""
+
+    attempt: AttemptId
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportValue:
+    attempt: AttemptId
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TellTrial:
+    """Give the trial its final state. attrs: user attributes, written before it. constraint: > 0 means infeasible."""
+
+    trial: TrialId
+    state: FinalState
+    value: float | None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    constraint: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueRetry:
+    """Put the trial's parameters back into the study's queue (idempotent), then tell the old one FAIL.
+
+    Used when this driver will not run it again itself: interrupted by the user.
+    """
+
+    trial: TrialId
+    attempt: int
+    resume_from: str | None
+    reason: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseStudy:
+    """No further trial of this study starts. `early`: before its quota, which makes the exit code 1."""
+
+    study: str
+    reason: str
+    early: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndBatch:
+    """Everything is told; the driver may leave."""
+
+    exit_code: int
+    reason: str
+
+
+Command = (
+    AskTrial
+    | LaunchAttempt
+    | ResizeReservation
+    | StopAttempt
+    | KillAttempt
+    | ReportValue
+    | TellTrial
+    | EnqueueRetry
+    | CloseStudy
+    | EndBatch
+)
