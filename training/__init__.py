@@ -1,0 +1,4 @@
+"""Training: the PatchTST model, its data, its trainer, and the trial process that runs one attempt.
+
+Never imports `scheduler`; the scheduler names these functions by dotted path, so a user's own can take their place.
+"""
