@@ -1,0 +1,184 @@
+"""Whether one trial may start on one worker now, and how much a worker may promise in all.
+
+Covers the memory budget, a worker's capacity, and admission: the ledger check and the live check of DESIGN 8. Does not
+cover which worker or which trial first: see `placement`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from scheduler.model import (
+    Admit,
+    Defer,
+    DevicePool,
+    Footprint,
+    Pressure,
+    Reject,
+    UsageError,
+    Waiting,
+    WorkerFacts,
+    WorkerView,
+)
+from scheduler.units import gib, parse_size
+
+CUDA_SHARE = 0.95  # the rest is the driver's context and fragmentation of the caching allocator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBudget:
+    """Either `percent` of what the process may use, or `absolute_bytes`; `text` is what the user wrote."""
+
+    text: str
+    percent: float | None = None
+    absolute_bytes: int | None = None
+
+
+def parse_memory_budget(text: str | int) -> MemoryBudget:
+    """ "90%" or a size ("100GiB", "12GB", "512MiB", plain bytes). Raises UsageError with the value seen."""
+    written = str(text).strip()
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", written):
+        percent = float(match[1])
+        if not 0 < percent <= 100:
+            raise UsageError(f"memory_budget {written!r} must lie above 0% and at most at 100%")
+        return MemoryBudget(text=written, percent=percent)
+    absolute = parse_size(written, "memory_budget")
+    if absolute <= 0:
+        raise UsageError(f"memory_budget {written!r} leaves no memory: write e.g. 90% or 100GiB")
+    return MemoryBudget(text=written, absolute_bytes=absolute)
+
+
+def capacity(budget: MemoryBudget, facts: WorkerFacts) -> int:
+    """Bytes the worker may promise in all, its own overhead included; never negative.
+
+    A percentage is how full the host may get: that share of `limit_bytes` less what other programs hold at start. A
+    size is taken as written, since others' memory is seen by the live check; above `limit_bytes` it is a UsageError.
+    """
+    if budget.absolute_bytes is not None:
+        if budget.absolute_bytes > facts.limit_bytes:
+            raise UsageError(
+                f"memory_budget {budget.text} is more than {facts.host} has: {gib(budget.absolute_bytes)} asked, "
+                f"{gib(facts.limit_bytes)} usable; lower it or write a percentage such as 90%"
+            )
+        return budget.absolute_bytes
+    assert budget.percent is not None
+    others = max(0, facts.limit_bytes - facts.available_bytes - facts.overhead_bytes)
+    return max(0, int(facts.limit_bytes * budget.percent / 100) - others)
+
+
+def device_capacity(pool: DevicePool | None) -> int | None:
+    """Bytes of the device that may be promised; None without a device.
+
+    Metal's `total_bytes` is its recommended maximum (65-75 % of RAM), a safe cap already; CUDA's is the whole card.
+    """
+    if pool is None:
+        return None
+    return pool.total_bytes if pool.unified else int(pool.total_bytes * CUDA_SHARE)
+
+
+def admit(waiting: Waiting, worker: WorkerView) -> Admit | Defer | Reject:
+    """The decision for this trial on this worker, with the numbers that led there. Reject: never on this worker."""
+    if (reject := never(waiting.footprint, waiting.slots, worker)) is not None:
+        return reject
+    if (shut := closed(worker)) is not None:
+        return shut
+    if not waiting.footprint.is_known:
+        return _admit_alone(waiting, worker)
+    if waiting.slots > worker.free_slots:
+        return Defer("slots", {"needed_slots": waiting.slots, "free_slots": worker.free_slots, "slots": worker.slots})
+    need, device_need = waiting.footprint.host_bytes, waiting.footprint.device_bytes
+    if need > worker.headroom_bytes:
+        return Defer("memory", {"needed_bytes": need, **_ledger(worker)})
+    if need > live_room(worker):
+        return Defer("live_memory", {"needed_bytes": need, **_live(worker)})
+    if device_need > device_room(worker):
+        numbers = {
+            "needed_bytes": device_need,
+            "device_capacity_bytes": worker.device_capacity_bytes or 0,
+            "device_reserved_bytes": worker.device_reserved_bytes,
+        }
+        return Defer("device_memory", numbers)
+    return Admit(worker.address, need, device_need)
+
+
+def closed(worker: WorkerView) -> Defer | None:
+    """Why nothing at all may start there now, None when it is open. What cannot be measured is closed."""
+    if worker.closed_reason is not None:
+        return Defer("closed", {"reserved_bytes": worker.reserved_bytes})
+    if worker.available_bytes is None:
+        return Defer("probe_failed", {"reserved_bytes": worker.reserved_bytes})
+    if worker.pressure >= Pressure.ELEVATED:
+        return Defer("pressure", {"pressure": int(worker.pressure), **_live(worker)})
+    return None
+
+
+def live_room(worker: WorkerView) -> int:
+    """Bytes free on the host now that nobody was promised; others' memory counts. Below 0 when the probe failed."""
+    if worker.available_bytes is None:
+        return -1
+    return worker.available_bytes - worker.unclaimed_bytes - worker.reserve_bytes
+
+
+def room(worker: WorkerView) -> int:
+    """Bytes that both the ledger and the host itself have free there now."""
+    return min(worker.headroom_bytes, live_room(worker))
+
+
+def device_room(worker: WorkerView) -> int:
+    """Unreserved bytes of the device's pool, 0 without one."""
+    return (worker.device_capacity_bytes or 0) - worker.device_reserved_bytes
+
+
+def feasible(footprint: Footprint, workers: Iterable[WorkerView], slots: int = 1) -> Reject | None:
+    """None when some worker could take it, were it empty; else a Reject with the best worker's numbers.
+
+    An idle worker is judged by its headroom (its own overhead is reserved there), a busy one by its capacity.
+    """
+    rejects = []
+    for worker in workers:
+        if (reject := never(footprint, slots, worker)) is None:
+            return None
+        rejects.append((worker.capacity_bytes, worker.address, reject))
+    if not rejects:
+        return None
+    return max(rejects, key=lambda item: item[:2])[2]
+
+
+def never(footprint: Footprint, slots: int, worker: WorkerView) -> Reject | None:
+    """Why this worker could not take it even if it were empty, None when it could."""
+    limit = worker.headroom_bytes if worker.free_slots == worker.slots else worker.capacity_bytes
+    if footprint.host_bytes > limit:
+        return Reject("exceeds_capacity", {"needed_bytes": footprint.host_bytes, "limit_bytes": limit})
+    if slots > worker.slots:
+        return Reject("exceeds_slots", {"needed_slots": slots, "slots": worker.slots})
+    if footprint.device_bytes > (worker.device_capacity_bytes or 0):
+        numbers = {"needed_bytes": footprint.device_bytes, "limit_bytes": worker.device_capacity_bytes or 0}
+        return Reject("exceeds_device" if worker.device_capacity_bytes else "no_device", numbers)
+    return None
+
+
+def _admit_alone(waiting: Waiting, worker: WorkerView) -> Admit | Defer:
+    """A trial nobody can size gets an empty worker and all that is left of it, so that its peak can be measured."""
+    if worker.free_slots < worker.slots:
+        return Defer("not_empty", {"free_slots": worker.free_slots, "slots": worker.slots, **_ledger(worker)})
+    if worker.headroom_bytes <= 0 or live_room(worker) <= 0:
+        return Defer("live_memory", {"needed_bytes": 1, **_ledger(worker), **_live(worker)})
+    return Admit(worker.address, worker.headroom_bytes, max(0, device_room(worker)))
+
+
+def _ledger(worker: WorkerView) -> dict[str, int]:
+    return {
+        "headroom_bytes": worker.headroom_bytes,
+        "reserved_bytes": worker.reserved_bytes,
+        "capacity_bytes": worker.capacity_bytes,
+    }
+
+
+def _live(worker: WorkerView) -> dict[str, int]:
+    return {
+        "available_bytes": worker.available_bytes or 0,
+        "unclaimed_bytes": worker.unclaimed_bytes,
+        "reserve_bytes": worker.reserve_bytes,
+    }

@@ -1,0 +1,171 @@
+"""Which waiting trials start now, and where: one pure function of (waiting, running, workers, now).
+
+Covers the order (fair share, then size, then age), the choice of a worker (tightest fit) and backfill round the head:
+the first trial in order that waits for something of ours, for which one worker is held. Does not decide whether one
+trial fits one worker (`admission`) nor what may pass the head (`backfill`).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from scheduler.model import Admit, AttemptId, Defer, Reject, Running, TrialId, Waiting, WorkerView
+from scheduler.policy import admission, backfill
+
+# Studies whose fair shares differ by less than this are equals, among which the largest goes first: large before small
+# is worth some 10 % of the makespan, and a strict share would leave every order to the trial that started last.
+SHARE_STEP = 0.05
+# A wait this long is worth a whole share: whatever keeps arriving with a smaller share, each trial gets its turn.
+AGEING_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Start this trial there and reserve these bytes."""
+
+    trial: TrialId
+    worker: str
+    host_bytes: int
+    device_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Each waiting trial is in exactly one of `starts` and `deferred`.
+
+    held: worker -> the trial it is held for; at most one, and only when something else could have started there.
+    """
+
+    starts: tuple[Start, ...] = ()
+    deferred: Mapping[TrialId, Defer] = field(default_factory=dict)
+    held: Mapping[str, TrialId] = field(default_factory=dict)
+
+
+def place(
+    waiting: Iterable[Waiting], running: Iterable[Running], workers: Iterable[WorkerView], now: float
+) -> Placement:
+    """Start what may start now. The result does not depend on the order of its inputs.
+
+    `running` is read only when something waits while something else could start: hand in a generator.
+    """
+    board = _Board(workers, running, now)
+    starts: list[Start] = []
+    deferred: dict[TrialId, Defer] = {}
+    blocked: list[Waiting] = []  # in order, while no worker is held: the first with something to wait for is the head
+    hold: backfill.Hold | None = None
+    held: dict[str, TrialId] = {}
+    for trial in _ordered(waiting, now):
+        view = board.tightest(trial, hold)
+        if view is not None and hold is None and blocked:
+            hold = next(filter(None, map(board.hold, blocked)), None)
+            blocked.clear()
+            view = board.tightest(trial, hold)
+        if view is None and hold is not None and board.admits(trial, hold.worker):
+            held[hold.worker] = hold.head.trial
+            if not hold.lets(trial, now):
+                deferred[trial.trial] = hold.defer(trial, now)
+                continue
+            hold.take(trial, now)
+            view = board.views[hold.worker]
+        if view is None:
+            deferred[trial.trial] = board.why_not(trial)
+            if hold is None:
+                blocked.append(trial)
+        else:
+            starts.append(board.start(trial, view))
+    return Placement(starts=tuple(starts), deferred=deferred, held=held)
+
+
+def _ordered(waiting: Iterable[Waiting], now: float) -> list[Waiting]:
+    """Fair share in steps, then memory x duration, then age. An unknown duration counts as the mean of the known."""
+    trials = list(waiting)
+    known = [trial.expected_s for trial in trials if trial.expected_s is not None]
+    typical = sum(known) / len(known) if known else 1.0
+
+    def key(trial: Waiting) -> tuple[int, float, float, float, TrialId]:
+        share = trial.share - max(0.0, now - trial.since) / AGEING_S
+        duration = typical if trial.expected_s is None else trial.expected_s
+        area = trial.footprint.host_bytes * duration if trial.footprint.is_known else math.inf
+        return math.floor(share / SHARE_STEP), -area, trial.share, trial.since, trial.trial
+
+    return sorted(trials, key=key)
+
+
+class _Board:
+    """The workers while one call hands out starts; the open ones sorted by the room they have."""
+
+    def __init__(self, workers: Iterable[WorkerView], running: Iterable[Running], now: float) -> None:
+        self.views = {view.address: view for view in workers}
+        self._now = now
+        self._unread = running
+        self._running: defaultdict[str, list[Running]] = defaultdict(list)
+        usable = (view for view in self.views.values() if view.free_slots > 0 and admission.closed(view) is None)
+        self._rooms = sorted((admission.room(view), view.address) for view in usable)
+        self._best: WorkerView | None = None
+
+    def admits(self, trial: Waiting, address: str) -> bool:
+        return isinstance(admission.admit(trial, self.views[address]), Admit)
+
+    def tightest(self, trial: Waiting, hold: backfill.Hold | None) -> WorkerView | None:
+        """The worker with the least room that admits it, the held one aside. Large rooms stay whole for the large."""
+        held = None if hold is None else hold.worker
+        need = trial.footprint.host_bytes if trial.footprint.is_known else 1
+        for index in range(bisect_left(self._rooms, (need, "")), len(self._rooms)):
+            address = self._rooms[index][1]
+            if address != held and self.admits(trial, address):
+                return self.views[address]
+        return None
+
+    def start(self, trial: Waiting, view: WorkerView) -> Start:
+        """Charge the start, so that the next trial sees what is left. Nothing of it is used yet: all is unclaimed."""
+        admitted = admission.admit(trial, view)
+        assert isinstance(admitted, Admit), (trial, admitted)
+        host_bytes, device_bytes = admitted.host_bytes, admitted.device_bytes
+        self._rooms.pop(bisect_left(self._rooms, (admission.room(view), view.address)))
+        after = replace(
+            view,
+            reserved_bytes=view.reserved_bytes + host_bytes,
+            unclaimed_bytes=view.unclaimed_bytes + host_bytes,
+            device_reserved_bytes=view.device_reserved_bytes + device_bytes,
+            free_slots=view.free_slots - trial.slots,
+        )
+        self.views[view.address] = after
+        if after.free_slots > 0:
+            insort(self._rooms, (admission.room(after), after.address))
+        self._best = None
+        self._running[view.address].append(
+            Running(
+                attempt=AttemptId(trial.trial, 0),
+                worker=view.address,
+                reserved_bytes=host_bytes,
+                device_reserved_bytes=device_bytes,
+                slots=trial.slots,
+                expected_end=None if trial.expected_s is None else self._now + trial.expected_s,
+            )
+        )
+        return Start(trial=trial.trial, worker=view.address, host_bytes=host_bytes, device_bytes=device_bytes)
+
+    def hold(self, head: Waiting) -> backfill.Hold | None:
+        for run in self._unread:
+            self._running[run.worker].append(run)
+        self._unread = ()
+        options = ((view, self._running.get(view.address, [])) for view in self.views.values())
+        return backfill.earliest(head, options, self._now)
+
+    def why_not(self, trial: Waiting) -> Defer:
+        """The reason on the worker that comes nearest: the roomiest open one, unless it can never take the trial."""
+        if not self.views:
+            return Defer("no_worker")
+        if self._best is None:
+            ranked = ((admission.closed(v) is None, admission.room(v), v.address) for v in self.views.values())
+            self._best = self.views[max(ranked)[2]]
+        decision = admission.admit(trial, self._best)
+        if isinstance(decision, Defer):
+            return decision
+        others = (admission.admit(trial, self.views[address]) for address in sorted(self.views))
+        numbers = decision.numbers if isinstance(decision, Reject) else {}
+        return next((other for other in others if isinstance(other, Defer)), Defer("no_worker_fits", numbers))
