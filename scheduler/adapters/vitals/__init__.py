@@ -1,0 +1,104 @@
+"""What the host and the trials' processes take: one interface over Linux and macOS.
+
+Covers memory of the host (with cgroup limits), samples of process trees, peaks, identities, and the evidence for a
+kill by the kernel. Linux reads /proc itself (`linux`), macOS uses psutil and two system calls it lacks (`macos`).
+Judges nothing (`policy.eviction` does), signals nobody (`scheduler.watchdog` does).
+
+None means "could not be read", never zero.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping
+
+if sys.platform == "linux":
+    from scheduler.adapters.vitals import linux as system
+else:
+    from scheduler.adapters.vitals import macos as system
+
+from scheduler.policy.samples import HostMemory, TreeSample
+
+__all__ = [
+    "HostMemory",
+    "OomWitness",
+    "TreeSample",
+    "host_memory",
+    "peak_bytes",
+    "sample_tree",
+    "sample_trees",
+    "start_time",
+    "suspended_s",
+]
+
+_probe: system.HostProbe | None = None
+
+
+def host_memory(now: float | None = None) -> HostMemory:
+    """The host's memory now; limit and available are bounded by our own cgroup chain (v1 and v2)."""
+    global _probe
+    if _probe is None:
+        _probe = system.HostProbe()
+    return _probe.read(time.monotonic() if now is None else now)
+
+
+def start_time(pid: int) -> float | None:
+    """The start of a process: with its pid, its identity. None when there is no such process.
+
+    Only equality means anything (clock ticks since boot on Linux, seconds on macOS): pids are used again.
+    """
+    return system.start_time(pid)
+
+
+def peak_bytes(pid: int) -> int | None:
+    """The most resident memory a process has had since its exec (VmHWM; on macOS its peak phys_footprint).
+
+    Not `ru_maxrss`: that one is inherited through fork and exec.
+    """
+    return system.peak_bytes(pid)
+
+
+def sample_tree(
+    pid: int, start: float, *, exact: bool = False, known: Iterable[tuple[int, float]] = ()
+) -> TreeSample | None:
+    """Measure the process tree of a trial; None when the process with this identity is gone and nothing is left of it.
+
+    exact: PSS instead of the cheap upper bound (costs milliseconds per GiB). known: members seen earlier.
+    """
+    return sample_trees({"": (pid, start, exact, tuple(known))})[""]
+
+
+def sample_trees(
+    wanted: Mapping[str, tuple[int, float, bool, Iterable[tuple[int, float]]]],
+) -> dict[str, TreeSample | None]:
+    """Like `sample_tree` for many at once, with one look at the process table. key -> (pid, start, exact, known)."""
+    table = system.process_table()
+    return {
+        key: system.sample(system.members(pid, start, table, known), exact)
+        for key, (pid, start, exact, known) in wanted.items()
+    }
+
+
+def suspended_s() -> float | None:
+    """How long the machine has slept since boot, in seconds; a jump of it tells a suspend from a slow sample."""
+    return system.suspended_s()
+
+
+class OomWitness:
+    """Was that SIGKILL the kernel's? Make one when a process starts, ask when it has died.
+
+    The kernel leaves no note on the process itself: a SIGKILL *and* a counted OOM kill since the start are the
+    evidence. Where there is no counter (macOS) the answer is False: a kill that cannot be shown is not claimed.
+    """
+
+    def __init__(self) -> None:
+        self._before = system.oom_kills()
+
+    def blames_kernel(self, exit_status: int | None) -> bool:
+        """exit_status: as `Popen.returncode` (negative signal) or a shell's 128 + signal."""
+        if exit_status not in (-signal.SIGKILL, 128 + signal.SIGKILL) or self._before is None:
+            return False
+        now = system.oom_kills()
+        return now is not None and now > self._before
