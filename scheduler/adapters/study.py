@@ -1,0 +1,537 @@
+"""The studies: sampling, pruning, and what is read from and written to them, on Optuna and its RDB storage.
+
+Covers opening a study, asking (with the micro-batch sized for a memory limit), reports, final states, retries, leases
+between drivers, and reading for reports. Does not retry: every operation may be repeated after an error in its middle
+(`recorder` does), and raises StudyUnavailable when the storage is what failed. Transactions are in `study_rdb`.
+
+Ownership: a trial carries the `run` and the `owner` (driver process) that asked it; only that run's driver finishes
+it (a lock on the run folder makes that one process), and other drivers only after its lease has stood still for
+`lease_s`. Both are compared under the study's lock.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import socket
+import time
+import uuid
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from scheduler.adapters.study_rdb import (
+    Begun,
+    Full,
+    NotOurs,
+    Rdb,
+    StudyUnavailable,
+    check,
+    clean,
+    is_storage_error,
+    translated,
+)
+from scheduler.model import (
+    MEMORY_REASONS,
+    AskTrial,
+    AttemptId,
+    EnqueueRetry,
+    FinalState,
+    Footprint,
+    FootprintSource,
+    HeadroomError,
+    Observation,
+    QuotaReached,
+    StudySpec,
+    TellTrial,
+    TrialAsked,
+    TrialId,
+)
+
+__all__ = ["Functions", "LeftTrial", "NotOurs", "OpenedStudy", "StudyStore", "StudyUnavailable", "check"]
+
+MAX_MISFITS = 20  # proposals in a row that fit nowhere before asking is given up
+DEAD_GRACE_S = 60.0  # a driver known dead on this host: time for its own restart to settle its trials first
+LEASE_S = 300.0
+HIDDEN_ATTRS = frozenset({"owner", "run"})  # bookkeeping that no table of results needs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Functions:
+    """The training's side of sampling (dotted paths of the settings, resolved).
+
+    sample(trial, context, architectures, fit) -> params. micro_batch(params, context, limit_bytes,
+    device_limit_bytes=, factor=, target_effective_batch=) -> int | None, or None where there is no estimator.
+    estimate(params, context) -> {"host_bytes", "device_bytes", "components", "family"}, or None.
+    """
+
+    sample: Callable[..., Mapping[str, Any]]
+    micro_batch: Callable[..., int | None] | None = None
+    estimate: Callable[..., Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftTrial:
+    """A RUNNING trial whose driver is gone. attempt: its first attempt's number (a folder may show later ones).
+
+    retries: attempts lost so far. asked: whether sampling had finished. steps: intermediate values it has.
+    folder: its run's folder as that driver saw it, None when unknown. lease: what a takeover must still find.
+    """
+
+    trial: TrialId
+    run: str
+    attempt: int = 1
+    retries: int = 0
+    asked: bool = True
+    steps: int = 0
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    folder: str | None = None
+    lease: tuple[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedStudy:
+    """What a study holds at the start. left: this run's RUNNING trials, to be settled before the first ask."""
+
+    spec: StudySpec
+    counted: int
+    architectures: Sequence[Mapping[str, Any]]
+    observations: Sequence[Observation] = ()
+    left: Sequence[LeftTrial] = ()
+    waiting: int = 0
+    running_elsewhere: int = 0
+    notes: Sequence[str] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Open:
+    spec: StudySpec
+    id: int
+    study: optuna.Study
+    architectures: list[dict[str, Any]]
+    delivered: set[int] = field(default_factory=set)  # numbers of trials that `ask` has returned
+    leases_seen: dict[str, tuple[Any, float]] = field(default_factory=dict)  # run -> (lease, since when it is so)
+
+
+class StudyStore:
+    """All studies of one driver. Operations raise StudyUnavailable while the storage is; each may be repeated.
+
+    owner: this driver process, unique. run: this run folder, unique among all that share the storage and the same
+    after a restart. folder: the run's folder, for a driver that takes over. lease_s: how long another driver's lease
+    must stand still (by this host's monotonic clock, so that wrong clocks do not matter) before it counts as gone.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        owner: str,
+        run: str,
+        functions: Functions,
+        seed: int = 0,
+        pruner: str = "median",
+        folder: str | os.PathLike[str] | None = None,
+        lease_s: float = LEASE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.url, self.owner, self.run, self.functions = url, owner, run, functions
+        self.lease_s = lease_s
+        self._seed, self._pruner, self._clock = seed, make_pruner(pruner), clock
+        self._folder = None if folder is None else str(Path(folder).absolute())
+        self._rdb: Rdb | None = None
+        self._cached: Any = None
+        self._open: dict[str, _Open] = {}
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    def open(self, spec: StudySpec, candidates: Sequence[Mapping[str, Any]] = ()) -> OpenedStudy:
+        """Create the study or load it. Its list of architectures is kept as it was created."""
+        with translated():
+            rdb = self._connect()
+            study = optuna.create_study(
+                study_name=spec.name,
+                storage=self._cached,
+                direction="minimize",
+                load_if_exists=True,
+                pruner=self._pruner,
+            )
+            study_id = study._study_id
+            notes = []
+            given = [clean(architecture) for architecture in candidates]
+            architectures = rdb.remember(study_id, "architectures", given)
+            if architectures != given and given:
+                notes.append(
+                    f"{spec.name} keeps the {len(architectures)} architectures it was created with; "
+                    f"the present list of {len(given)} differs: use another --name for it"
+                )
+            context = rdb.remember(study_id, "context", clean(spec.context))
+            changed = sorted(k for k, v in clean(spec.context).items() if context.get(k, v) != v)
+            if changed:
+                notes.append(f"{spec.name} was created with other values of {', '.join(changed)}: results are mixed")
+            rdb.remember(study_id, "headroom", {"budget": spec.budget, "horizon": spec.horizon, "version": 1})
+            opened = _Open(spec=spec, id=study_id, study=study, architectures=architectures)
+            self._open[spec.name] = opened
+            self._renew(opened)
+            trials = study.get_trials(deepcopy=False)
+            running = [t for t in trials if t.state is TrialState.RUNNING and "run" in t.user_attrs]
+            return OpenedStudy(
+                spec=spec,
+                counted=rdb.counted(study_id),
+                architectures=architectures,
+                observations=[o for o in map(observation, trials) if o is not None],
+                left=[
+                    _left(spec.name, t, self._folder)
+                    for t in running
+                    if t.user_attrs["run"] == self.run and t.user_attrs["owner"] != self.owner
+                ],
+                waiting=sum(t.state is TrialState.WAITING for t in trials),
+                running_elsewhere=sum(t.user_attrs["run"] != self.run for t in running),
+                notes=notes,
+            )
+
+    def _connect(self) -> Rdb:
+        if self._rdb is None:
+            rdb = Rdb(self.url)
+            self._rdb, self._cached = rdb, optuna.storages.get_storage(rdb.storage)
+        return self._rdb
+
+    def close(self) -> None:
+        """Give the connections back; the leases run out by themselves."""
+        if self._rdb is not None:
+            self._rdb.close()
+            self._rdb, self._cached = None, None
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+
+    def ask(self, command: AskTrial) -> TrialAsked | QuotaReached | None:
+        """Sample the next trial; waiting retries come first. None: others run what is left of the quota, ask later.
+
+        A proposal that fits nowhere is told PRUNED with a constraint and does not count; the next one gets an
+        architecture that does fit. Raises HeadroomError when none does, and what the user's sampler raises.
+        """
+        opened, rdb = self._open[command.study], self._connect()
+        fixed: dict[str, Any] | None = None
+        for _ in range(MAX_MISFITS):
+            begun = rdb.begin(
+                opened.id,
+                run=self.run,
+                owner=self.owner,
+                quota=opened.spec.quota,
+                delivered=opened.delivered,
+                fixed=fixed,
+            )
+            if isinstance(begun, Full):
+                full = begun.counted >= opened.spec.quota
+                return QuotaReached(study=command.study) if full else None
+            try:
+                with translated():
+                    asked = self._sample(opened, begun, command)
+            except Exception as error:
+                if is_storage_error(error):
+                    raise  # the trial is not yet delivered: the next call goes on with it
+                if not hasattr(error, "needed_bytes"):
+                    self._tell_ask_failed(opened, begun, error)
+                    raise
+                fixed = self._reject(opened, begun, command, error)
+            else:
+                opened.delivered.add(begun.number)
+                return asked
+        raise HeadroomError(f"{MAX_MISFITS} proposals in a row do not fit {command.limit_bytes} bytes")
+
+    def _sample(self, opened: _Open, begun: Begun, command: AskTrial) -> TrialAsked:
+        opened.study.get_trials(deepcopy=False)  # the cache must know the trial before the sampler writes to it
+        # Seeded by the trial's number: a restart or a second driver with the same seed does not repeat proposals, and
+        # the same study gives the same ones.
+        seed = zlib.crc32(f"{self._seed}/{opened.spec.name}/{begun.number}".encode())
+        opened.study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        trial = optuna.Trial(opened.study, begun.trial_id)
+        context, previous = opened.spec.context, begun.attrs.get("micro_batch")
+
+        def fit(params: Mapping[str, Any]) -> int | None:
+            fits = self._micro_batch(params, context, command)
+            # A resumed training keeps its micro-batch where it can: only then are its losses the same to the bit.
+            return min(fits, previous) if fits and previous else fits
+
+        params = dict(self.functions.sample(trial, context, opened.architectures, fit))
+        footprint, family = self._footprint(params, context, command.factor)
+        epochs = params.get("epochs")
+        limit = context.get("max_epochs")
+        attrs = {
+            **{key: value for key, value in params.items() if key not in trial.params},
+            "asked_unix": time.time(),
+            "attempt": begun.attrs.get("attempt", 1),
+            "footprint.predicted_bytes": footprint.host_bytes if footprint.is_known else None,
+            "footprint.prior_bytes": footprint.prior_bytes or None,
+            "footprint.family": family,
+        }
+        assert self._rdb is not None
+        self._rdb.annotate(opened.id, begun.number, self.run, attrs)
+        return TrialAsked(
+            trial=TrialId(opened.spec.name, begun.number),
+            params=params,
+            footprint=footprint,
+            family=family,
+            attempt=attrs["attempt"],
+            resume_from=begun.attrs.get("resume_from"),
+            max_epochs=min((e for e in (epochs, limit) if e), default=None),
+        )
+
+    def _micro_batch(self, params: Mapping[str, Any], context: Mapping[str, Any], command: AskTrial) -> int | None:
+        if self.functions.micro_batch is None:
+            return context.get("target_effective_batch")
+        return self.functions.micro_batch(
+            params,
+            context,
+            command.limit_bytes,
+            device_limit_bytes=command.device_limit_bytes,
+            factor=command.factor,
+            target_effective_batch=context.get("target_effective_batch", 256),
+        )
+
+    def _footprint(self, params: Mapping[str, Any], context: Mapping[str, Any], factor: float) -> tuple[Footprint, str]:
+        if self.functions.estimate is None:
+            return Footprint.unknown(), f"unknown/{context.get('device', 'cpu')}"
+        estimate = self.functions.estimate(params, context)
+        prior = int(estimate["host_bytes"])
+        return (
+            Footprint(
+                host_bytes=math.ceil(prior * factor),
+                device_bytes=math.ceil(int(estimate.get("device_bytes", 0)) * factor),
+                prior_bytes=prior,
+                source=FootprintSource.PRIOR if factor == 1.0 else FootprintSource.CORRECTED,
+                components=dict(estimate.get("components", {})),
+            ),
+            str(estimate["family"]),
+        )
+
+    def _reject(self, opened: _Open, begun: Begun, command: AskTrial, misfit: Any) -> dict[str, Any] | None:
+        """Tell the sampler that this proposal is infeasible; return what to fix in the next one."""
+        needed, params = int(misfit.needed_bytes), dict(getattr(misfit, "params", {}))
+        attrs = {
+            **params,
+            "stop_reason": "does_not_fit",
+            "does_not_fit.needed_bytes": needed,
+            "does_not_fit.limit_bytes": command.limit_bytes,
+        }
+        excess = max(needed / max(command.limit_bytes, 1) - 1, 1e-3)
+        assert self._rdb is not None
+        self._rdb.finish(opened.id, begun.number, self.run, TrialState.PRUNED, None, attrs, excess)
+        indices = list(range(len(opened.architectures)))
+        random.Random(f"{self._seed}/{opened.spec.name}/{begun.number}").shuffle(indices)
+        for index in indices:
+            if self._micro_batch({**params, **opened.architectures[index]}, opened.spec.context, command):
+                return {"architecture": index}
+        if indices:
+            raise HeadroomError(
+                f"none of the {len(indices)} architectures of {opened.spec.name} fits "
+                f"{command.limit_bytes / 2**30:.2f} GiB: raise --memory-budget or leave this budget out"
+            )
+        return None
+
+    def _tell_ask_failed(self, opened: _Open, begun: Begun, error: Exception) -> None:
+        attrs = {"stop_reason": "ask_failed", "error": f"{type(error).__name__}: {error}"}
+        assert self._rdb is not None
+        self._rdb.finish(opened.id, begun.number, self.run, TrialState.FAIL, None, attrs, None)
+
+    # -- the course of a trial --------------------------------------------------------------------------------------
+
+    def report(self, attempt: AttemptId, values: Mapping[int, float]) -> bool:
+        """Write intermediate values, step -> value; True when the attempt should stop.
+
+        That is the pruner's advice on the last step, or that the trial is no longer this driver's to run.
+        """
+        opened, rdb = self._open[attempt.trial.study], self._connect()
+        try:
+            if not rdb.report(opened.id, attempt.trial.number, self.run, values):
+                return True
+        except NotOurs:
+            return True
+        if isinstance(self._pruner, optuna.pruners.NopPruner):
+            return False
+        with translated():
+            return bool(self._pruner.prune(opened.study, rdb.frozen(opened.id, attempt.trial.number)))
+
+    def tell(self, command: TellTrial, *, left: LeftTrial | None = None) -> FinalState:
+        """Attributes, then the final state, in one transaction. Returns the state that stands: an earlier one wins.
+
+        left: the trial is another run's and this is a takeover. Raises NotOurs when it may not be touched.
+        """
+        opened, state, value, attrs = self._open[command.trial.study], command.state, command.value, command.attrs
+        if state is FinalState.COMPLETE and (value is None or math.isnan(value)):
+            state, attrs = FinalState.FAIL, {**attrs, "stop_reason": "no_value", "error": f"the result was {value}"}
+        stands = self._connect().finish(
+            opened.id,
+            command.trial.number,
+            self.run if left is None else left.run,
+            TrialState[state.value],
+            value,
+            attrs,
+            command.constraint,
+            None if left is None else left.lease,
+        )
+        return FinalState(stands.name)
+
+    def enqueue_retry(self, command: EnqueueRetry, *, left: LeftTrial | None = None) -> int | None:
+        """Queue the trial again as attempt `command.attempt` and tell it FAIL (attribute `retried`: its successor).
+
+        Returns the successor's number, None when the trial has ended otherwise. Interruptions by the user are not
+        counted as lost attempts.
+        """
+        opened, rdb = self._open[command.trial.study], self._connect()
+        with translated():
+            attrs = rdb.frozen(opened.id, command.trial.number).user_attrs
+        lost = command.attempt > attrs.get("attempt", 1) and command.reason != "interrupted"
+        successor = {
+            "attempt": command.attempt,
+            "retries": attrs.get("retries", 0) + lost,
+            "resume_from": command.resume_from,
+            "micro_batch": attrs.get("micro_batch") if command.resume_from else None,
+        }
+        return rdb.requeue(
+            opened.id,
+            command.trial.number,
+            self.run if left is None else left.run,
+            attrs={**command.attrs, "retry_reason": command.reason},
+            successor_attrs={key: value for key, value in successor.items() if value is not None},
+            lease=None if left is None else left.lease,
+        )
+
+    # -- leases -----------------------------------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Say in every study that this driver lives; to be called several times within `lease_s`."""
+        for opened in list(self._open.values()):
+            self._renew(opened)
+
+    def _renew(self, opened: _Open) -> None:
+        lease = {
+            "owner": self.owner,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "boot_id": boot_id(),
+            "unix": round(time.time(), 3),
+            "folder": self._folder,
+        }
+        self._connect().set_study_attr(opened.id, f"driver.{self.run}", lease)
+
+    def expired(self) -> list[LeftTrial]:
+        """RUNNING trials of other runs whose driver's lease has stood still for too long, to be taken over."""
+        found: list[LeftTrial] = []
+        now = self._clock()
+        for name, opened in list(self._open.items()):
+            with translated():
+                trials = opened.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            others = [t for t in trials if t.user_attrs.get("run", self.run) != self.run]
+            attrs = self._connect().study_attrs(opened.id) if others else {}
+            for trial in others:
+                run = trial.user_attrs["run"]
+                key = f"driver.{run}"
+                lease = attrs.get(key)
+                seen, since = opened.leases_seen.get(run, (lease, now))
+                if seen != lease:
+                    since = now
+                opened.leases_seen[run] = (lease, since)
+                limit = min(DEAD_GRACE_S, self.lease_s) if is_dead(lease) else self.lease_s
+                if now - since >= limit:
+                    folder = lease.get("folder") if lease else None
+                    found.append(_left(name, trial, folder, (key, lease)))
+        return found
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def rows(self, study: str) -> list[dict[str, Any]]:
+        """One mapping per trial, for results.csv: number, state, value, times, parameters, attributes."""
+        with translated():
+            return [row(trial) for trial in self._open[study].study.get_trials(deepcopy=False)]
+
+    def best(self, study: str) -> dict[str, Any] | None:
+        """The row of the COMPLETE trial with the smallest value; None while there is none."""
+        complete = [r for r in self.rows(study) if r["state"] == FinalState.COMPLETE.value]
+        return min(complete, key=lambda r: (r["value"], r["number"]), default=None)
+
+
+def make_pruner(name: str) -> optuna.pruners.BasePruner:
+    """`median`, `hyperband` or `none`; steps are epochs from 1."""
+    match name:
+        case "median":
+            return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner()
+        case "none":
+            return optuna.pruners.NopPruner()
+    raise HeadroomError(f"unknown pruner {name!r}: choose median, hyperband or none")
+
+
+def row(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial as one flat mapping; times are ISO 8601, local."""
+    attrs = {key: value for key, value in trial.user_attrs.items() if key not in HIDDEN_ATTRS}
+    started, ended = trial.datetime_start, trial.datetime_complete
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": trial.values[0] if trial.values else None,
+        "started": started.isoformat(timespec="seconds") if started else None,
+        "ended": ended.isoformat(timespec="seconds") if ended else None,
+        "steps": len(trial.intermediate_values),
+        **trial.params,
+        **attrs,
+    }
+
+
+def observation(trial: FrozenTrial) -> Observation | None:
+    """What a finished trial teaches about footprints; None when it says nothing.
+
+    A trial that failed or was interrupted may not have reached its peak. One killed for memory has shown "at least".
+    """
+    attrs = trial.user_attrs
+    family, observed = attrs.get("footprint.family"), attrs.get("footprint.observed_peak_bytes")
+    predicted = attrs.get("footprint.prior_bytes") or attrs.get("footprint.predicted_bytes")
+    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not (family and observed and predicted):
+        return None
+    reasons = {attrs.get("stop_reason"), attrs.get("watchdog.reason")}
+    killed = any(reason.value in reasons for reason in MEMORY_REASONS)
+    if attrs.get("stop_reason") == "stalled" or attrs.get("watchdog.reason") == "stalled":
+        return None
+    return Observation(family=family, predicted_bytes=int(predicted), observed_bytes=int(observed), at_least=killed)
+
+
+def _left(study: str, trial: FrozenTrial, folder: str | None, lease: tuple[str, Any] | None = None) -> LeftTrial:
+    attrs = trial.user_attrs
+    return LeftTrial(
+        trial=TrialId(study, trial.number),
+        run=attrs["run"],
+        attempt=attrs.get("attempt", 1),
+        retries=attrs.get("retries", 0),
+        asked="asked_unix" in attrs,
+        steps=len(trial.intermediate_values),
+        attrs=dict(attrs),
+        folder=folder,
+        lease=lease,
+    )
+
+
+def boot_id() -> str:
+    """What tells this start of this machine from any other; the same for all processes."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{uuid.getnode():x}"  # macOS: the machine at least; a reboot then waits for the lease
+
+
+def is_dead(lease: Mapping[str, Any] | None) -> bool:
+    """Whether the lease's driver is known to be gone: on this host, in this boot, no process has its number."""
+    if not lease or lease.get("host") != socket.gethostname() or lease.get("boot_id") != boot_id():
+        return False
+    try:
+        os.kill(int(lease["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, KeyError, ValueError):
+        return False
+    return False

@@ -1,0 +1,463 @@
+"""The transactions on the study database that Optuna's public API does not offer.
+
+Covers: connecting (SQLite's settings), claiming or creating a trial, reports, final states, retries and leases, each as
+ONE transaction that takes the study's lock, so that a crash leaves either all of it or nothing and two drivers cannot
+both claim or finish a trial. Does not sample, prune or know what an attribute means: `study` does. Part of the study
+adapter; nothing else imports it. Uses Optuna's own tables through Optuna's own models (release 5).
+
+SQLite: WAL with synchronous=NORMAL. A dying process loses nothing; a power cut may lose the last transactions (never
+the file): a trial that was told is then RUNNING again, and the next start tells it again from its durable result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sqlite3
+from collections.abc import Container, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.storages._rdb import models
+from optuna.storages._rdb.storage import _create_scoped_session
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import event, exc, func
+
+from scheduler.model import HeadroomError, UsageError
+
+BUSY_TIMEOUT_S = 5.0  # how long one transaction waits for another process's; the recorder repeats it after that
+CONNECT_TIMEOUT_S = 10
+MAX_TEXT = 16_000  # characters of one string attribute: MySQL's TEXT holds 64 KiB, a traceback may be longer
+UNCOUNTED = ("does_not_fit", "ask_failed")  # stop reasons of trials that never ran: they leave the quota alone
+
+
+class StudyUnavailable(HeadroomError):
+    """The storage cannot be used now (locked, full, read-only, unreachable); the same call may work later."""
+
+
+class NotOurs(HeadroomError):
+    """The trial belongs to another run: it is left as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A RUNNING trial of ours. fixed: parameters the sampler must not choose. attrs: its user attributes."""
+
+    trial_id: int
+    number: int
+    attrs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Full:
+    """No trial to begin: `counted` are finished, `running` are being run by some driver, together the quota."""
+
+    counted: int
+    running: int
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of an SQLite URL; None for any other database and for one in memory."""
+    parsed = sqlalchemy.engine.make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
+
+
+def check(url: str) -> None:
+    """Prove that a study could be kept at `url`; creates nothing. Raises UsageError, one line, with what to do."""
+    try:
+        path, backend = sqlite_path(url), sqlalchemy.engine.make_url(url).get_backend_name()
+    except (exc.ArgumentError, ValueError) as error:
+        raise UsageError(f"--storage {url!r} is not a database URL ({error}): use sqlite:///FILE or "
+                         "postgresql://USER@HOST/NAME") from None  # fmt: skip
+    if backend != "sqlite":
+        _check_server(url)
+    elif path is None:
+        raise UsageError(f"--storage {url!r} keeps the study in memory, lost at exit: use sqlite:///FILE")
+    else:
+        _check_file(path)
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"the study's database cannot be created at {path}: {folder} is not a writable folder")
+        return
+    # SQLite keeps its journal beside the file, so the folder must be writable too.
+    if not path.is_file() or not os.access(path, os.W_OK) or not os.access(path.absolute().parent, os.W_OK):
+        raise UsageError(f"the study's database {path} is not a writable file in a writable folder")
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head and head != b"SQLite format 3\0":
+        raise UsageError(f"{path} is not an SQLite database (it starts with {head!r}): choose another file")
+
+
+def _check_server(url: str) -> None:
+    shown = sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    try:
+        engine = sqlalchemy.create_engine(url, **_engine_kwargs(url))
+    except ImportError as error:
+        raise UsageError(f"--storage {shown} needs a driver that is not installed ({error}): pip install it") from None
+    except exc.SQLAlchemyError as error:
+        raise UsageError(f"--storage {shown} cannot be used: {one_line(error)}") from None
+    try:
+        with engine.connect() as connection:
+            connection.execute(sqlalchemy.text("SELECT 1"))
+    except (exc.SQLAlchemyError, OSError) as error:
+        raise UsageError(f"--storage {shown} cannot be reached: {one_line(error)}") from None
+    finally:
+        engine.dispose()
+
+
+def _engine_kwargs(url: str) -> dict[str, Any]:
+    parsed = sqlalchemy.engine.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+    # A connection that died while trials trained is found dead and replaced, instead of failing the first statement.
+    settings: dict[str, Any] = {"pool_pre_ping": True}
+    driver = parsed.get_driver_name()
+    if driver in ("psycopg2", "psycopg", "pymysql", "mysqldb"):
+        settings["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT_S}
+    elif driver == "pg8000":
+        settings["connect_args"] = {"timeout": CONNECT_TIMEOUT_S}
+    return settings
+
+
+def one_line(error: BaseException) -> str:
+    """The driver's own message, without SQLAlchemy's statement and link."""
+    cause = getattr(error, "orig", None) or error
+    return " ".join(str(cause).split()) or type(cause).__name__
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise StudyUnavailable for what may pass; let everything else through as it is."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, exc.SQLAlchemyError, sqlite3.Error) as error:
+        cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+        if is_outage(cause):
+            raise StudyUnavailable(one_line(cause or error)) from error
+        raise
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether the same statement may work later."""
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(
+        error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError | sqlite3.OperationalError | OSError
+    )
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether an exception that came through the user's sampler is the database's and not the sampler's."""
+    return isinstance(
+        error, optuna.exceptions.StorageInternalError | exc.SQLAlchemyError | sqlite3.Error | StudyUnavailable
+    )
+
+
+def clean(value: Any) -> Any:
+    """`value` as JSON can hold it, strings bounded; what is no JSON becomes its `str`."""
+    if isinstance(value, Mapping):
+        return {str(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [clean(item) for item in value]
+    if isinstance(value, str):
+        return value if len(value) <= MAX_TEXT else value[: MAX_TEXT // 2] + " ... " + value[-MAX_TEXT // 2 :]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return clean(str(value))
+
+
+class Rdb:
+    """A connection to the study database and the transactions on it. Safe to use from several threads."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        with translated():
+            path = sqlite_path(url)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
+                    connection.execute("PRAGMA journal_mode=WAL")
+            self.storage = self._create(url)
+            if path is not None:
+                event.listen(self.storage.engine, "connect", _configure_sqlite)
+                event.listen(self.storage.engine, "begin", _begin_immediate)
+                self.storage.engine.dispose()  # those opened before the listeners have neither setting
+
+    @staticmethod
+    def _create(url: str) -> optuna.storages.RDBStorage:
+        """Connect and create the tables. A second driver may be creating them now: then the next try finds them."""
+        for tries_left in (2, 1, 0):
+            try:
+                return optuna.storages.RDBStorage(url, engine_kwargs=_engine_kwargs(url))
+            except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+                if tries_left == 0 or "exist" not in str(error.__cause__ or error).lower():
+                    raise
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Give the connections back. SQLite's write-ahead log is folded into the file by the last one."""
+        self.storage.remove_session()
+        self.storage.engine.dispose()
+
+    @contextmanager
+    def _transaction(self, study_id: int) -> Iterator[Any]:
+        """A session that holds the study's lock: its row's, or (SQLite has none) the whole file's."""
+        with translated(), _create_scoped_session(self.storage.scoped_session) as session:
+            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+            yield session
+
+    # -- trials -----------------------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        study_id: int,
+        *,
+        run: str,
+        owner: str,
+        quota: int,
+        delivered: Container[int],
+        fixed: Mapping[str, Any] | None = None,
+    ) -> Begun | Full:
+        """Claim a waiting trial or create one, within the quota.
+
+        A RUNNING trial of this owner that is not in `delivered` is what an earlier call began before it failed: it is
+        returned again. `fixed` are parameters of a new trial.
+        """
+        with self._transaction(study_id) as session:
+            running = 0
+            for trial in self._trials(session, study_id, TrialState.RUNNING):
+                attrs = self._attrs(session, trial.trial_id)
+                if attrs.get("owner") == owner and trial.number not in delivered:
+                    return Begun(trial_id=trial.trial_id, number=trial.number, attrs=attrs)
+                # One without an owner was left by another program; nobody will ever finish it, so it is not waited for.
+                running += "owner" in attrs
+            counted = self._counted(session, study_id)
+            if counted + running >= quota:
+                return Full(counted=counted, running=running)
+            mine = {"owner": owner, "run": run}
+            waiting = self._trials(session, study_id, TrialState.WAITING).first()
+            if waiting is not None:
+                self._put_attrs(session, waiting.trial_id, mine)
+                waiting.state, waiting.datetime_start = TrialState.RUNNING, datetime.now()
+                return Begun(
+                    trial_id=waiting.trial_id, number=waiting.number, attrs=self._attrs(session, waiting.trial_id)
+                )
+            template = create_trial(
+                state=TrialState.RUNNING, user_attrs=mine, system_attrs={"fixed_params": dict(fixed)} if fixed else {}
+            )
+            created = self.storage._get_prepared_new_trial(study_id, template, session)
+            return Begun(trial_id=created.trial_id, number=created.number, attrs=mine)
+
+    def annotate(self, study_id: int, number: int, run: str, attrs: Mapping[str, Any]) -> None:
+        """Write attributes of a RUNNING trial of `run`. Raises NotOurs."""
+        with self._transaction(study_id) as session:
+            trial = self._ours(session, study_id, number, run)
+            if trial.state is not TrialState.RUNNING:
+                raise NotOurs(f"trial {number} is {trial.state.name}, not RUNNING")
+            self._put_attrs(session, trial.trial_id, attrs)
+
+    def report(self, study_id: int, number: int, run: str, values: Mapping[int, float]) -> bool:
+        """Write intermediate values (a later one of the same step wins); False when the trial is over."""
+        with self._transaction(study_id) as session:
+            trial = self._ours(session, study_id, number, run)
+            if trial.state is not TrialState.RUNNING:
+                return False
+            for step, value in values.items():
+                self.storage._set_trial_intermediate_value_without_commit(session, trial.trial_id, step, float(value))
+            return True
+
+    def finish(
+        self,
+        study_id: int,
+        number: int,
+        run: str,
+        state: TrialState,
+        value: float | None,
+        attrs: Mapping[str, Any],
+        constraint: float | None,
+        lease: tuple[str, Any] | None = None,
+    ) -> TrialState:
+        """Give the trial its final state; the one that stands is returned (an earlier one wins)."""
+        with self._transaction(study_id) as session:
+            trial = self._ours(session, study_id, number, run)
+            if trial.state.is_finished():
+                return trial.state
+            self._require_lease(session, study_id, lease)
+            self._finish(session, trial, state, value, attrs, constraint)
+            return state
+
+    def requeue(
+        self,
+        study_id: int,
+        number: int,
+        run: str,
+        *,
+        attrs: Mapping[str, Any],
+        successor_attrs: Mapping[str, Any],
+        lease: tuple[str, Any] | None = None,
+    ) -> int | None:
+        """Queue the trial's parameters as a new trial and tell this one FAIL, both or neither.
+
+        Returns the successor's number; None when the trial had already ended otherwise. Intermediate values go with
+        it, so that the pruner and the curve see one training and not its last part.
+        """
+        with self._transaction(study_id) as session:
+            trial = self._ours(session, study_id, number, run)
+            if trial.state.is_finished():
+                return self._attrs(session, trial.trial_id).get("retried")
+            self._require_lease(session, study_id, lease)
+            frozen = self.storage._build_frozen_trial_from_trial_model(trial)
+            fixed = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
+            template = create_trial(
+                state=TrialState.WAITING,
+                user_attrs=clean({**successor_attrs, "retry_of": number}),
+                system_attrs={"fixed_params": fixed},
+                intermediate_values=frozen.intermediate_values,
+            )
+            successor = self.storage._get_prepared_new_trial(study_id, template, session)
+            self._finish(session, trial, TrialState.FAIL, None, {**attrs, "retried": successor.number}, None)
+            return int(successor.number)
+
+    def frozen(self, study_id: int, number: int) -> FrozenTrial:
+        """One trial as it is now."""
+        with self._transaction(study_id) as session:
+            return self.storage._build_frozen_trial_from_trial_model(self._trial(session, study_id, number))
+
+    def counted(self, study_id: int) -> int:
+        """Trials that count towards the quota."""
+        with self._transaction(study_id) as session:
+            return self._counted(session, study_id)
+
+    # -- attributes of the study ------------------------------------------------------------------------------------
+
+    def remember(self, study_id: int, key: str, value: Any) -> Any:
+        """Store a study attribute unless it exists; what stands is returned."""
+        with self._transaction(study_id) as session:
+            study = models.StudyModel.find_or_raise_by_id(study_id, session)
+            found = models.StudyUserAttributeModel.find_by_study_and_key(study, key, session)
+            if found is not None:
+                return json.loads(found.value_json)
+            session.add(models.StudyUserAttributeModel(study_id=study_id, key=key, value_json=json.dumps(value)))
+            return value
+
+    def set_study_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Store a study attribute, replacing what was there."""
+        with translated():
+            self.storage.set_study_user_attr(study_id, key, value)
+
+    def study_attrs(self, study_id: int) -> dict[str, Any]:
+        """All user attributes of the study."""
+        with translated():
+            return self.storage.get_study_user_attrs(study_id)
+
+    # -- inside a transaction ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _trials(session: Any, study_id: int, state: TrialState) -> Any:
+        query = session.query(models.TrialModel).filter_by(study_id=study_id, state=state)
+        return query.order_by(models.TrialModel.trial_id)
+
+    @staticmethod
+    def _trial(session: Any, study_id: int, number: int) -> Any:
+        query = session.query(models.TrialModel).filter_by(study_id=study_id, number=number)
+        trial = query.with_for_update().one_or_none()
+        if trial is None:
+            raise KeyError(f"no trial {number} in study {study_id}")
+        return trial
+
+    def _ours(self, session: Any, study_id: int, number: int, run: str) -> Any:
+        trial = self._trial(session, study_id, number)
+        owner = self._attrs(session, trial.trial_id).get("run")
+        if owner != run:
+            raise NotOurs(f"trial {number} belongs to {owner or 'another program'}, this is {run}")
+        return trial
+
+    @staticmethod
+    def _require_lease(session: Any, study_id: int, lease: tuple[str, Any] | None) -> None:
+        """A takeover acts on the very lease it saw expire: one renewed meanwhile means that its driver lives."""
+        if lease is None:
+            return
+        key, expected = lease
+        study = models.StudyModel.find_or_raise_by_id(study_id, session)
+        found = models.StudyUserAttributeModel.find_by_study_and_key(study, key, session)
+        if (None if found is None else json.loads(found.value_json)) != expected:
+            raise NotOurs(f"{key} has been renewed")
+
+    @staticmethod
+    def _counted(session: Any, study_id: int) -> int:
+        attr, trial = models.TrialUserAttributeModel, models.TrialModel
+        finished = session.query(func.count(trial.trial_id)).filter(
+            trial.study_id == study_id, trial.state.in_([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+        )
+        never_ran = [json.dumps(reason) for reason in UNCOUNTED]
+        excluded = (
+            session.query(func.count(func.distinct(attr.trial_id)))
+            .join(trial, trial.trial_id == attr.trial_id)
+            .filter(trial.study_id == study_id)
+            .filter(trial.state.in_([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]))
+            .filter((attr.key == "retried") | ((attr.key == "stop_reason") & attr.value_json.in_(never_ran)))
+        )
+        return int(finished.scalar()) - int(excluded.scalar())
+
+    @staticmethod
+    def _attrs(session: Any, trial_id: int) -> dict[str, Any]:
+        found = models.TrialUserAttributeModel.where_trial_id(trial_id, session)
+        return {attribute.key: json.loads(attribute.value_json) for attribute in found}
+
+    @staticmethod
+    def _put_attrs(session: Any, trial_id: int, attrs: Mapping[str, Any]) -> None:
+        # Some twenty attributes per trial: one read and one batch of inserts instead of Optuna's transaction for each.
+        have = {a.key: a for a in models.TrialUserAttributeModel.where_trial_id(trial_id, session)}
+        for key, value in attrs.items():
+            text = json.dumps(clean(value))
+            if key in have:
+                have[key].value_json = text
+            else:
+                session.add(models.TrialUserAttributeModel(trial_id=trial_id, key=key, value_json=text))
+
+    def _finish(
+        self,
+        session: Any,
+        trial: Any,
+        state: TrialState,
+        value: float | None,
+        attrs: Mapping[str, Any],
+        constraint: float | None,
+    ) -> None:
+        self._put_attrs(session, trial.trial_id, attrs)
+        if constraint is not None:
+            # The key under which `Trial.set_constraint` keeps it: the sampler reads it there.
+            self.storage._set_trial_attr_without_commit(
+                session, models.TrialSystemAttributeModel, trial.trial_id, "constraints:memory", float(constraint)
+            )
+        if state is TrialState.PRUNED:
+            # As `study.tell` does: the last finite intermediate value becomes the trial's.
+            reports = self.storage._build_frozen_trial_from_trial_model(trial).intermediate_values
+            last = reports[max(reports)] if reports else math.nan
+            value = None if math.isnan(last) else last
+        if value is not None and state is not TrialState.FAIL:
+            self.storage._set_trial_value_without_commit(session, trial, 0, float(value))
+        trial.state, trial.datetime_complete = state, datetime.now()
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # BEGIN is ours: see below
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _begin_immediate(connection: Any) -> None:
+    # Python's sqlite3 begins a transaction at the first write, after the state has been read: two processes both read
+    # RUNNING and both finish the trial. With the write lock taken first, the second one reads what the first one wrote.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
