@@ -1,0 +1,79 @@
+"""AdamW with decoupled weight decay: PyTorch's own fused kernel without PyTorch's optimizer class.
+
+Constructing `torch.optim.AdamW` imports torch._dynamo: measured 72 MiB resident and 2 s for every trial process (torch
+2.13), a quarter of what a small trial takes in all. Its functional form does not. The arithmetic is the same kernel,
+and a test holds the two bit-equal. Fused also needs no temporary: its peak is 16 bytes a parameter, the default
+for-loop's two copies of the largest weight more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+
+class AdamW:
+    """Two moments per parameter, allocated at once so that the first step's peak is every step's peak."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        *,
+        lr: float,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.eps = eps
+        self.first = [torch.zeros_like(p) for p in self.parameters]
+        self.second = [torch.zeros_like(p) for p in self.parameters]
+        self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in self.parameters]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update with `self.lr` from the gradients there are; a parameter without one stays as it is."""
+        live = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        adam(
+            [self.parameters[i] for i in live],
+            [self.parameters[i].grad for i in live],  # type: ignore[misc]
+            [self.first[i] for i in live],
+            [self.second[i] for i in live],
+            [],
+            [self.steps[i] for i in live],
+            fused=True,
+            decoupled_weight_decay=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
+
+    def zero_grad(self) -> None:
+        """Free the gradients (not fill them with zeros: 4 bytes a parameter less while activations are live)."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments and step counts themselves, not copies."""
+        return {"first": self.first, "second": self.second, "steps": self.steps}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy a saved state in. Raises RuntimeError when a shape differs."""
+        for name, mine in (("first", self.first), ("second", self.second), ("steps", self.steps)):
+            theirs = state[name]
+            if len(theirs) != len(mine):
+                raise RuntimeError(f"optimizer state has {len(theirs)} tensors, the model {len(mine)}")
+            for target, source in zip(mine, theirs, strict=True):
+                target.copy_(source)
