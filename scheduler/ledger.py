@@ -41,6 +41,11 @@ class Row:
     closed_reason: str | None = None
     gone: bool = False
     reservations: dict[AttemptId, Reservation] = field(default_factory=dict)
+    _view: WorkerView | None = None
+
+    def touch(self) -> None:
+        """Something changed: the next `view` is built anew (with a thousand workers building dominates otherwise)."""
+        self._view = None
 
     @property
     def reserved_bytes(self) -> int:
@@ -48,8 +53,10 @@ class Row:
         return self.facts.overhead_bytes + sum(r.host_bytes for r in self.reservations.values())
 
     def view(self) -> WorkerView:
+        if self._view is not None:
+            return self._view
         held = self.reservations.values()
-        return WorkerView(
+        self._view = WorkerView(
             address=self.facts.address,
             capacity_bytes=self.capacity_bytes,
             reserved_bytes=self.reserved_bytes,
@@ -63,6 +70,7 @@ class Row:
             device_capacity_bytes=self.device_capacity_bytes,
             device_reserved_bytes=sum(r.device_bytes for r in held),
         )
+        return self._view
 
 
 class Ledger:
@@ -98,6 +106,16 @@ class Ledger:
         address = self._where.get(attempt)
         return None if address is None else self._rows[address].reservations[attempt]
 
+    def saw(self, attempt: AttemptId, *, used_bytes: int | None = None, peak_bytes: int | None = None) -> None:
+        """Note what an attempt was seen to use; unknown attempts (already ended) are ignored."""
+        held = self.reservation(attempt)
+        if held is None:
+            return
+        if used_bytes is not None:
+            held.used_bytes = used_bytes
+        held.peak_bytes = max(held.peak_bytes, used_bytes or 0, peak_bytes or 0)
+        self._rows[self._where[attempt]].touch()
+
     def reserve(self, address: str, reservation: Reservation) -> None:
         """Hold the bytes. Raises LedgerError when they do not fit: admission must have asked before."""
         row = self._rows[address]
@@ -108,6 +126,7 @@ class Ledger:
         if after > row.capacity_bytes:
             raise LedgerError(f"{attempt}: {after} bytes reserved on {address} would exceed {row.capacity_bytes}")
         row.reservations[attempt] = reservation
+        row.touch()
         self._where[attempt] = address
 
     def resize(self, attempt: AttemptId, host_bytes: int, device_bytes: int | None = None) -> bool:
@@ -119,6 +138,7 @@ class Ledger:
         device = held.device_bytes if device_bytes is None else device_bytes
         changed = (host_bytes, device) != (held.host_bytes, held.device_bytes)
         held.host_bytes, held.device_bytes = host_bytes, device
+        self._rows[self._where[attempt]].touch()
         return changed
 
     def release(self, attempt: AttemptId) -> Reservation:
@@ -128,6 +148,7 @@ class Ledger:
             raise LedgerError(f"{attempt} holds no reservation to release")
         row = self._rows[address]
         reservation = row.reservations.pop(attempt)
+        row.touch()
         self._drop_if_empty(row)
         return reservation
 

@@ -407,6 +407,13 @@ class AskFailed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaReached:
+    """The study has, with what other drivers finished or are running, all the trials it needs."""
+
+    study: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted:
     attempt: AttemptId
     worker: str
@@ -477,6 +484,7 @@ Event = (
     | WorkerVitals
     | TrialAsked
     | AskFailed
+    | QuotaReached
     | AttemptStarted
     | AttemptProgress
     | AttemptSettled
@@ -514,6 +522,15 @@ class LaunchAttempt:
     slots: int
     resume_from: str | None
     wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteDeferral:
+    """Nothing to do but to log: the trial waits for this reason (sent when the reason changes)."""
+
+    trial: TrialId
+    reason: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -596,6 +613,7 @@ class EndBatch:
 Command = (
     AskTrial
     | LaunchAttempt
+    | NoteDeferral
     | ResizeReservation
     | StopAttempt
     | KillAttempt

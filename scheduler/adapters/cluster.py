@@ -1,0 +1,192 @@
+"""Dask on the driver's side: a LocalCluster of our own, or an existing cluster.
+
+Turns attempts into tasks pinned to one worker, Dask's events into ours, and reports every attempt's end exactly once,
+whatever Dask does with the task. Knows neither memory nor studies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dask
+from distributed import Client, Future, LocalCluster
+from distributed.comm import CommClosedError
+
+from scheduler.model import ExitReason, Json, Outcome, UsageError
+
+CONNECT_TIMEOUT_S = 10.0
+
+# Dask must neither judge our workers by their memory (it sees only their RSS) nor run an attempt a second time; and a
+# worker whose host swaps must not be declared dead because its heartbeat is late.
+DASK_CONFIG = {
+    "distributed.scheduler.allowed-failures": 0,
+    "distributed.scheduler.worker-ttl": "30 minutes",
+    "distributed.scheduler.work-stealing": False,
+    "distributed.worker.memory.target": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": False,
+    "distributed.admin.tick.limit": "30s",
+}
+
+OnEnd = Callable[[str, Outcome], None]
+OnMessage = Callable[[Json], None]
+
+
+def check(address: str) -> None:
+    """Raise UsageError unless a Dask scheduler answers at `address` within 10 s."""
+    try:
+        with Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False):
+            pass
+    except (OSError, TimeoutError, ValueError, CommClosedError) as error:
+        raise UsageError(
+            f"--cluster {address}: no Dask scheduler answers there within {CONNECT_TIMEOUT_S:.0f} s "
+            f"({type(error).__name__}); start one with `dask scheduler`, or leave --cluster out to run on this machine"
+        ) from error
+
+
+class Cluster:
+    """A connected cluster. `on_message` and `on_end` are called from Dask's threads: they may only enqueue."""
+
+    def __init__(self, client: Client, local: LocalCluster | None, topic: str) -> None:
+        self._client, self._local, self._topic = client, local, topic
+        self._inflight: dict[str, tuple[Future, str]] = {}
+        self._lock = threading.Lock()
+        self._couriers = ThreadPoolExecutor(4, thread_name_prefix="headroom-courier")
+        self._on_end: OnEnd = lambda attempt, outcome: None
+        self._on_message: OnMessage = lambda message: None
+        self._closing = False
+
+    @classmethod
+    def local(cls, *, slots: int, memory_bytes: int, topic: str, dashboard: str | None, scratch: str) -> Cluster:
+        """One worker process on this machine, `slots` threads; memory_bytes is what the Dask dashboard shows as limit."""
+        dask.config.set(DASK_CONFIG)
+        local = LocalCluster(
+            n_workers=1,
+            threads_per_worker=slots,
+            processes=True,
+            host="127.0.0.1",
+            memory_limit=memory_bytes,
+            dashboard_address=dashboard,
+            local_directory=scratch,
+            silence_logs=50,
+        )
+        return cls(Client(local, set_as_default=False), local, topic)
+
+    @classmethod
+    def connect(cls, address: str, *, topic: str) -> Cluster:
+        """An existing cluster. Raises UsageError when it does not answer."""
+        dask.config.set(DASK_CONFIG)
+        try:
+            client = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise UsageError(f"--cluster {address}: no Dask scheduler answers ({error})") from error
+        return cls(client, None, topic)
+
+    @property
+    def dashboard(self) -> str | None:
+        """Address of the Dask dashboard, None when it is off."""
+        with contextlib.suppress(Exception):
+            if self._client.scheduler_info(n_workers=0)["services"].get("dashboard"):
+                return str(self._client.dashboard_link)
+        return None
+
+    @property
+    def is_connected(self) -> bool:
+        """False once the scheduler is gone (the client then tries to reconnect)."""
+        return self._client.status == "running"
+
+    def start(self, agent: Any, on_message: OnMessage, on_end: OnEnd) -> None:
+        """Subscribe, then put the agent on every worker there is and will be."""
+        self._on_message, self._on_end = on_message, on_end
+        self._client.subscribe_topic(self._topic, lambda event: on_message(dict(event[1])))
+        self._client.subscribe_topic("all", self._on_cluster_event)
+        self._client.register_plugin(agent, name=agent.name)
+        self._agent_name = agent.name
+
+    def submit(self, function: Callable[..., Any], task: Mapping[str, Any], worker: str) -> None:
+        """Run `function(task, topic)` on that worker; its end comes through `on_end`, once."""
+        attempt = str(task["attempt"])
+        future = self._client.submit(
+            function,
+            dict(task),
+            self._topic,
+            key=f"headroom-{self._topic}-{attempt}",
+            workers=[worker],
+            allow_other_workers=False,
+            pure=False,
+            retries=0,
+        )
+        with self._lock:
+            self._inflight[attempt] = (future, worker)
+        future.add_done_callback(lambda done: self._on_done(attempt, done))
+
+    def deliver(self, function: Callable[..., Any], worker: str, verb: str, attempt: str, value: Any) -> None:
+        """Carry a message to a worker's agent; lost with the worker, which ends the attempt anyway."""
+
+        def carry() -> None:
+            with contextlib.suppress(Exception):
+                self._client.run(function, self._topic, verb, attempt, value, workers=[worker], on_error="ignore")
+
+        if not self._closing:
+            self._couriers.submit(carry)
+
+    def abandon(self, reason: str) -> None:
+        """The cluster is gone: report every attempt under way as lost."""
+        with self._lock:
+            attempts = list(self._inflight)
+        for attempt in attempts:
+            self._report(attempt, Outcome(reason=ExitReason.LOST, detail=reason))
+
+    def close(self) -> None:
+        """Leave. A cluster of our own ends with its worker processes; a foreign one only loses our agent."""
+        self._closing = True
+        self._couriers.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(Exception):
+            if self._local is None and self.is_connected:
+                self._client.unregister_worker_plugin(self._agent_name)
+        with contextlib.suppress(Exception):
+            self._client.close(timeout=5)
+        if self._local is not None:
+            with contextlib.suppress(Exception):
+                self._local.close(timeout=10)
+
+    # -- Dask's threads -----------------------------------------------------------------------------------------------
+
+    def _on_done(self, attempt: str, future: Future) -> None:
+        if future.status == "finished":
+            try:
+                outcome = Outcome.from_json(future.result(timeout=30))
+            except Exception as error:  # the result was on a worker that died before it could be fetched
+                outcome = Outcome(reason=ExitReason.LOST, detail=f"result lost: {error}")
+        elif future.status == "error":
+            error = future.exception(timeout=30)
+            outcome = Outcome(reason=ExitReason.LOST, detail=f"{type(error).__name__}: {error}".splitlines()[0])
+        else:
+            outcome = Outcome(reason=ExitReason.LOST, detail=f"Dask task {future.status}")
+        self._report(attempt, outcome)
+
+    def _on_cluster_event(self, event: tuple[float, Any]) -> None:
+        message = event[1]
+        if not isinstance(message, dict) or message.get("action") != "remove-worker":
+            return
+        worker = message.get("worker")
+        self._on_message({"type": "left", "worker": worker})
+        with self._lock:
+            attempts = [a for a, (_, where) in self._inflight.items() if where == worker]
+        # A scheduler with other settings than ours would keep the pinned task waiting for a worker that never returns.
+        for attempt in attempts:
+            self._report(attempt, Outcome(reason=ExitReason.LOST, detail=f"worker {worker} is gone"))
+
+    def _report(self, attempt: str, outcome: Outcome) -> None:
+        with self._lock:
+            entry = self._inflight.pop(attempt, None)
+        if entry is None:
+            return
+        if not entry[0].done() and not self._closing:
+            self._couriers.submit(entry[0].cancel, force=True)  # never here: this may be the client's own event loop
+        self._on_end(attempt, outcome)

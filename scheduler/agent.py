@@ -1,0 +1,392 @@
+"""The agent: what Headroom runs on a Dask worker.
+
+A WorkerPlugin that keeps a warm spare trial process, runs attempts in it, samples vitals, forwards both to the driver
+as Dask events, and answers stop, kill and resize. Ends an attempt whose driver is gone. Knows no policy and no study.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distributed import Worker, WorkerPlugin, get_worker
+
+from scheduler import watchdog
+from scheduler.adapters import vitals
+from scheduler.model import ExitReason, HeadroomError, Json, Outcome
+from scheduler.process import TrialProcess, TrialStartError, Witness, conclude, tail
+from scheduler.registry import HostRegistry, KillStory, Registration, claim, write_json
+
+READY_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
+KILL_STORY_TIMEOUT_S = 40.0  # the watchdog gives the memory 30 s to come back
+_BEAT_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentConfig:
+    """What the driver tells every agent. topic: where its events go. scratch: for the spares' logs.
+
+    environment: dotted path of the function that gives a trial process its environment; context: its argument.
+    """
+
+    run: str
+    topic: str
+    environment: str
+    context: Mapping[str, Any]
+    watchdog_mode: str
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
+    vitals_every_s: float = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptRun:
+    """An attempt at work on this worker."""
+
+    attempt: str
+    key: str
+    process: TrialProcess
+    registration: Registration
+    seen: Witness
+    started: float
+    stop_reason: str | None = None
+    stopped: bool = False
+    used_bytes: int = 0
+    saved_at: float | None = None
+    family: dict[int, float] = field(default_factory=dict)  # pid -> start time of every descendant ever sampled
+
+
+class Agent(WorkerPlugin):
+    """One per run and worker; `name` keeps two drivers' agents apart on one worker."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.name = agent_name(config.topic)
+
+    # -- Dask's side ------------------------------------------------------------------------------------------------
+
+    def setup(self, worker: Worker) -> None:
+        """Called on the worker's event loop; everything slow happens in the agent's own thread."""
+        self.worker = worker
+        self.registry = HostRegistry.default()
+        self.scratch = Path(worker.local_directory)
+        self._runs: dict[str, AttemptRun] = {}
+        self._stops: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._spare: TrialProcess | None = None
+        self._ready: Json = {}
+        self._spare_lock = threading.Lock()
+        self._closing = threading.Event()
+        self._watchdog: Any = None
+        self._tree_bytes = 0
+        # Dask would show only the worker's own RSS; what a person wants to see is the trials' memory.
+        worker.monitor.get_process_memory = lambda: self._tree_bytes or vitals.own_bytes()
+        threading.Thread(target=self._live, name="headroom-agent", daemon=True).start()
+
+    def teardown(self, worker: Worker) -> None:
+        self._closing.set()
+        with self._lock:
+            runs = list(self._runs.values())
+        for run in runs:
+            run.seen.ended_by = run.seen.ended_by or "orphaned"
+            run.process.kill()
+        if self._spare is not None:
+            self._spare.kill()
+        if self._watchdog is not None and self._watchdog.stdin is not None:
+            self._watchdog.stdin.close()
+
+    def _post(self, message: Json) -> None:
+        if not self._closing.is_set():
+            self.worker.log_event(self.config.topic, {"worker": self.worker.address, **message})
+
+    # -- the agent's own thread -------------------------------------------------------------------------------------
+
+    def _live(self) -> None:
+        try:
+            if self.config.watchdog_mode != "off":
+                self.registry.thresholds(self.config.thresholds)
+                self._keep_watchdog()
+            self._spare = self._new_spare()
+            self._ready = self._spare.wait_ready(READY_TIMEOUT_S)
+            self._post({"type": "joined", **self._facts()})
+        except (HeadroomError, OSError) as error:
+            self._post({"type": "broken", "detail": str(error)})
+            return
+        next_vitals = 0.0
+        while not self._closing.wait(_BEAT_S):
+            self._end_orphans()
+            if time.monotonic() >= next_vitals:
+                next_vitals = time.monotonic() + self.config.vitals_every_s
+                with contextlib.suppress(Exception):  # a probe that fails closes admission (None), it never ends this
+                    self._keep_watchdog()
+                    self._post(self._vitals())
+
+    def _facts(self) -> Json:
+        memory = vitals.host_memory()
+        overhead = vitals.own_bytes() + int(self._ready.get("rss_bytes", 0))
+        return {
+            "host": socket.gethostname(),
+            "slots": self.worker.state.nthreads,
+            "total_bytes": memory.total_bytes,
+            "limit_bytes": memory.limit_bytes,
+            "available_bytes": memory.available_bytes,
+            "overhead_bytes": overhead,
+            "device": self._ready.get("device"),
+        }
+
+    def _keep_watchdog(self) -> None:
+        """One per agent is started; flock decides which of the host's watches and which stand by."""
+        if self.config.watchdog_mode != "off" and (self._watchdog is None or self._watchdog.poll() is not None):
+            self._watchdog = watchdog.start(self.registry.root)
+
+    def _vitals(self) -> Json:
+        memory = vitals.host_memory()
+        with self._lock:
+            runs = list(self._runs.values())
+        used, peaks = {}, {}
+        for run in runs:
+            sample = vitals.sample_tree(run.process.pid, run.registration.start_time)
+            if sample is None:
+                continue
+            run.used_bytes = used[run.attempt] = sample.footprint_bytes
+            run.family.update(sample.members)
+            if (peak := vitals.peak_bytes(run.process.pid)) is not None:
+                run.seen.peak_bytes = peaks[run.attempt] = max(peak, run.seen.peak_bytes or 0)
+        self._tree_bytes = vitals.own_bytes() + sum(used.values())
+        reading = self.registry.pressure() if self.config.watchdog_mode != "off" else None
+        return {
+            "type": "vitals",
+            "available_bytes": memory.available_bytes,
+            "pressure": 0 if reading is None else int(reading.level),
+            "closed_reason": None if reading is None else reading.closed_reason,
+            "used_bytes": used,
+            "peak_bytes": peaks,
+        }
+
+    def _end_orphans(self) -> None:
+        """The scheduler cancels a task when its driver is gone; nothing may compute on for nobody."""
+        with self._lock:
+            runs = list(self._runs.values())
+        for run in runs:
+            task = self.worker.state.tasks.get(run.key)
+            if task is None or task.state in ("cancelled", "released"):
+                self._end(run, "orphaned")
+
+    # -- commands from the driver (on the worker's event loop: short) ------------------------------------------------
+
+    def stop(self, attempt: str, reason: str) -> None:
+        """Ask the attempt to checkpoint and leave; remembered when it has not started yet."""
+        with self._lock:
+            self._stops[attempt] = reason
+            run = self._runs.get(attempt)
+        if run is not None:
+            run.process.send({"cmd": "stop", "reason": reason})
+
+    def kill(self, attempt: str, reason: str) -> None:
+        with self._lock:
+            self._stops[attempt] = reason
+            run = self._runs.get(attempt)
+        if run is not None:
+            self._end(run, reason)
+
+    def resize(self, attempt: str, reserved_bytes: int) -> None:
+        """The ledger holds another amount now; the watchdog judges by the same number."""
+        with self._lock:
+            if (run := self._runs.get(attempt)) is not None:
+                run.registration = self.registry.resize(run.registration, reserved_bytes)
+
+    def _end(self, run: AttemptRun, reason: str) -> None:
+        if run.seen.ended_by is None:
+            run.seen.ended_by = reason
+        run.process.kill()
+
+    # -- one attempt (in a thread of the worker's pool) ---------------------------------------------------------------
+
+    def run(self, task: Json, key: str) -> Outcome:
+        """Run one attempt to its end; every end is an outcome. Returns when its memory is back."""
+        folder = Path(task["folder"])
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not claim(folder):
+                return Outcome(reason=ExitReason.LOST, detail="started before; an attempt is never started twice")
+            write_json(os.fspath(folder / "spec.json"), task, durable=True)
+            process = self._take_spare()
+        except (OSError, TrialStartError) as error:
+            return Outcome(reason=ExitReason.LOST, detail=str(error))
+        run = self._begin(task, key, folder, process)
+        try:
+            self._serve(run, task)
+            return self._finish(run, folder)
+        finally:
+            with self._lock:
+                self._runs.pop(run.attempt, None)
+                self._stops.pop(run.attempt, None)
+            self.registry.deregister(run.registration)
+
+    def _begin(self, task: Json, key: str, folder: Path, process: TrialProcess) -> AttemptRun:
+        now = time.monotonic()
+        attempt = str(task["attempt"])
+        registration = Registration(
+            attempt=attempt,
+            slug=folder.name,
+            pid=process.pid,
+            start_time=vitals.start_time(process.pid) or 0.0,
+            reservation_bytes=task["reserved_bytes"],
+            folder=os.fspath(folder),
+            run=self.config.run,
+            mode="observe" if self.config.watchdog_mode == "observe" else "on",
+            uses_device=task["context"].get("device", "cpu") != "cpu",
+            launched=now,
+            owner_start=vitals.start_time(os.getpid()),
+        )
+        run = AttemptRun(
+            attempt=attempt,
+            key=key,
+            process=process,
+            registration=registration,
+            seen=Witness(checkpoint=task.get("resume_from")),
+            started=now,
+        )
+        with self._lock:
+            self._runs[attempt] = run
+        self.registry.register(registration)
+        return run
+
+    def _serve(self, run: AttemptRun, task: Json) -> None:
+        """Hand over the task and follow its messages until the process is dead."""
+        process = run.process
+        process.send({k: v for k, v in task.items() if k != "reserved_bytes"})
+        process.log = Path(run.registration.folder) / "trial.log"
+        with self._lock:
+            early = self._stops.get(run.attempt)
+        if early is not None:
+            process.send({"cmd": "stop", "reason": early})
+        oom_kills = vitals.oom_kills()
+        for message in process.messages():
+            self._on_message(run, message)
+        run.seen.exit_status = process.close()
+        run.seen.duration_s = time.monotonic() - run.started
+        after = vitals.oom_kills()
+        run.seen.oom_killed = oom_kills is not None and after is not None and after > oom_kills
+
+    def _on_message(self, run: AttemptRun, message: Json) -> None:
+        now, seen = time.monotonic(), run.seen
+        for key in ("peak_bytes", "device_bytes"):
+            if message.get(key):
+                name = "peak_bytes" if key == "peak_bytes" else "device_peak_bytes"
+                setattr(seen, name, max(getattr(seen, name) or 0, int(message[key])))
+        kind = message.get("type")
+        if kind in ("result", "error"):
+            seen.last = message
+            return
+        if kind == "checkpoint":
+            seen.checkpoint, run.saved_at = message["path"], now
+        elif kind == "progress":
+            seen.epochs, seen.value = message["step"], message["value"]
+        if kind in ("progress", "tick", "checkpoint"):
+            with contextlib.suppress(OSError):  # a full disk on the host must not end a healthy trial
+                self.registry.tick(run.registration, int(message.get("step", message.get("n", 0))), now, run.saved_at)
+        if kind in ("started", "progress", "settled", "checkpoint"):
+            self._post({**message, "attempt": run.attempt, "pid": run.process.pid})
+
+    def _finish(self, run: AttemptRun, folder: Path) -> Outcome:
+        self._sweep(run)
+        if run.seen.last is None:
+            run.seen.last = _durable_result(folder)
+        story = self._kill_story(run)
+        if story is not None:
+            run.seen.kill = {
+                "kill_id": story.kill_id,
+                "rule": story.rule,
+                "reason": story.reason,
+                "evidence": dict(story.evidence),
+                "seconds": story.seconds,
+                "steps": [list(step) for step in story.steps],
+            }
+        run.seen.log_tail = tail(folder / "trial.log")
+        return conclude(run.seen)
+
+    def _kill_story(self, run: AttemptRun) -> KillStory | None:
+        """The watchdog's record, once it says that the memory is back (or it gave up waiting)."""
+        deadline = time.monotonic() + KILL_STORY_TIMEOUT_S
+        while (story := self.registry.kill_of(run.attempt, run.process.pid)) is not None:
+            if story.aborted or (story.finished or time.monotonic() > deadline):
+                return None if story.aborted or not story.signalled else story
+            time.sleep(_BEAT_S)
+        return None
+
+    def _sweep(self, run: AttemptRun) -> None:
+        """End what escaped the session (setsid, double fork): every descendant sampled while it ran."""
+        for pid, started in run.family.items():
+            if pid != run.process.pid and vitals.start_time(pid) == started:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+    # -- the warm spare -----------------------------------------------------------------------------------------------
+
+    def _new_spare(self) -> TrialProcess:
+        environment = _resolve(self.config.environment)(self.config.context)
+        return TrialProcess(environment=environment, log=self.scratch / f"spare-{self.config.topic}.log")
+
+    def _take_spare(self) -> TrialProcess:
+        """The warm process (waiting for one that is still warming), and a new one in its place."""
+        with self._spare_lock:
+            process, self._spare = self._spare, None
+            if process is None or process.exit_status is not None:
+                process = self._new_spare()
+                process.wait_ready(READY_TIMEOUT_S)
+            elif not self._ready:
+                self._ready = process.wait_ready(READY_TIMEOUT_S)
+        threading.Thread(target=self._warm_up, name="headroom-warm-up", daemon=True).start()
+        return process
+
+    def _warm_up(self) -> None:
+        with self._spare_lock:
+            if self._spare is None and not self._closing.is_set():
+                with contextlib.suppress(TrialStartError, OSError):
+                    spare = self._new_spare()
+                    spare.wait_ready(READY_TIMEOUT_S)
+                    self._spare = spare
+
+
+def agent_name(topic: str) -> str:
+    return f"headroom-agent-{topic}"
+
+
+def execute(task: Json, topic: str) -> Json:
+    """The Dask task: run one attempt on this worker and return its outcome as JSON."""
+    worker = get_worker()
+    agent: Agent = worker.plugins[agent_name(topic)]
+    return agent.run(task, worker.get_current_task()).to_json()
+
+
+def deliver(topic: str, verb: str, attempt: str, value: Any, dask_worker: Worker) -> None:
+    """Carry `stop`, `kill` or `resize` to the agent (through client.run, which reaches busy workers)."""
+    agent: Agent | None = dask_worker.plugins.get(agent_name(topic))
+    if agent is not None:
+        verbs: dict[str, Callable[[str, Any], None]] = {"stop": agent.stop, "kill": agent.kill, "resize": agent.resize}
+        verbs[verb](attempt, value)
+
+
+def _durable_result(folder: Path) -> Json | None:
+    """The last message as the trial wrote it to the disk before it sent it; None when there is none."""
+    try:
+        message = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return message if isinstance(message, dict) and message.get("type") in ("result", "error") else None
+
+
+def _resolve(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function

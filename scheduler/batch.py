@@ -1,0 +1,446 @@
+"""The brain: `BatchState.handle(event, now) -> commands`.
+
+Owns all scheduling state of a driver: studies, trials, the ledger, the corrections. It never sleeps, logs, samples or
+submits; everything that races (Dask callbacks, watchdog, signals, timers, keys) reaches it as an event. The same class
+runs in production, in the simulator and in the replay of a journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+from scheduler import model as m
+from scheduler.book import IllegalTransition, Rules, Study, Trial
+from scheduler.ledger import Ledger, Reservation, Row
+from scheduler.policy import admission, placement, retry
+from scheduler.policy.footprint import Corrections, grown, tightened
+from scheduler.story import final_attrs
+
+
+class BatchState:
+    """All scheduling state. The one mutator is `handle`; everything else reads."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.ledger = Ledger()
+        self.corrections = Corrections()
+        self.studies: dict[str, Study] = {}
+        self.trials: dict[m.TrialId, Trial] = {}
+        self.draining: str | None = None
+        self.ended = False
+        self._drain_since = 0.0
+        self._now = 0.0
+        self._out: list[m.Command] = []
+        self._stale = True  # something changed that could let a waiting trial start
+
+    def handle(self, event: m.Event, now: float) -> list[m.Command]:
+        """Take one event at instant `now` (monotonic seconds); return what is to be done, in order."""
+        self._now, self._out = now, []
+        match event:
+            case m.StudyOpened():
+                self._on_study_opened(event)
+            case m.WorkerJoined():
+                self._on_worker_joined(event)
+            case m.WorkerLost(worker=worker):
+                self.ledger.leave(worker)
+                self._stale = True
+            case m.WorkerVitals():
+                self._on_vitals(event)
+            case m.TrialAsked():
+                self._on_asked(event)
+            case m.AskFailed(study=name, detail=detail):
+                self.studies[name].asking = False
+                self._close(self.studies[name], f"sampling failed: {detail}", early=True)
+            case m.QuotaReached(study=name):
+                self.studies[name].asking = False
+                self._close(self.studies[name], "quota reached with other drivers", early=False)
+            case m.AttemptStarted():
+                self._on_started(event)
+            case m.AttemptProgress():
+                self._on_progress(event)
+            case m.AttemptSettled():
+                self._on_settled(event)
+            case m.AttemptEnded():
+                self._on_ended(event)
+            case m.PruneAdvised(attempt=attempt):
+                if (trial := self._current(attempt)) is not None:
+                    self._stop(trial, "prune")
+            case m.TrialTold(trial=trial_id):
+                self.studies[trial_id.study].untold -= 1
+            case m.QuitRequested():
+                self._on_quit(event)
+            case m.Tick():
+                self._stale = True
+                if self.draining and now - self._drain_since > self.rules.drain_timeout_s:
+                    self._kill_all("drain_timeout")
+        self._advance()
+        return self._out
+
+    def check(self) -> None:
+        """Re-check the invariants; tests call this after each event. Raises on the first that is broken."""
+        self.ledger.check()
+        for trial in self.trials.values():
+            held = self.ledger.worker_of(trial.attempt_id) is not None
+            if held != (trial.state in (m.TrialState.ADMITTED, m.TrialState.RUNNING)):
+                raise IllegalTransition(f"{trial.id} is {trial.state.value} with reservation={held}: {trial.story}")
+            if trial.id not in self.studies[trial.id.study].live:
+                raise IllegalTransition(f"{trial.id} lives outside its study: {trial.story}")
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def _on_study_opened(self, event: m.StudyOpened) -> None:
+        study = Study(spec=event.study, counted=event.counted)
+        self.studies[event.study.name] = study
+        for observation in event.observations:
+            self.corrections.observe(observation)
+            study.family = observation.family
+            study.peaks.append(observation.observed_bytes)
+
+    def _on_worker_joined(self, event: m.WorkerJoined) -> None:
+        facts = event.facts
+        self.ledger.join(
+            Row(
+                facts=facts,
+                capacity_bytes=admission.capacity(self.rules.memory_budget, facts),
+                device_capacity_bytes=admission.device_capacity(facts.device) if facts.device else None,
+                reserve_bytes=self.rules.reserve_bytes,
+                available_bytes=facts.available_bytes,
+            )
+        )
+        self._stale = True
+
+    def _on_vitals(self, event: m.WorkerVitals) -> None:
+        row = self.ledger.row(event.worker)
+        if row is None:
+            return
+        row.available_bytes, row.pressure = event.available_bytes, event.pressure
+        row.closed_reason = event.closed_reason
+        row.touch()
+        for attempt, used in event.used_bytes.items():
+            if self.ledger.worker_of(attempt) == event.worker:
+                self.ledger.saw(attempt, used_bytes=used, peak_bytes=event.peak_bytes.get(attempt))
+                self._grow(attempt)
+        self._stale = True
+
+    def _on_asked(self, event: m.TrialAsked) -> None:
+        study = self.studies[event.trial.study]
+        study.asking = False
+        study.family = event.family
+        trial = Trial(
+            id=event.trial,
+            params=dict(event.params),
+            prior=event.footprint,
+            footprint=self._corrected(study, event.footprint, event.family),
+            family=event.family,
+            attempt=event.attempt,
+            resume_from=event.resume_from,
+            max_epochs=event.max_epochs,
+            since=self._now,
+            story=[f"asked at {self._now:.1f}"],
+        )
+        self.trials[trial.id] = trial
+        study.live.add(trial.id)
+        self._stale = True
+        if self.draining or study.closed:
+            self._requeue(trial, reason="not started", outcome=None)
+
+    def _on_started(self, event: m.AttemptStarted) -> None:
+        if (trial := self._current(event.attempt)) is not None:
+            trial.move(m.TrialState.RUNNING, self._now, f"pid {event.pid} on {event.worker}")
+            trial.started_at = self._now
+
+    def _on_progress(self, event: m.AttemptProgress) -> None:
+        trial = self._current(event.attempt)
+        if trial is None:
+            return
+        if trial.first_step is None:
+            trial.first_step = event.step
+        trial.step, trial.value = event.step, event.value
+        self._out.append(m.ReportValue(attempt=event.attempt, step=event.step, value=event.value))
+        self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
+        self._grow(event.attempt)
+
+    def _on_settled(self, event: m.AttemptSettled) -> None:
+        trial = self._current(event.attempt)
+        if trial is None:
+            return
+        trial.settled = True
+        self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
+        held = self.ledger.reservation(event.attempt)
+        assert held is not None  # a current attempt that runs holds one: `check` proves it
+        self._resize(event.attempt, tightened(held.peak_bytes), "settled")
+
+    def _on_ended(self, event: m.AttemptEnded) -> None:
+        trial = self._current(event.attempt)
+        if trial is None:
+            return
+        outcome, study = event.outcome, self.studies[trial.id.study]
+        self.ledger.saw(event.attempt, peak_bytes=outcome.peak_bytes)
+        self.ledger.release(event.attempt)
+        self._stale = True
+        self._learn(study, trial, outcome)
+        trial.resume_from = outcome.checkpoint or trial.resume_from
+        verdict = retry.after(outcome, trial.attempt, self.rules.retry)
+        if isinstance(verdict, retry.Final):
+            self._finish(trial, verdict, outcome)
+        elif self.draining:
+            trial.attempt += 1
+            self._requeue(trial, reason=outcome.reason.value, outcome=outcome)
+        else:
+            trial.retry(self._now, verdict.delay_s, f"attempt {trial.attempt} {outcome.reason.value}")
+
+    def _on_quit(self, event: m.QuitRequested) -> None:
+        again = self.draining is not None
+        if not again:
+            self.draining, self._drain_since = event.source, self._now
+            for trial in list(self.trials.values()):
+                if trial.state is m.TrialState.PENDING:
+                    self._requeue(trial, reason="not started", outcome=None)
+                else:
+                    self._stop(trial, "drain")
+        if again or event.now:
+            self._kill_all(event.source)
+
+    # -- what follows -----------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        if self.ended:
+            return
+        if self._stale and not self.draining:
+            self._stale = False
+            self._place()
+        for study in self.studies.values():
+            if study.closed is None and study.complete:
+                self._close(study, "quota reached", early=False)
+            elif self._wants_trial(study):
+                self._ask(study)
+        self._end_if_done()
+
+    def _wants_trial(self, study: Study) -> bool:
+        return (
+            not self.draining
+            and study.closed is None
+            and not study.asking
+            and not self._pending(study)
+            and study.counted + len(study.live) < study.spec.quota
+        )
+
+    def _ask(self, study: Study) -> None:
+        """Ask only when some worker is here: the micro-batch is sized for the largest of them."""
+        views = self.ledger.views()
+        if not views:
+            return
+        largest = max(self.ledger, key=lambda row: -1 if row.gone else row.capacity_bytes - row.facts.overhead_bytes)
+        study.asking = True
+        self._out.append(
+            m.AskTrial(
+                study=study.spec.name,
+                limit_bytes=largest.capacity_bytes - largest.facts.overhead_bytes,
+                factor=self.corrections.factor(study.family),
+                device_limit_bytes=largest.device_capacity_bytes,
+            )
+        )
+
+    def _place(self) -> None:
+        views = self.ledger.views()
+        waiting = []
+        for study in self.studies.values():
+            for trial in self._pending(study):
+                # A waiting trial profits from what others have taught meanwhile.
+                trial.footprint = self._corrected(study, trial.prior, trial.family)
+                if (never := admission.feasible(trial.footprint, views, study.spec.slots)) is not None:
+                    self._misfit(study, trial, never)
+                elif trial.not_before <= self._now:
+                    waiting.append(self._waiting(study, trial))
+        if not waiting:
+            return
+        plan = placement.place(waiting, list(self._running()), views, self._now)
+        for start in plan.starts:
+            self._launch(start)
+        for trial_id, defer in plan.deferred.items():
+            trial = self.trials[trial_id]
+            if trial.deferred != defer.reason:
+                trial.deferred = defer.reason
+                self._out.append(m.NoteDeferral(trial=trial_id, reason=defer.reason, numbers=defer.numbers))
+
+    def _launch(self, start: placement.Start) -> None:
+        trial = self.trials[start.trial]
+        study = self.studies[trial.id.study]
+        self.ledger.reserve(
+            start.worker,
+            Reservation(
+                attempt=trial.attempt_id,
+                host_bytes=start.host_bytes,
+                device_bytes=start.device_bytes,
+                slots=study.spec.slots,
+            ),
+        )
+        trial.move(m.TrialState.ADMITTED, self._now, f"attempt {trial.attempt} on {start.worker}")
+        self._out.append(
+            m.LaunchAttempt(
+                attempt=trial.attempt_id,
+                worker=start.worker,
+                params=trial.params,
+                footprint=trial.footprint,
+                reserved_bytes=start.host_bytes,
+                slots=study.spec.slots,
+                resume_from=trial.resume_from,
+                wait_s=self._now - trial.since,
+            )
+        )
+
+    def _misfit(self, study: Study, trial: Trial, never: m.Reject) -> None:
+        """No worker can ever hold it: pruned with a constraint, which teaches the sampler; it does not count."""
+        study.misfits_in_row += 1
+        attrs = {"stop_reason": "does_not_fit", "does_not_fit": dict(never.numbers)}
+        excess = trial.footprint.host_bytes / max(1, never.numbers.get("limit_bytes", 1)) - 1
+        self._tell(trial, m.FinalState.PRUNED, None, attrs, constraint=max(excess, 1e-3))
+        if study.misfits_in_row >= self.rules.max_misfits:
+            self._close(study, f"{study.misfits_in_row} trials in a row fit no worker ({never.reason})", early=True)
+
+    def _finish(self, trial: Trial, verdict: retry.Final, outcome: m.Outcome) -> None:
+        study, state = self.studies[trial.id.study], verdict.state
+        study.misfits_in_row = 0
+        study.counted += 1
+        if state is m.FinalState.COMPLETE:
+            study.durations_s.append(outcome.duration_s)
+        attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=self._trusted(trial, outcome))
+        value = outcome.value if state is m.FinalState.COMPLETE else None
+        self._tell(trial, state, value, attrs, constraint=verdict.constraint)
+        study.failures_in_row = retry.failures_in_row(study.failures_in_row, state)
+        if retry.is_broken(study.failures_in_row, self.rules.retry):
+            self._close(study, f"{study.failures_in_row} failures in a row; last: {outcome.detail}", early=True)
+
+    def _tell(
+        self, trial: Trial, state: m.FinalState, value: float | None, attrs: dict[str, Any], constraint: float | None
+    ) -> None:
+        self._forget(trial, f"told {state.value}")
+        self._out.append(m.TellTrial(trial=trial.id, state=state, value=value, attrs=attrs, constraint=constraint))
+
+    def _requeue(self, trial: Trial, *, reason: str, outcome: m.Outcome | None) -> None:
+        self._forget(trial, f"requeued: {reason}")
+        attrs = {} if outcome is None else final_attrs(outcome, trial.footprint, trial.attempt - 1, trusted_peak=False)
+        self._out.append(
+            m.EnqueueRetry(
+                trial=trial.id, attempt=trial.attempt, resume_from=trial.resume_from, reason=reason, attrs=attrs
+            )
+        )
+
+    def _forget(self, trial: Trial, why: str) -> None:
+        study = self.studies[trial.id.study]
+        trial.move(m.TrialState.FINISHED, self._now, why)
+        del self.trials[trial.id]
+        study.live.discard(trial.id)
+        study.untold += 1
+
+    def _close(self, study: Study, reason: str, *, early: bool) -> None:
+        if study.closed is not None:
+            return
+        study.closed, study.closed_early = reason, early
+        self._out.append(m.CloseStudy(study=study.spec.name, reason=reason, early=early))
+        for trial in self._pending(study):
+            self._requeue(trial, reason="study closed", outcome=None)
+
+    def _end_if_done(self) -> None:
+        over = bool(self.studies) and all(s.closed is not None for s in self.studies.values())
+        if not (over or self.draining) or self.trials:
+            return
+        if any(s.asking or s.untold for s in self.studies.values()):
+            return
+        self.ended = True
+        if any(s.closed_early for s in self.studies.values()):
+            code, reason = 1, "some studies closed early"
+        elif over:
+            code, reason = 0, "all studies reached their quota"
+        else:
+            code, reason = 130, f"stopped by {self.draining}"
+        self._out.append(m.EndBatch(exit_code=code, reason=reason))
+
+    # -- small things -----------------------------------------------------------------------------------------------
+
+    def _current(self, attempt: m.AttemptId) -> Trial | None:
+        """The trial whose present attempt this is; None for late news of an attempt that has already ended."""
+        trial = self.trials.get(attempt.trial)
+        return trial if trial is not None and trial.attempt == attempt.attempt else None
+
+    def _pending(self, study: Study) -> list[Trial]:
+        return [self.trials[t] for t in sorted(study.live) if self.trials[t].state is m.TrialState.PENDING]
+
+    def _waiting(self, study: Study, trial: Trial) -> m.Waiting:
+        return m.Waiting(
+            trial=trial.id,
+            footprint=trial.footprint,
+            slots=study.spec.slots,
+            since=trial.since,
+            share=study.share,
+            expected_s=median(study.durations_s) if study.durations_s else None,
+        )
+
+    def _running(self) -> Iterator[m.Running]:
+        for row in self.ledger:
+            for attempt, held in row.reservations.items():
+                yield m.Running(
+                    attempt=attempt,
+                    worker=row.facts.address,
+                    reserved_bytes=held.host_bytes,
+                    device_reserved_bytes=held.device_bytes,
+                    slots=held.slots,
+                    expected_end=None if (trial := self._current(attempt)) is None else trial.expected_end(self._now),
+                )
+
+    def _stop(self, trial: Trial, reason: str) -> None:
+        worker = self.ledger.worker_of(trial.attempt_id)
+        if worker is not None and trial.stopping is None:
+            trial.stopping = reason
+            self._out.append(m.StopAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
+
+    def _kill_all(self, reason: str) -> None:
+        for trial in self.trials.values():
+            worker = self.ledger.worker_of(trial.attempt_id)
+            if worker is not None and not trial.killed:
+                trial.killed = True
+                self._out.append(m.KillAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
+
+    def _grow(self, attempt: m.AttemptId) -> None:
+        held = self.ledger.reservation(attempt)
+        if held is not None and max(held.used_bytes, held.peak_bytes) > held.host_bytes:
+            self._resize(attempt, grown(max(held.used_bytes, held.peak_bytes)), "over_reservation")
+
+    def _resize(self, attempt: m.AttemptId, host_bytes: int, reason: str) -> None:
+        worker = self.ledger.worker_of(attempt)
+        if worker is not None and self.ledger.resize(attempt, host_bytes):
+            self._stale = True
+            self._out.append(
+                m.ResizeReservation(attempt=attempt, worker=worker, reserved_bytes=host_bytes, reason=reason)
+            )
+
+    def _trusted(self, trial: Trial, outcome: m.Outcome) -> bool:
+        """A peak teaches only once memory was flat, or as "at least" after a kill for memory."""
+        return outcome.peak_bytes is not None and (trial.settled or outcome.reason in m.MEMORY_REASONS)
+
+    def _learn(self, study: Study, trial: Trial, outcome: m.Outcome) -> None:
+        if not self._trusted(trial, outcome) or outcome.peak_bytes is None:
+            return
+        study.peaks.append(outcome.peak_bytes)
+        if trial.prior.prior_bytes:
+            at_least = outcome.reason in m.MEMORY_REASONS and not trial.settled
+            self.corrections.observe(
+                m.Observation(
+                    family=trial.family,
+                    predicted_bytes=trial.prior.prior_bytes,
+                    observed_bytes=outcome.peak_bytes,
+                    at_least=at_least,
+                )
+            )
+
+    def _corrected(self, study: Study, prior: m.Footprint, family: str) -> m.Footprint:
+        if prior.is_known:
+            return self.corrections.correct(prior, family)
+        if not study.peaks:
+            return prior
+        # No estimator: the largest peak this study has shown, with room for a larger one.
+        return m.Footprint(
+            host_bytes=int(max(study.peaks) * 1.5), source=m.FootprintSource.CORRECTED, samples=len(study.peaks)
+        )

@@ -1,0 +1,116 @@
+"""The brain's own nouns: what it knows of a study and of a trial while they are under way.
+
+Mutable, and mutated by `batch.BatchState` alone. Holds the table of legal transitions; decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from scheduler.model import AttemptId, Footprint, StudySpec, TrialId, TrialState
+from scheduler.policy.admission import MemoryBudget
+from scheduler.policy.retry import RetryPolicy
+
+# A trial's life as a table: where it may go from where it is. Anything else is a bug and raises with its story.
+TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
+    TrialState.PENDING: frozenset({TrialState.ADMITTED, TrialState.FINISHED}),
+    TrialState.ADMITTED: frozenset({TrialState.RUNNING, TrialState.PENDING, TrialState.FINISHED}),
+    TrialState.RUNNING: frozenset({TrialState.PENDING, TrialState.FINISHED}),
+    TrialState.FINISHED: frozenset(),
+}
+
+
+class IllegalTransition(RuntimeError):
+    """A trial was asked to go where the table does not lead; the message is the trial's story."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the user decided, as numbers. reserve_bytes: kept free on each host for the system itself."""
+
+    memory_budget: MemoryBudget
+    reserve_bytes: int
+    retry: RetryPolicy
+    max_misfits: int = 20
+    drain_timeout_s: float = 20.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Study:
+    """A study's place in the batch. `untold`: final states sent to the study and not yet confirmed durable."""
+
+    spec: StudySpec
+    counted: int = 0
+    asking: bool = False
+    live: set[TrialId] = field(default_factory=set)
+    family: str = ""
+    failures_in_row: int = 0
+    misfits_in_row: int = 0
+    untold: int = 0
+    closed: str | None = None
+    closed_early: bool = False
+    durations_s: list[float] = field(default_factory=list)
+    peaks: list[int] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Its quota is reached and nothing of it is under way."""
+        return self.counted >= self.spec.quota and not self.live and not self.asking
+
+    @property
+    def share(self) -> float:
+        """The part of its quota that is done or running: what fair share compares."""
+        return (self.counted + len(self.live)) / max(1, self.spec.quota)
+
+
+@dataclass(slots=True, kw_only=True)
+class Trial:
+    """A trial this driver asked for and has not finished."""
+
+    id: TrialId
+    params: dict[str, Any]
+    prior: Footprint
+    footprint: Footprint
+    family: str
+    attempt: int
+    resume_from: str | None
+    max_epochs: int | None
+    since: float
+    state: TrialState = TrialState.PENDING
+    story: list[str] = field(default_factory=list)
+    not_before: float = 0.0
+    deferred: str | None = None
+    started_at: float | None = None
+    first_step: int | None = None
+    step: int = 0
+    value: float | None = None
+    settled: bool = False
+    stopping: str | None = None
+    killed: bool = False
+
+    @property
+    def attempt_id(self) -> AttemptId:
+        return AttemptId(self.id, self.attempt)
+
+    def move(self, state: TrialState, now: float, why: str) -> None:
+        """Go there, if the table leads there. Raises IllegalTransition with the whole story otherwise."""
+        self.story.append(f"{now:.1f} {self.state.value} -> {state.value}: {why}")
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalTransition(f"{self.id}: {'; '.join(self.story)}")
+        self.state = state
+
+    def retry(self, now: float, delay_s: float, why: str) -> None:
+        """Wait for its next attempt, from the checkpoint it has."""
+        self.move(TrialState.PENDING, now, why)
+        self.attempt += 1
+        self.since, self.not_before = now, now + delay_s
+        self.started_at = self.first_step = self.deferred = self.stopping = None
+        self.settled = self.killed = False
+
+    def expected_end(self, now: float) -> float | None:
+        """When it will be over if it trains all its epochs at its present pace; None before the first."""
+        if self.started_at is None or self.first_step is None or not self.max_epochs:
+            return None
+        pace_s = (now - self.started_at) / (self.step - self.first_step + 1)
+        return self.started_at + pace_s * (self.max_epochs - self.first_step + 1)

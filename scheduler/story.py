@@ -1,0 +1,60 @@
+"""What a trial's user attributes say of its end: one place where outcome becomes story.
+
+Pure. Names are dotted and stable, because people query them in the study (README lists them).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scheduler.model import ExitReason, Footprint, Outcome
+
+_TRACEBACK_CHARS = 4000  # MySQL's text columns; the whole of it stays in the attempt's folder
+
+
+def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, trusted_peak: bool) -> dict[str, Any]:
+    """The attributes written before the final state.
+
+    trusted_peak: the peak was seen after memory went flat (or is a kill's "at least"), so the next driver may learn
+    from it; any other peak is kept under another name, because half a run's peak would teach too little.
+    """
+    peak = "footprint.observed_peak_bytes" if trusted_peak else "footprint.partial_peak_bytes"
+    attrs: dict[str, Any] = {
+        "stop_reason": stop_reason(outcome),
+        "attempts": attempts,
+        "epochs": outcome.epochs,
+        "duration_s": round(outcome.duration_s, 3),
+        "footprint.predicted_bytes": footprint.host_bytes,
+        "footprint.source": footprint.source.value,
+        "footprint.samples": footprint.samples,
+        peak: outcome.peak_bytes,
+        "footprint.device_peak_bytes": outcome.device_peak_bytes,
+        "checkpoint": outcome.checkpoint,
+    }
+    if outcome.kill:
+        attrs |= {
+            "watchdog.reason": outcome.reason.value,
+            "watchdog.rule": outcome.kill.get("rule"),
+            "watchdog.kill_id": outcome.kill.get("kill_id"),
+            "watchdog.seconds": outcome.kill.get("seconds"),
+            "watchdog.evidence": outcome.kill.get("evidence"),
+        }
+    elif outcome.reason is ExitReason.KERNEL_OOM:
+        attrs |= {"watchdog.reason": outcome.reason.value, "watchdog.evidence": {"exit_status": outcome.exit_status}}
+    if outcome.reason in (ExitReason.FAILED, ExitReason.LOST):
+        attrs["error"] = outcome.detail
+        if outcome.traceback:
+            attrs["traceback"] = outcome.traceback[-_TRACEBACK_CHARS:]
+        elif outcome.log_tail:
+            attrs["log_tail"] = outcome.log_tail[-_TRACEBACK_CHARS:]
+    for key in ("best_epoch", "metrics"):
+        if outcome.result.get(key) is not None:
+            attrs[key] = outcome.result[key]
+    return {name: value for name, value in attrs.items() if value is not None}
+
+
+def stop_reason(outcome: Outcome) -> str:
+    """Why training ended: the objective's own word for a normal end, else the exit reason."""
+    if outcome.reason is ExitReason.COMPLETED:
+        return str(outcome.result.get("stop_reason") or outcome.reason.value)
+    return str(outcome.reason.value)
