@@ -1,0 +1,67 @@
+"""What people look at, as values: the state of a batch at one moment, ready to be drawn.
+
+Filled by the brain, drawn by `console` and `dashboard`. Bytes are `int`, durations `float` seconds. Standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyLine:
+    """One study. waiting: why its next trial waits ("memory: needs 31.2 GiB, 12.0 GiB free"), None when none does."""
+
+    name: str
+    done: int
+    quota: int
+    running: int = 0
+    waiting: str | None = None
+    best: float | None = None
+    closed: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLine:
+    """One worker: what it may promise, has promised, and what is really taken. used_bytes: None when not measured."""
+
+    address: str
+    host: str
+    capacity_bytes: int
+    reserved_bytes: int
+    used_bytes: int | None
+    slots: int
+    free_slots: int
+    pressure: str = "normal"
+    closed_reason: str | None = None
+
+    @property
+    def headroom_bytes(self) -> int:
+        return self.capacity_bytes - self.reserved_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialLine:
+    """One running attempt. epochs: at most this many, None when unknown."""
+
+    attempt: str
+    worker: str
+    reserved_bytes: int
+    used_bytes: int
+    running_s: float
+    epoch: int = 0
+    epochs: int | None = None
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The whole batch. draining: a first `q` came, nothing new starts."""
+
+    run: str
+    studies: tuple[StudyLine, ...] = ()
+    workers: tuple[WorkerLine, ...] = ()
+    trials: tuple[TrialLine, ...] = ()
+    elapsed_s: float = 0.0
+    draining: bool = False
+    dashboard: str | None = None
