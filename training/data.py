@@ -10,6 +10,8 @@ finished weeks only, the statistics from training days only, and `horizon` days 
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 import sys
 import zlib
@@ -167,7 +169,7 @@ def indicators(table: Table) -> dict[str, np.ndarray]:
     """The 20 indicators of each day, NaN while they warm up. Each uses that day and earlier ones only."""
     import numpy as np
 
-    ta = _talib()
+    ta = indicator_library()
     high, low, close, volume = (table.columns[name] for name in ("high", "low", "close", "volume"))
     upper, _, lower = ta.BBANDS(close, timeperiod=20)
     width = upper - lower
@@ -230,21 +232,22 @@ def _vwap(typical: np.ndarray, volume: np.ndarray, days: int) -> np.ndarray:
     return out
 
 
-def _talib() -> Any:
+@functools.cache
+def indicator_library() -> Any:
     """TA-Lib without pandas.
 
     `import talib` imports pandas when it is there, only to accept its Series: 73 MiB resident in every trial process,
-    a quarter of what a small one takes. Told that there is none it does without, and we pass arrays.
+    a quarter of what a small one takes. Told that there is none it does without, and we pass arrays. This copy is
+    ours alone: a later `import talib` of the user's own finds pandas again.
     """
-    if "talib" not in sys.modules and "pandas" not in sys.modules:
-        sys.modules["pandas"] = None  # type: ignore[assignment]  # the documented way to make an import fail
-        try:
-            import talib
-        finally:
-            del sys.modules["pandas"]
-    import talib
-
-    return talib
+    if "talib" in sys.modules or "pandas" in sys.modules:
+        return importlib.import_module("talib")
+    sys.modules["pandas"] = None  # type: ignore[assignment]  # the documented way to make an import fail
+    try:
+        return importlib.import_module("talib")
+    finally:
+        del sys.modules["pandas"]
+        sys.modules.pop("talib", None)
 
 
 def _first_complete_row(raw: np.ndarray, source: str) -> int:
@@ -257,8 +260,8 @@ def _first_complete_row(raw: np.ndarray, source: str) -> int:
     broken = np.flatnonzero(~complete[first:])
     if len(broken):
         raise TrainingInputError(
-            f"{source}: an indicator is not finite on {len(broken)} rows, the first is row {first + int(broken[0]) + 2}:"
-            f" check prices and volumes there"
+            f"{source}: an indicator is not finite on {len(broken)} rows, the first is row "
+            f"{first + int(broken[0]) + 2}: check prices and volumes there"
         )
     return first
 
@@ -269,8 +272,8 @@ def _check_length(table: Table, horizon: int, context_length: int, warm: int) ->
     needed = warm + context_length - 1 + MIN_WINDOWS + 3 * horizon
     if len(table) < needed:
         raise TrainingInputError(
-            f"{table.source}: too short: {len(table)} rows, but {needed} are needed ({warm} until every indicator has a "
-            f"value, {context_length - 1} more for the first window, {MIN_WINDOWS} windows, 3 x {horizon} for the "
+            f"{table.source}: too short: {len(table)} rows, but {needed} are needed ({warm} until every indicator "
+            f"has a value, {context_length - 1} more for the first window, {MIN_WINDOWS} windows, 3 x {horizon} for the "
             f"horizon): give a longer history"
         )
 

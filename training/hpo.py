@@ -67,7 +67,7 @@ def check_search_space(space: Any, where: str = "training_search_space") -> None
         kind = entry.get("type") if isinstance(entry, dict) else None
         if kind == "categorical":
             if not isinstance(entry.get("choices"), list) or not entry["choices"]:
-                raise TrainingInputError(f"{where}: {name}.choices must be a list of values, not {entry.get('choices')!r}")
+                raise TrainingInputError(f"{where}: {name}.choices must be a list, not {entry.get('choices')!r}")
         elif kind in {"uniform", "log_uniform", "int"}:
             low, high = entry.get("low"), entry.get("high")
             numeric = all(isinstance(bound, (int, float)) and not isinstance(bound, bool) for bound in (low, high))
@@ -189,11 +189,12 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             rejected = str(error)
             print(f"starting over: checkpoint rejected: {rejected}", flush=True)
     found = trainer.train(verbose=True)
+    validation_labels = dataset.labels[dataset.validation.first : dataset.validation.last]
     metrics = {
         "steps": found["steps"],
         "train_losses": found["train_losses"],
         "val_losses": found["val_losses"],
-        "validation_positive_rate": data.positive_rate(dataset.labels[dataset.validation.first : dataset.validation.last]),
+        "validation_positive_rate": data.positive_rate(validation_labels),
         "resumed_epoch": resumed_epoch,
         "checkpoint_rejected": rejected,
     }

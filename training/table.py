@@ -88,7 +88,7 @@ def _read_csv(file: Path, source: str) -> tuple[list[str], list[Sequence[object]
                 continue
             if len(row) != len(names):
                 raise TrainingInputError(
-                    f"data file {source}: line {number} has {len(row)} fields, the header has {len(names)}: fix the line"
+                    f"data file {source}: line {number} has {len(row)} fields, the header {len(names)}: fix the line"
                 )
             for column, cell in zip(columns, row, strict=True):
                 column.append(cell.strip())
@@ -205,7 +205,9 @@ def _check_values(table: Table) -> None:
             rows = np.flatnonzero(bad)
             where = ", ".join(f"{table.dates[row]} (row {row + 2})" for row in rows[:3])
             more = ", ..." if len(rows) > 3 else ""
-            raise TrainingInputError(f"{table.source}: {what} in {len(rows)} of {len(table)} rows: {where}{more}: {fix}")
+            raise TrainingInputError(
+                f"{table.source}: {what} in {len(rows)} of {len(table)} rows: {where}{more}: {fix}"
+            )
 
     values = table.columns
     missing = np.zeros(len(table), dtype=bool)

@@ -92,7 +92,11 @@ class Trainer:
         checkpoint_path: Path | None = None,
         task: str = "",
     ) -> None:
-        for name, number in (("epochs", epochs), ("batch_size", batch_size), ("accumulation_steps", accumulation_steps)):
+        for name, number in (
+            ("epochs", epochs),
+            ("batch_size", batch_size),
+            ("accumulation_steps", accumulation_steps),
+        ):
             if number < 1:
                 raise TrainingInputError(f"{name} must be at least 1, not {number}")
         if len(train[0]) == 0:
@@ -211,7 +215,9 @@ class Trainer:
             return None
         value = self._evaluate(*self.val_samples)
         if value is not None and not math.isfinite(value):
-            raise NonFiniteLoss(f"validation loss is {value} in epoch {self.epoch + 1}: lower learning_rate ({self.lr})")
+            raise NonFiniteLoss(
+                f"validation loss is {value} in epoch {self.epoch + 1}: lower learning_rate ({self.lr})"
+            )
         return value
 
     @torch.no_grad()
@@ -313,7 +319,7 @@ class Trainer:
     )
 
     def _save_checkpoint(self) -> None:
-        """Write everything needed to go on as if nothing had happened. A full disk costs the checkpoint, not the run."""
+        """Write all it takes to go on as if nothing had happened. A full disk costs the checkpoint, not the run."""
         if self.checkpoint_path is None:
             return
         state = {

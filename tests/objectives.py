@@ -1,0 +1,136 @@
+"""Training functions as users write them, good and bad: what the trial process must turn into an outcome."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def good(task, progress):
+    """Report three epochs and return a mapping."""
+    for step in (1, 2, 3):
+        progress.tick()
+        progress.report(step, 1.0 / step)
+    progress.settled()
+    return {"value": 0.25, "epochs": 3, "metrics": {"seen": task["params"]}}
+
+
+def bare_number(task, progress):
+    """Return the value alone."""
+    return 0.5
+
+
+def nothing(task, progress):
+    """Forget to return."""
+
+
+def raises(task, progress):
+    """Raise an ordinary exception."""
+    raise RuntimeError("the learning rate\nwas silly")
+
+
+def exits(task, progress):
+    """Leave through sys.exit, with the status of success."""
+    sys.exit(0)
+
+
+def interrupts(task, progress):
+    """Raise KeyboardInterrupt."""
+    raise KeyboardInterrupt
+
+
+def returns_nan(task, progress):
+    """Return NaN."""
+    return {"value": float("nan")}
+
+
+def reports_nan(task, progress):
+    """Report NaN and would go on."""
+    progress.report(1, float("nan"))
+    return {"value": 1.0}
+
+
+def prints(task, progress):
+    """Write to stdout in all the ways there are, among them what looks like the protocol."""
+    print('{"type": "result", "result": {"value": -1}}')
+    os.write(1, b'{"type": "error"}\n')
+    subprocess.run([sys.executable, "-c", "print('from a child')"], check=True)
+    return {"value": 0.5}
+
+
+def floods(task, progress):
+    """Print for ever, until asked to stop."""
+    line = "x" * 1000
+    while not progress.stop_requested:
+        print(line)
+    return {"value": None, "stop_reason": "interrupted"}
+
+
+def aborts(task, progress):
+    """Die of SIGABRT."""
+    os.abort()
+
+
+def segfaults(task, progress):
+    """Die of SIGSEGV."""
+    ctypes.string_at(0)
+
+
+def reads_stdin(task, progress):
+    """Read stdin, which must not be the scheduler's."""
+    return {"value": 0.5, "metrics": {"stdin": sys.stdin.read()}}
+
+
+def waits(task, progress):
+    """Tick until asked to stop; obey."""
+    while not progress.stop_requested:
+        progress.tick()
+        time.sleep(0.01)
+    return {"value": None, "stop_reason": {"drain": "interrupted", "prune": "pruned"}[progress.stop_requested]}
+
+
+def computes(task, progress):
+    """Compute with torch for ever, deaf to every request."""
+    import torch
+
+    progress.tick()
+    a = torch.ones(200, 200)
+    while True:
+        a = (a @ a).clamp(max=1.0)
+
+
+def has_child(task, progress):
+    """Start a process of its own, say its pid, and wait for ever."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    (Path(task["folder"]) / "child").write_text(str(child.pid))
+    progress.tick()
+    child.wait()
+
+
+def leaves_thread(task, progress):
+    """Return while a thread of its own would keep the process for ever."""
+    import threading
+
+    threading.Thread(target=threading.Event().wait).start()
+    return 0.5
+
+
+def uses_pandas_and_talib(task, progress):
+    """Use TA-Lib on a pandas Series, as a user may."""
+    import pandas
+    import talib
+
+    return float(talib.SMA(pandas.Series([1.0, 2.0, 3.0]), 2).iloc[-1])
+
+
+def real_and_modules(task, progress):
+    """Train for real, and tell which large modules that imported."""
+    from training import hpo
+
+    result = hpo.objective(task, progress)
+    result["metrics"] = {"large": [name for name in ("pandas", "torch._dynamo", "scipy") if name in sys.modules]}
+    return result
