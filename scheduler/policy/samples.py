@@ -1,7 +1,7 @@
 """What the watchdog sees: one reading of the host, one of a trial's process tree, and the two together.
 
-Covers the nouns that travel from the vitals adapter (which measures) to `policy.eviction` (which judges), and their JSON
-form, which recorded traces use. None always means "could not be read": it is never turned into zero.
+Covers the nouns that travel from the vitals adapter (which measures) to `policy.eviction` (which judges), and their
+JSON form, which recorded traces use. None always means "could not be read": it is never turned into zero.
 Holds no judgement, reads nothing itself.
 
 Units: bytes are `int`, seconds `float`; `at` is an instant of the monotonic clock.
@@ -83,8 +83,8 @@ class TrialSample:
     """One registered trial at one instant: what its registration says and what was measured.
 
     promised_bytes: the reservation it was admitted with (or tightened to): growth granted later does not hide that it
-    is over. 0 means nobody could size it. ticked_at: instant of its last progress tick, None before the first.
-    tree: None when its processes could not be read this time.
+    is over. 0 means nobody could size it. owner_gone: the agent that started it is certainly dead. ticked_at: instant of
+    its last progress tick, None before the first. saved_at: of its last checkpoint. tree: None when its processes could not be read this time.
     """
 
     attempt: str
@@ -95,6 +95,7 @@ class TrialSample:
     promised_bytes: int = 0
     uses_device: bool = False
     mode: str = "on"
+    owner_gone: bool = False
     ticked_at: float | None = None
     saved_at: float | None = None
     step: int = 0

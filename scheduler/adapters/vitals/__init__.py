@@ -26,6 +26,8 @@ __all__ = [
     "OomWitness",
     "TreeSample",
     "host_memory",
+    "oom_kills",
+    "own_bytes",
     "peak_bytes",
     "sample_tree",
     "sample_trees",
@@ -79,6 +81,16 @@ def sample_trees(
         key: system.sample(system.members(pid, start, table, known), exact)
         for key, (pid, start, exact, known) in wanted.items()
     }
+
+
+def own_bytes() -> int:
+    """Memory this very process holds, in bytes; 0 when it cannot be read (never on Linux)."""
+    return system.own_bytes()
+
+
+def oom_kills() -> int | None:
+    """Kernel OOM kills counted so far on this host; None where none are counted (macOS)."""
+    return system.oom_kills()
 
 
 def suspended_s() -> float | None:

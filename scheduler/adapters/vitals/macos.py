@@ -1,7 +1,7 @@
 """Reading processes and the host on macOS (and, with less detail, wherever psutil runs).
 
-Covers what `scheduler.adapters.vitals` offers. psutil gives the process table and the host's totals; what it lacks comes
-from two system calls through ctypes: `proc_pid_rusage` (phys_footprint: memory held including its compressed part; RSS
+Covers what `scheduler.adapters.vitals` offers. psutil gives the process table and the host's totals; what it lacks
+comes from two system calls through ctypes: `proc_pid_rusage` (phys_footprint: memory held including its compressed part; RSS
 shrinks when macOS compresses a process) and `sysctlbyname` (memory pressure level). psutil's `sin`/`sout` are page-ins
 and page-outs here, not swapping, so `paging_bytes` is taken from the growth of used swap instead.
 Not run on a Mac yet: the tests feed the parsers with bytes laid out as the headers document them.
@@ -125,6 +125,11 @@ def start_time(pid: int) -> float | None:
 def peak_bytes(pid: int) -> int | None:
     usage = _rusage(pid)
     return None if usage is None else usage.peak_footprint_bytes
+
+
+def own_bytes() -> int:
+    usage = _rusage(os.getpid())
+    return psutil.Process().memory_info().rss if usage is None else usage.footprint_bytes
 
 
 def frozen(pid: int) -> bool:

@@ -1,0 +1,134 @@
+"""The watchdog's thresholds: each with its unit, its default and the reason for it.
+
+Covers numbers only; `policy.pressure` and `policy.eviction` use them. `configs/schedule.yaml` has the same keys below
+`watchdog:`. Seconds are `float`, bytes `int`, shares 0..1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MIB = 2**20
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """When a trial is judged stalled, thrashing or over, when the host is under pressure, and how a kill goes."""
+
+    # -- sampling
+    sample_s: float = 5.0
+    """Time between two looks at the process trees. 5 s: 16 trials then cost under 0.5 % of a core."""
+    host_sample_s: float = 1.0
+    """Time between two looks at the host's memory; a quarter of it near HARD. 1 s: as systemd-oomd."""
+
+    # -- stall
+    stall_after_s: float = 600.0
+    """CPU below `stall_cpu_share` and no tick for so long: stalled. 10 min: past a collective's own timeout (8 min)."""
+    stall_unproven_s: float = 1800.0
+    """The same for a trial that has not ticked yet or computes on a device, where 0 % CPU is normal. 30 min."""
+    stall_cpu_share: float = 0.01
+    """Part of one core, over the whole tree, that counts as no CPU. 1 %: idle threads of a deadlock wake below that."""
+    stall_io_bytes_per_s: int = 64 * 1024
+    """Read and write calls at this rate are work (a download, a slow file system). 64 KiB/s."""
+    stall_bucket_s: float = 30.0
+    """CPU and I/O are averaged over so long, so that a burst counts and noise does not."""
+
+    # -- thrashing
+    thrash_after_s: float = 600.0
+    """No tick, paged out, host under pressure for so long: thrashing. 10 min; it need not be at 0 % CPU."""
+    thrash_swap_share: float = 0.25
+    """A trial with this part of its footprint swapped out is paged out. The 115 GB case was far past a quarter."""
+    thrash_faults_per_s: float = 50.0
+    """Or one with so many major faults a second: each waits for the disk, so 50/s is most of its time."""
+
+    # -- overshoot
+    over_after_s: float = 10.0
+    """Over its reservation for so long: reported, so that the reservation grows and admission sees it."""
+    over_factor: float = 1.15
+    over_extra_bytes: int = GIB
+    """Over `over_factor` x promised + `over_extra_bytes`: first in line as a victim. Below it is estimation error."""
+    over_first_after_s: float = 30.0
+    """It must be over that line for so long; allocators overshoot for a moment."""
+    far_over_factor: float = 1.5
+    far_over_extra_bytes: int = 2 * GIB
+    """Over `far_over_factor` x promised + `far_over_extra_bytes` for `over_first_after_s`: killed without pressure."""
+
+    # -- pressure of the host
+    elevated_free_share: float = 0.10
+    """Available memory below this part of the limit: ELEVATED, nothing is admitted."""
+    elevated_swap_bytes: int = GIB
+    """Or our trials hold more than this in swap while the host pages."""
+    elevated_psi_some: float = 10.0
+    """Or some task waited for memory this per cent of 10 s, with less than `psi_free_share` available."""
+    soft_free_share: float = 0.05
+    """Available at or below this with active paging: SOFT, one trial is evicted. 5 %: earlyoom kills at 5 %."""
+    soft_free_share_no_swap: float = 0.08
+    """The same on a host without swap, where no paging warns: earlier, since nothing gives way."""
+    hard_free_share: float = 0.02
+    """Available at or below this and swap full: HARD, no grace for SIGTERM."""
+    hard_free_share_no_swap: float = 0.04
+    hard_swap_free_share: float = 0.10
+    """Swap with at most this part free is full."""
+    swap_limit_share_of_swap: float = 0.25
+    swap_limit_share_of_ram: float = 0.10
+    """The swap threshold: our trials' swap at the smaller of the two, with active paging: SOFT. Ours, never others'."""
+    paging_bytes_per_s: int = 4 * MIB
+    """Swapped in and out at this rate over `paging_window_s`: active paging. Pages that stay out are harmless."""
+    paging_window_s: float = 10.0
+    psi_full_soft: float = 20.0
+    """Every task waiting for memory this per cent of 10 s also is active paging (systemd-oomd kills at 60)."""
+    psi_full_hard: float = 60.0
+    """At this for `psi_hard_s`: HARD. As systemd-oomd."""
+    psi_hard_s: float = 10.0
+    psi_free_share: float = 0.25
+    """PSI counts only with less than this available: kernels have shown PSI 85 with 90 % free (nohang #31)."""
+    soft_for_s: float = 15.0
+    """SOFT must hold for four fifths of the samples of so long: 12 of 15."""
+    hard_for_s: float = 2.0
+    """HARD must hold for so long without a break: two samples."""
+    level_hard_s: float = 5.0
+    """macOS: pressure level 4 (critical) for so long is HARD; level 2 is ELEVATED."""
+    clear_factor: float = 1.25
+    """ELEVATED ends only above this multiple of its threshold..."""
+    clear_after_s: float = 60.0
+    """...for so long, so that admission does not flap."""
+
+    # -- victims
+    own_share: float = 0.25
+    """Our trials hold less than this part of the used memory: not the cause, so close admission, kill nobody."""
+    victim_min_bytes: int = 256 * MIB
+    """A smaller trial is not worth a kill (earlyoom #309 killed one of 17 MiB)..."""
+    victim_min_share: float = 0.05
+    """...nor one that holds less than this part of what is missing."""
+    breaker_kills: int = 3
+    breaker_window_s: float = 1800.0
+    """After `breaker_kills` kills in so long, admission closes and only HARD may kill: something else is wrong."""
+
+    # -- the kill
+    stall_grace_s: float = 15.0
+    """From SIGTERM to SIGKILL for a stalled or thrashing trial, or one far over."""
+    soft_grace_s: float = 10.0
+    """The same for an eviction under SOFT; HARD has no grace."""
+    unkillable_after_s: float = 60.0
+    """A victim still there so long after SIGKILL: it stays charged and the host is closed."""
+    memory_back_share: float = 0.5
+    memory_back_after_s: float = 30.0
+    """Dead, the kill is over when this part of its footprint is available again, or after so long."""
+    cooldown_s: float = 15.0
+    """Nothing is killed so long after a kill: pressure counters lag (systemd-oomd, oomd and nohang all wait 15 s)."""
+    orphan_after_s: float = 30.0
+    """A trial whose agent has been gone for so long is ended: nobody would take its result."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Thresholds:
+        """From a mapping; unknown keys are ignored, since a newer driver may talk to an older watchdog.
+
+        Raises TypeError or ValueError on a value that is not a number.
+        """
+        defaults = dataclasses.asdict(cls())
+        taken = {n: type(defaults[n])(v) for n, v in values.items() if n in defaults and v is not None}
+        return cls(**taken)
