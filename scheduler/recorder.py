@@ -202,9 +202,7 @@ class Recorder:
             except Exception as error:
                 # Not the storage: trying again would give the same. The study is closed with this as its reason.
                 self._journal("study.rejected", **_story(command), error=f"{type(error).__name__}: {error}")
-                events = [AskFailed(study=_study(command), detail=f"{type(error).__name__}: {error}")]
-                if not isinstance(command, AskTrial | Reports):
-                    events.append(TrialTold(trial=command.trial, state=FinalState.FAIL))
+                events = self._rejected(command, f"{type(error).__name__}: {error}")
                 break
             else:
                 self._note_up()
@@ -229,6 +227,15 @@ class Recorder:
             case EnqueueRetry():
                 self._store.enqueue_retry(command)
                 return [TrialTold(trial=command.trial, state=FinalState.FAIL)]
+
+    @staticmethod
+    def _rejected(command: AskTrial | Reports | TellTrial | EnqueueRetry, why: str) -> list[Event]:
+        if isinstance(command, Reports):
+            return []  # the curve has a gap; the trial itself is sound
+        failed: list[Event] = [AskFailed(study=_study(command), detail=why)]
+        if isinstance(command, AskTrial):
+            return failed
+        return [*failed, TrialTold(trial=command.trial, state=FinalState.FAIL)]
 
     def _park(self, command: AskTrial) -> Sequence[Event]:
         with self._changed:

@@ -142,7 +142,8 @@ class StudyStore:
     ) -> None:
         self.url, self.owner, self.run, self.functions = url, owner, run, functions
         self.lease_s = lease_s
-        self._seed, self._pruner, self._clock = seed, make_pruner(pruner), clock
+        self._seed, self._pruner, self._clock = seed, pruner, clock
+        make_pruner(pruner)  # an unknown name is an error now, not at the first study
         self._folder = None if folder is None else str(Path(folder).absolute())
         self._rdb: Rdb | None = None
         self._cached: Any = None
@@ -159,7 +160,7 @@ class StudyStore:
                 storage=self._cached,
                 direction="minimize",
                 load_if_exists=True,
-                pruner=self._pruner,
+                pruner=make_pruner(self._pruner),  # one each: Hyperband keeps its brackets in it
             )
             study_id = study._study_id
             notes = []
@@ -352,10 +353,10 @@ class StudyStore:
                 return True
         except NotOurs:
             return True
-        if isinstance(self._pruner, optuna.pruners.NopPruner):
+        if isinstance(opened.study.pruner, optuna.pruners.NopPruner):
             return False
         with translated():
-            return bool(self._pruner.prune(opened.study, rdb.frozen(opened.id, attempt.trial.number)))
+            return bool(opened.study.pruner.prune(opened.study, rdb.frozen(opened.id, attempt.trial.number)))
 
     def tell(self, command: TellTrial, *, left: LeftTrial | None = None) -> FinalState:
         """Attributes, then the final state, in one transaction. Returns the state that stands: an earlier one wins.
@@ -386,10 +387,10 @@ class StudyStore:
         opened, rdb = self._open[command.trial.study], self._connect()
         with translated():
             attrs = rdb.frozen(opened.id, command.trial.number).user_attrs
-        lost = command.attempt > attrs.get("attempt", 1) and command.reason != "interrupted"
+        lost = command.attempt - attrs.get("attempt", 1) - (command.reason == "interrupted")
         successor = {
             "attempt": command.attempt,
-            "retries": attrs.get("retries", 0) + lost,
+            "retries": attrs.get("retries", 0) + max(lost, 0),
             "resume_from": command.resume_from,
             "micro_batch": attrs.get("micro_batch") if command.resume_from else None,
         }
@@ -487,17 +488,15 @@ def row(trial: FrozenTrial) -> dict[str, Any]:
 def observation(trial: FrozenTrial) -> Observation | None:
     """What a finished trial teaches about footprints; None when it says nothing.
 
-    A trial that failed or was interrupted may not have reached its peak. One killed for memory has shown "at least".
+    Only a peak that can be trusted is under this name (`story.final_attrs`). A trial killed for memory has shown "at
+    least this much".
     """
     attrs = trial.user_attrs
     family, observed = attrs.get("footprint.family"), attrs.get("footprint.observed_peak_bytes")
-    predicted = attrs.get("footprint.prior_bytes") or attrs.get("footprint.predicted_bytes")
-    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED) or not (family and observed and predicted):
+    predicted = attrs.get("footprint.prior_bytes")
+    if not trial.state.is_finished() or not (family and observed and predicted):
         return None
-    reasons = {attrs.get("stop_reason"), attrs.get("watchdog.reason")}
-    killed = any(reason.value in reasons for reason in MEMORY_REASONS)
-    if attrs.get("stop_reason") == "stalled" or attrs.get("watchdog.reason") == "stalled":
-        return None
+    killed = attrs.get("watchdog.reason") in {reason.value for reason in MEMORY_REASONS}
     return Observation(family=family, predicted_bytes=int(predicted), observed_bytes=int(observed), at_least=killed)
 
 

@@ -1,0 +1,253 @@
+"""What becomes of trials that a dead driver left RUNNING.
+
+Covers the rule (`decide`), the reader of what an attempt left on disk (`Evidence`), and `resume`, which opens a study
+and settles it. Uses the same conclusions as a living driver: `process.conclude`, `policy.retry`, `story`. Does not
+write to the study except through the store, and ends a process only after checking that it is still the same one.
+
+In order: what the dead driver had decided (its journal); a durable result; a kill by the watchdog; nothing at all,
+which is a lost attempt and is retried from its checkpoint. A process that still lives is ended first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scheduler.adapters.study import LeftTrial, OpenedStudy, StudyStore
+from scheduler.model import (
+    AttemptId,
+    EnqueueRetry,
+    ExitReason,
+    FinalState,
+    Footprint,
+    FootprintSource,
+    Json,
+    StudySpec,
+    TellTrial,
+    TrialId,
+)
+from scheduler.policy import retry
+from scheduler.process import Witness, conclude, tail
+from scheduler.registry import HostRegistry, read_json
+from scheduler.story import final_attrs
+
+END_TIMEOUT_S = 10.0
+_POLL_S = 0.05
+
+Decided = TellTrial | EnqueueRetry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndProcess:
+    """First end this process: its driver is dead, and a trial that still trains must not be given away."""
+
+    trial: TrialId
+    pid: int
+    start_time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remains:
+    """What the last attempt of a trial left behind.
+
+    attempt: its number, 0 when none was ever started. result: the last message, durable before the process left.
+    kill: the watchdog's record of a kill that was carried out. process: (pid, start_time) while it lives.
+    checkpoint: the newest of any attempt. reachable: False when the folder is on another host, so nothing is known.
+    """
+
+    attempt: int = 0
+    result: Json | None = None
+    kill: Mapping[str, Any] = field(default_factory=dict)
+    process: tuple[int, float] | None = None
+    checkpoint: str | None = None
+    log_tail: str = ""
+    reachable: bool = True
+
+
+def decide(
+    left: LeftTrial, remains: Remains, policy: retry.RetryPolicy, decided: Decided | None = None
+) -> Decided | EndProcess:
+    """What to do about a trial whose driver is gone. decided: what that driver had decided and not yet recorded."""
+    if remains.process is not None and remains.result is None:
+        return EndProcess(trial=left.trial, pid=remains.process[0], start_time=remains.process[1])
+    if decided is not None:
+        return decided
+    checkpoint = remains.checkpoint or left.attrs.get("resume_from")
+    if remains.reachable and remains.attempt == 0:
+        return EnqueueRetry(trial=left.trial, attempt=left.attempt, resume_from=checkpoint, reason="not started")
+    attempt = max(remains.attempt, left.attempt)
+    message = remains.result or {}
+    outcome = conclude(
+        Witness(
+            last=remains.result,
+            kill=dict(remains.kill),
+            ended_by=None if remains.result or remains.kill else "orphaned",
+            epochs=left.steps,
+            duration_s=float(message.get("duration_s") or 0.0),
+            checkpoint=checkpoint,
+            log_tail=remains.log_tail,
+        )
+    )
+    trusted = outcome.peak_bytes is not None and outcome.reason is ExitReason.COMPLETED
+    attrs = {
+        **final_attrs(outcome, _footprint(left.attrs), attempt, trusted_peak=trusted),
+        "settled": "after the driver's death",
+    }
+    # Attempts that this trial has lost, this one included; those the user interrupted are nobody's failure.
+    lost = left.retries + (attempt - left.attempt) + 1
+    verdict = retry.after(outcome, lost, policy)
+    if isinstance(verdict, retry.Retry):
+        return EnqueueRetry(
+            trial=left.trial, attempt=attempt + 1, resume_from=checkpoint, reason=outcome.reason.value, attrs=attrs
+        )
+    value = outcome.value if verdict.state is FinalState.COMPLETE else None
+    return TellTrial(trial=left.trial, state=verdict.state, value=value, attrs=attrs, constraint=verdict.constraint)
+
+
+def _footprint(attrs: Mapping[str, Any]) -> Footprint:
+    """The footprint the trial was asked with, as its attributes say."""
+    predicted, prior = attrs.get("footprint.predicted_bytes"), attrs.get("footprint.prior_bytes")
+    if not predicted:
+        return Footprint.unknown()
+    source = FootprintSource.PRIOR if predicted == prior else FootprintSource.CORRECTED
+    return Footprint(host_bytes=int(predicted), prior_bytes=int(prior or 0), source=source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Reads what attempts left on this host.
+
+    registry: the host's registrations and kills, None when there is none. start_time: pid -> the identity of the
+    process that has it now, None when there is no such process (`adapters.vitals.start_time`).
+    """
+
+    registry: HostRegistry | None = None
+    start_time: Callable[[int], float | None] = lambda pid: None
+
+    def of(self, trial: TrialId, run_folder: str | os.PathLike[str] | None) -> Remains:
+        """What is left of a trial's last attempt under a run folder."""
+        attempts = None if run_folder is None else Path(run_folder) / "attempts"
+        if attempts is None or not attempts.is_dir():
+            return Remains(reachable=False)
+        slug = re.compile(re.escape(AttemptId(trial, 0).slug.removesuffix("0")) + r"(\d+)")
+        found = sorted((int(m[1]), p) for p in attempts.iterdir() if (m := slug.fullmatch(p.name)))
+        if not found:
+            return Remains()
+        attempt, folder = found[-1]
+        return Remains(
+            attempt=attempt,
+            result=_durable(folder),
+            kill=self._kill(AttemptId(trial, attempt), folder),
+            process=self._process(folder),
+            checkpoint=_checkpoint([path for _, path in reversed(found)]),
+            log_tail=tail(folder / "trial.log"),
+        )
+
+    def _process(self, folder: Path) -> tuple[int, float] | None:
+        if self.registry is None:
+            return None
+        for registration in self.registry.registrations():
+            same = os.path.realpath(registration.folder) == os.path.realpath(folder)
+            if same and self.start_time(registration.pid) == registration.start_time:
+                return registration.pid, registration.start_time
+        return None
+
+    def _kill(self, attempt: AttemptId, folder: Path) -> dict[str, Any]:
+        written = read_json(os.fspath(folder / "kill.json"))
+        if written and written.get("reason"):
+            return written
+        if self.registry is None:
+            return {}
+        for story in reversed(self.registry.kills()):
+            where = story.records[0].get("folder") if story.records else None
+            elsewhere = where is not None and os.path.realpath(where) != os.path.realpath(folder)
+            if story.attempt == str(attempt) and story.signalled and not story.aborted and not elsewhere:
+                return {
+                    "kill_id": story.kill_id,
+                    "rule": story.rule,
+                    "reason": story.reason,
+                    "evidence": dict(story.evidence),
+                    "seconds": story.seconds,
+                }
+        return {}
+
+
+def _durable(folder: Path) -> Json | None:
+    message = read_json(os.fspath(folder / "result.json"))
+    return message if message is not None and message.get("type") in ("result", "error") else None
+
+
+def _checkpoint(newest_first: Sequence[Path]) -> str | None:
+    """The newest checkpoint of any attempt: a later attempt may have died before it wrote its first."""
+    for folder in newest_first:
+        path = folder / "checkpoint.pt"
+        if path.is_file():
+            return os.fspath(path)
+        before = (read_json(os.fspath(folder / "spec.json")) or {}).get("resume_from")
+        if before and Path(before).is_file():
+            return str(before)
+    return None
+
+
+def end(action: EndProcess, start_time: Callable[[int], float | None], timeout_s: float = END_TIMEOUT_S) -> bool:
+    """SIGKILL a trial process and its session, if it is still the same process; True once it is gone."""
+    deadline = time.monotonic() + timeout_s
+    while start_time(action.pid) == action.start_time:
+        # A trial leads its own session, so its group's number is its own; the plain kill is for one that does not.
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(OSError):
+                kill(action.pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def resume(
+    store: StudyStore,
+    spec: StudySpec,
+    candidates: Sequence[Mapping[str, Any]],
+    *,
+    evidence: Evidence,
+    policy: retry.RetryPolicy,
+    decided: Mapping[TrialId, Decided] | None = None,
+    journal: Callable[..., None] | None = None,
+) -> OpenedStudy:
+    """Open a study and settle what this run's dead driver left in it; what is returned is the state after that.
+
+    decided: what its journal holds of commands that may not have reached the study. journal: called as
+    `journal("trial.settled", trial=, verdict=, ...)`. Idempotent: after an error in the middle call it again.
+    """
+    opened = store.open(spec, candidates)
+    for left in opened.left:
+        verdict = settle(left, evidence, policy, (decided or {}).get(left.trial))
+        if verdict is None:
+            continue  # unkillable: it stays RUNNING, and is charged, until a later start finds it dead
+        stands: object = None
+        if isinstance(verdict, TellTrial):
+            stands = store.tell(verdict).value
+        else:
+            stands = store.enqueue_retry(verdict)
+        if journal is not None:
+            journal("trial.settled", trial=str(left.trial), verdict=type(verdict).__name__, stands=stands)
+    return store.open(spec, candidates) if opened.left else opened
+
+
+def settle(
+    left: LeftTrial, evidence: Evidence, policy: retry.RetryPolicy, decided: Decided | None = None
+) -> Decided | None:
+    """Decide about one trial, ending its process first where it lives. None: it cannot be ended."""
+    for _ in range(2):
+        verdict = decide(left, evidence.of(left.trial, left.folder), policy, decided)
+        if not isinstance(verdict, EndProcess):
+            return verdict
+        if not end(verdict, evidence.start_time):
+            return None
+    return None
