@@ -1,4 +1,4 @@
-"""What every test gets: its own host registry, no settings from outside, few threads, and hypothesis without a deadline.
+"""What every test gets: its own host registry, no settings from outside, few threads, no deadlines in hypothesis.
 
 Holds no fixtures for one module's sake: those live in that module's tests.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Two cores are what the timed tests are meant for; more threads would only make the tests disturb each other. Set before
-# torch is imported by anything.
+# Two cores are what the timed tests are meant for; more threads would only make the tests disturb each other. Set
+# before torch is imported by anything.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("MKL_NUM_THREADS", "2")
 

@@ -1,0 +1,72 @@
+"""What this machine is, for the plan: cores, device, memory, as the `WorkerFacts` of a worker that does not run yet.
+
+Asks the system without importing torch or Dask, so that `--dry-run` is quick. A running worker's facts come from the
+worker itself (see `agent`).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+from scheduler.model import DevicePool, WorkerFacts
+from scheduler.units import MIB
+
+# What a worker with its warm spare was measured to hold, before it has been asked; the ledger charges the real number.
+OVERHEAD_BYTES = 512 * MIB
+METAL_SHARE = 0.75  # of RAM, what Metal can safely hold; torch gives the exact number only once it is imported
+
+
+def cores() -> int:
+    """CPUs this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def resolve_device(device: str) -> str:
+    """`auto` made definite without importing torch (which costs seconds): Metal on Apple silicon, CUDA where there is
+    an NVIDIA driver and the installed torch is no CPU build, else the CPU."""
+    if device != "auto":
+        return device
+    if platform.system() == "Darwin":
+        return "mps" if platform.machine() == "arm64" else "cpu"
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return "cpu"
+    return "cuda" if Path("/proc/driver/nvidia/version").exists() and not version.endswith("+cpu") else "cpu"
+
+
+def facts(device: str, slots: int) -> WorkerFacts:
+    """The local worker as it will be: this host's memory, the device's pool (None when it cannot be asked)."""
+    from scheduler.adapters import vitals
+
+    memory = vitals.host_memory()
+    return WorkerFacts(
+        address="local",
+        host=socket.gethostname(),
+        slots=slots,
+        total_bytes=memory.total_bytes,
+        limit_bytes=memory.limit_bytes,
+        available_bytes=memory.available_bytes,
+        overhead_bytes=OVERHEAD_BYTES,
+        device=device_pool(device, memory.total_bytes),
+    )
+
+
+def device_pool(device: str, total_bytes: int) -> DevicePool | None:
+    """The memory of the device, None on the CPU and where the driver's tool gives no answer."""
+    if device == "mps":
+        return DevicePool(kind="mps", total_bytes=int(total_bytes * METAL_SHARE), unified=True)
+    if device != "cuda":
+        return None
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return DevicePool(kind="cuda", total_bytes=int(answer.split()[0]) * MIB, unified=False)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None

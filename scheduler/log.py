@@ -1,0 +1,115 @@
+"""Log lines: JSON for programs, key=value for people.
+
+Covers the two renderings and where the readable one goes. Event names are constant and dotted, units stand in the keys
+(`reserved_bytes`, `wait_s`): the readable line writes both for people (`reserved=31.2 GiB`, `wait=12.3 s`), the JSON
+line leaves them as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+from scheduler.units import gib
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+Sink = Callable[[str], None]
+
+
+def configure(level: str = "info", sink: Sink | None = None) -> None:
+    """Send what `get()` logs at `level` and above to `sink` as readable lines (default: stderr).
+
+    The standard library's warnings and errors (Dask, Optuna, tornado) go the same way, their chatter does not.
+    """
+    write = sink or stderr_sink
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.processors.format_exc_info,
+            readable,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=lambda *_: _SinkLogger(write),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if isinstance(each, _Forward)]:
+        root.removeHandler(handler)
+    root.addHandler(_Forward(write))
+    root.setLevel(logging.WARNING if LEVELS[level] > logging.DEBUG else logging.INFO)
+
+
+def get(**context: Any) -> Any:
+    """A logger; `context` stands on each of its lines."""
+    return structlog.get_logger(**context)
+
+
+def readable(_logger: Any, _method: str, event: Mapping[str, Any]) -> str:
+    """One event as a line: time, level (when not info), name, key=value; a traceback follows on its own lines."""
+    fields = dict(event)
+    time, name = fields.pop("timestamp", ""), fields.pop("event", "")
+    level, trace = fields.pop("level", "info"), fields.pop("exception", None)
+    parts = [
+        time,
+        "" if level == "info" else level.upper(),
+        str(name),
+        *(_pair(key, value) for key, value in fields.items()),
+    ]
+    line = " ".join(part for part in parts if part)
+    return line if trace is None else f"{line}\n{trace}"
+
+
+def json_line(event: str, fields: Mapping[str, Any]) -> str:
+    """One event as one JSON line; values JSON does not know become text."""
+    rendered = structlog.processors.JSONRenderer(serializer=json.dumps, default=str, ensure_ascii=False)
+    text = rendered(None, "info", {"event": event, **fields})
+    return text if isinstance(text, str) else text.decode()
+
+
+def stderr_sink(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class _SinkLogger:
+    """What structlog calls with the rendered line."""
+
+    def __init__(self, write: Sink) -> None:
+        self._write = write
+
+    def msg(self, line: str) -> None:
+        self._write(line)
+
+    debug = info = warning = error = critical = exception = fatal = log = warn = msg
+
+
+class _Forward(logging.Handler):
+    """Standard-library records as readable lines."""
+
+    def __init__(self, write: Sink) -> None:
+        super().__init__(logging.WARNING)
+        self._write = write
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", "%H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._write(self.format(record))
+        except Exception:  # a log line must never end the batch
+            self.handleError(record)
+
+
+def _pair(key: str, value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and key.endswith("_bytes"):
+        return f"{key[:-6]}={gib(value).replace(' ', '')}"
+    if isinstance(value, int | float) and not isinstance(value, bool) and key.endswith("_s"):
+        return f"{key[:-2]}={value:.1f}s"
+    if isinstance(value, float):
+        return f"{key}={value:.6g}"
+    text = str(value)
+    return f"{key}={json.dumps(text, ensure_ascii=False) if not text or any(c.isspace() for c in text) else text}"

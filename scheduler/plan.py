@@ -1,0 +1,278 @@
+"""The plan: what of each study fits the workers there are, how much at once, and what never will and why.
+
+Pure: settings and workers' facts in, a `Plan` out; starts nothing, prints nothing. The dry run is this plan shown, the
+real run begins with it. Sizes come from the training side's functions, named by dotted path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scheduler.model import Json, StudySpec, UsageError, WorkerFacts
+from scheduler.policy import admission
+from scheduler.settings import BUDGETS, Settings
+from scheduler.units import GIB, gib
+
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """One worker's share of the plan: what it may promise in all, and what is left of it for trials.
+
+    device_bytes: of the device's own pool or cap; None where there is none or it cannot be asked.
+    """
+
+    facts: WorkerFacts
+    capacity_bytes: int
+    device_bytes: int | None
+
+    @property
+    def trial_bytes(self) -> int:
+        """The most a single trial may take: the worker's own processes are charged first."""
+        return max(0, self.capacity_bytes - self.facts.overhead_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyPlan:
+    """One study's part. Ranges are (smallest, largest); None where no estimator can say.
+
+    fits, never: numbers of architectures; footprint_bytes: at the micro-batch each would get on the largest worker.
+    smallest_bytes: the least any architecture needs, at micro-batch 1. at_once: with the largest, with the smallest
+    footprint. refusal: why the study cannot run at all, one line; None when it can. architectures: those that fit, in
+    the order of the candidates.
+    """
+
+    spec: StudySpec
+    fits: int
+    never: int
+    footprint_bytes: tuple[int, int] | None = None
+    micro_batch: tuple[int, int] | None = None
+    at_once: tuple[int, int] | None = None
+    smallest_bytes: int | None = None
+    refusal: str | None = None
+    architectures: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> Json:
+        return {
+            "study": self.spec.name,
+            "budget": self.spec.budget,
+            "horizon_days": self.spec.horizon,
+            "trials": self.spec.quota,
+            "slots_per_trial": self.spec.slots,
+            "architectures_fit": self.fits,
+            "architectures_never_fit": self.never,
+            "footprint_bytes": _span("min", "max", self.footprint_bytes),
+            "micro_batch": _span("min", "max", self.micro_batch),
+            "at_once": _span("min", "max", self.at_once),
+            "smallest_footprint_bytes": self.smallest_bytes,
+            "refusal": self.refusal,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """All studies and the room there is for them."""
+
+    name: str
+    rooms: tuple[Room, ...]
+    studies: tuple[StudyPlan, ...]
+    memory_budget: str
+
+    @property
+    def runnable(self) -> tuple[StudySpec, ...]:
+        """The studies that can run, in order."""
+        return tuple(each.spec for each in self.studies if each.refusal is None)
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        return tuple(each.refusal for each in self.studies if each.refusal is not None)
+
+    def to_json(self) -> Json:
+        workers = [
+            {
+                "address": room.facts.address,
+                "host": room.facts.host,
+                "slots": room.facts.slots,
+                "limit_bytes": room.facts.limit_bytes,
+                "available_bytes": room.facts.available_bytes,
+                "capacity_bytes": room.capacity_bytes,
+                "overhead_bytes": room.facts.overhead_bytes,
+                "device_capacity_bytes": room.device_bytes,
+            }
+            for room in self.rooms
+        ]
+        studies = [study.to_json() for study in self.studies]
+        return {"run": self.name, "memory_budget": self.memory_budget, "workers": workers, "studies": studies}
+
+
+def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
+    """The plan for these workers. Raises UsageError: budget above what exists, bad data file, unknown function."""
+    budget = admission.parse_memory_budget(settings.memory_budget)
+    rooms = tuple(
+        Room(
+            facts=facts,
+            capacity_bytes=admission.capacity(budget, facts),
+            device_bytes=admission.device_capacity(facts.device),
+        )
+        for facts in workers
+    )
+    functions = load_functions(settings)
+    specs = with_data_facts(settings.studies(), functions["check_data"])
+    sized: dict[str, StudyPlan] = {}
+    studies = []
+    for spec in specs:
+        # Studies that differ by horizon alone need the same memory: size the grid once.
+        key = repr(sorted((k, v) for k, v in spec.context.items() if k not in ("horizon", "data"))) + str(spec.slots)
+        if key not in sized:
+            sized[key] = _study(spec, rooms, settings, functions)
+        found = sized[key]
+        refusal = None if found.refusal is None else found.refusal.replace(found.spec.name, spec.name, 1)
+        studies.append(dataclasses.replace(found, spec=spec, refusal=refusal))
+    return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=settings.memory_budget)
+
+
+def load_functions(settings: Settings) -> dict[str, Function | None]:
+    """The training functions by their key. Raises UsageError for one that cannot be imported; the objective, which may
+    import torch, is looked up by the trial process alone."""
+    paths = settings.training.model_dump()
+    paths.pop("objective")
+    return {key: None if path is None else load_function(path, f"training.{key}") for key, path in paths.items()}
+
+
+def load_function(path: str, key: str) -> Function:
+    """The function `package.module:function`. Raises UsageError naming the key."""
+    module_name, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own module usually lies where the command is started
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{key}: cannot find {path} ({error}); check the spelling, or PYTHONPATH") from None
+    if not callable(found):
+        raise UsageError(f"{key}: {path} is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def with_data_facts(specs: Sequence[StudySpec], check: Function | None) -> tuple[StudySpec, ...]:
+    """The specs with their data file checked and its number of features noted. Raises UsageError for a bad file."""
+    seen: dict[tuple[Any, int], Any] = {}
+    done = []
+    for spec in specs:
+        if check is None:
+            done.append(spec)
+            continue
+        key = (spec.context["data"], spec.horizon)
+        if key not in seen:
+            try:
+                seen[key] = check(*key)
+            except (ValueError, OSError) as error:
+                raise UsageError(f"data: {error}") from None
+        n_features = getattr(seen[key], "n_features", spec.context["n_features"])
+        done.append(dataclasses.replace(spec, context={**spec.context, "n_features": n_features}))
+    return tuple(done)
+
+
+def _study(
+    spec: StudySpec, rooms: Sequence[Room], settings: Settings, functions: Mapping[str, Function | None]
+) -> StudyPlan:
+    candidates, estimate = functions["candidates"], functions["estimate"]
+    if candidates is None or estimate is None:
+        return StudyPlan(spec=spec, fits=0, never=0)  # nobody can size it: its trials are measured alone first
+    context = dict(spec.context)
+    architectures = candidates(context)
+    if not architectures:
+        raise UsageError(f"study {spec.name}: {settings.training.candidates} gives no architecture for {spec.budget}")
+    largest = max(rooms, key=lambda room: room.trial_bytes)
+    smallest = min(architectures, key=lambda params: _need(estimate, params, 1, context))
+    smallest_bytes = _need(estimate, smallest, 1, context)
+    sizes, batches, fitting = [], [], []
+    for params in architectures:
+        batch = _micro_batch(functions["micro_batch"], estimate, params, context, largest)
+        if batch is not None:
+            batches.append(batch)
+            fitting.append(params)
+            sizes.append(_need(estimate, params, batch, context))
+    never = len(architectures) - len(sizes)
+    if not sizes:
+        refusal = _refusal(spec, smallest, smallest_bytes, largest, settings)
+        return StudyPlan(spec=spec, fits=0, never=never, smallest_bytes=smallest_bytes, refusal=refusal)
+    least, most = min(sizes), max(sizes)
+    return StudyPlan(
+        spec=spec,
+        fits=len(sizes),
+        never=never,
+        footprint_bytes=(least, most),
+        micro_batch=(min(batches), max(batches)),
+        at_once=(_at_once(spec, most, rooms), _at_once(spec, least, rooms)),
+        smallest_bytes=smallest_bytes,
+        architectures=tuple(fitting),
+    )
+
+
+def _need(estimate: Function, params: Mapping[str, Any], batch: int, context: Mapping[str, Any]) -> int:
+    return int(estimate({**params, "micro_batch": batch}, context)["host_bytes"])
+
+
+def _micro_batch(
+    micro_batch: Function | None, estimate: Function, params: Mapping[str, Any], context: Mapping[str, Any], room: Room
+) -> int | None:
+    if micro_batch is None:
+        return 1 if _need(estimate, params, 1, context) <= room.trial_bytes else None
+    found: int | None = micro_batch(
+        params,
+        context,
+        room.trial_bytes,
+        device_limit_bytes=room.device_bytes,
+        target_effective_batch=context["target_effective_batch"],
+    )
+    return found
+
+
+def _at_once(spec: StudySpec, footprint_bytes: int, rooms: Sequence[Room]) -> int:
+    """How many trials of this size run together, by memory and by slots, all workers empty otherwise."""
+    return sum(
+        min(room.trial_bytes // max(1, footprint_bytes), room.facts.slots // min(spec.slots, room.facts.slots))
+        for room in rooms
+    )
+
+
+def _refusal(spec: StudySpec, params: Mapping[str, Any], needed: int, room: Room, settings: Settings) -> str:
+    shape = ", ".join(f"{key}={params[key]}" for key in ("d_model", "n_layers") if key in params)
+    total = needed + room.facts.overhead_bytes
+    budget = settings.memory_budget
+    limit = room.facts.limit_bytes
+    helps = []
+    if total <= limit * 0.95:
+        helps.append(f"--memory-budget {_round_up_gib(total)}GiB")
+    else:
+        share = float(budget.rstrip("% ")) / 100 if budget.strip().endswith("%") else 0.9
+        others = max(0, limit - room.facts.available_bytes - room.facts.overhead_bytes)
+        helps.append(f"a host with {_round_up_gib(int((total + others) / share))} GiB or more (--cluster)")
+    smaller = [name for name, count in BUDGETS.items() if count < BUDGETS.get(spec.budget, 0)]
+    if smaller:
+        helps.append(f"a smaller budget than {spec.budget} ({', '.join(smaller)})")
+    what = (
+        "the device is too small" if needed <= room.trial_bytes else f"the largest worker has {gib(room.trial_bytes)}"
+    )
+    return (
+        f"study {spec.name} cannot run: its smallest trial ({shape}, micro-batch 1) needs {gib(needed)}, {what} for a "
+        f"trial (memory budget {budget} of {gib(limit)}, less what others and the worker itself hold); what would "
+        f"help: {' or '.join(helps)}"
+    )
+
+
+def _round_up_gib(size_bytes: int) -> int:
+    return -(-size_bytes // GIB)
+
+
+def _span(low: str, high: str, pair: tuple[int, int] | None) -> Json | None:
+    return None if pair is None else {low: pair[0], high: pair[1]}

@@ -1,0 +1,185 @@
+"""Results: the table at the end, `results.csv` (a row per trial), `best/<study>.json`.
+
+Works on plain rows as `StudyStore.rows(study)` gives them: flat mappings with the keys `number`, `state` (RUNNING,
+COMPLETE, PRUNED, FAIL, WAITING), `value`, `started`, `ended`, `steps`, the sampled parameters and the trial's
+attributes (d_model, n_layers, n_heads, d_ff, param_count, micro_batch, `footprint.predicted_bytes`, `footprint.observed_peak_bytes`,
+`duration_s`, `stop_reason`, ...). No key but number and state must be there. Asks no study and knows no database.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from scheduler.console import duration
+from scheduler.model import StudySpec
+from scheduler.plan import Plan, StudyPlan
+from scheduler.run_folder import write_durably
+from scheduler.units import gib
+
+Row = Mapping[str, Any]
+# The first columns of results.csv, in this order; what else the rows hold follows, sorted.
+COLUMNS = (
+    "study",
+    "budget",
+    "horizon",
+    "number",
+    "state",
+    "value",
+    "stop_reason",
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "d_ff",
+    "param_count",
+    "micro_batch",
+    "accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "dropout",
+    "epochs",
+    "steps",
+    "attempts",
+    "duration_s",
+    "footprint.predicted_bytes",
+    "footprint.observed_peak_bytes",
+    "started",
+    "ended",
+)
+FINAL = ("COMPLETE", "PRUNED", "FAIL")
+
+
+def finish(
+    folder: Path,
+    studies: Sequence[StudySpec],
+    rows: Mapping[str, Sequence[Row]],
+    *,
+    notes: Mapping[str, str] | None = None,
+    stream: TextIO | None = None,
+) -> None:
+    """Write results.csv and best/, then print the table to `stream` (default: stdout).
+
+    rows: by the study's name. notes: a study's closing remark ("closed: 5 failures in a row: ...").
+    """
+    write_files(folder, studies, rows)
+    console = Console(file=stream, soft_wrap=False)
+    console.print(results_table(studies, rows, notes or {}))
+    console.print(f"results in {folder}", soft_wrap=True, highlight=False)
+
+
+def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> None:
+    """results.csv and best/<study>.json; each file is replaced as a whole. Raises OSError."""
+    write_durably(folder / "results.csv", to_csv(studies, rows))
+    (folder / "best").mkdir(parents=True, exist_ok=True)
+    for spec in studies:
+        best = best_row(rows.get(spec.name, ()))
+        if best is not None:
+            text = json.dumps({"study": spec.name, **best}, indent=1, sort_keys=True, default=str)
+            write_durably(folder / "best" / f"{spec.name}.json", text + "\n")
+
+
+def to_csv(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> str:
+    """The CSV text: one line per trial, empty where a trial lacks a value."""
+    full = [
+        {"study": spec.name, "budget": spec.budget, "horizon": spec.horizon, **row}
+        for spec in studies
+        for row in rows.get(spec.name, ())
+    ]
+    others = sorted({key for row in full for key in row} - set(COLUMNS))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, *others], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in full)
+    return text.getvalue()
+
+
+def best_row(rows: Iterable[Row]) -> Row | None:
+    """The completed trial with the smallest value, the earliest of equals; None while there is none."""
+    complete = [row for row in rows if row["state"] == "COMPLETE" and row.get("value") is not None]
+    return min(complete, key=lambda row: (row["value"], row["number"]), default=None)
+
+
+def results_table(
+    studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]], notes: Mapping[str, str] | None = None
+) -> Table:
+    """One line per study: how many trials ended how, and the best of them."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("study", no_wrap=True)
+    for name in ("complete", "pruned", "failed", "best loss", "trial", "d_model", "layers", "batch", "peak", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if notes:
+        table.add_column("note", overflow="fold")
+    for spec in studies:
+        mine = rows.get(spec.name, ())
+        counts = [sum(row["state"] == state for row in mine) for state in FINAL]
+        best: Row = best_row(mine) or {}
+        value, peak, took = best.get("value"), best.get("footprint.observed_peak_bytes"), best.get("duration_s")
+        table.add_row(
+            spec.name,
+            f"{counts[0]}/{spec.quota}",
+            *(str(count or "") for count in counts[1:]),
+            "" if value is None else f"{value:.4f}",
+            str(best.get("number", "")),
+            str(best.get("d_model", "")),
+            str(best.get("n_layers", "")),
+            str(best.get("micro_batch", "")),
+            "" if peak is None else gib(int(peak)),
+            "" if took is None else duration(float(took)),
+            *([notes.get(spec.name, "")] if notes else []),
+        )
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """The dry run's table: one line per study."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("study", no_wrap=True)
+    for name in ("trials", "fit", "never", "footprint", "micro-batch", "at once"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for study in plan.studies:
+        table.add_row(study.spec.name, str(study.spec.quota), str(study.fits), str(study.never), *_plan_cells(study))
+    return table
+
+
+def print_plan(plan: Plan, *, as_json: bool, stream: TextIO | None = None) -> None:
+    """Show the plan on `stream` (default: stdout), as tables or as one JSON object."""
+    console = Console(file=stream, soft_wrap=True, highlight=False)
+    if as_json:
+        console.out(json.dumps(plan.to_json(), indent=2), highlight=False)
+        return
+    for room in plan.rooms:
+        console.print(
+            f"worker {room.facts.host}: memory budget {plan.memory_budget} of {gib(room.facts.limit_bytes)} -> "
+            f"capacity {gib(room.capacity_bytes)}, {gib(room.trial_bytes)} of it for trials; {room.facts.slots} slots"
+        )
+    console.print(plan_table(plan), soft_wrap=False)
+    for refusal in plan.refusals:
+        console.print(refusal, markup=False)
+    console.print("dry run: nothing was started or written")
+
+
+def _plan_cells(study: StudyPlan) -> tuple[str, str, str]:
+    if study.refusal is not None:
+        least = "" if study.smallest_bytes is None else f"from {gib(study.smallest_bytes)}"
+        return least, "", "refused"
+    if study.footprint_bytes is None or study.at_once is None:
+        return "unknown: measured alone first", "", ""
+    low, high = study.footprint_bytes
+    batch = "" if study.micro_batch is None else _range(*study.micro_batch)
+    return f"{gib(low)} to {gib(high)}", batch, _range(*study.at_once)
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True, default=str) if isinstance(value, dict | list | tuple) else value

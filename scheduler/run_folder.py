@@ -1,0 +1,113 @@
+"""The folder of a run as the edge sees it: resolved settings, and what its trials mean.
+
+Covers `settings.yaml` and `meaning.json`, and the refusal to resume a run whose trials would mean something else.
+Locks, journal and attempts in the same folder are others' business.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from scheduler.model import UsageError
+
+if TYPE_CHECKING:
+    from scheduler.settings import Settings
+
+_ABSENT = "(not set)"
+
+
+def check(settings: Settings) -> None:
+    """Raise UsageError when the run folder holds studies that mean something else; writes nothing."""
+    known = _read_meaning(settings.run_folder / "meaning.json")
+    for study, now in settings.meaning().items():
+        before = known.get(study)
+        if before is None:
+            continue
+        for key in sorted({*before, *now}):
+            old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
+            if old != new:
+                raise UsageError(
+                    f"run {settings.name!r} was started with {key} = {_shown(old)}, now it is {_shown(new)}: the trials "
+                    f"of {study} would not be comparable; set it back, or give this run a --name of its own"
+                )
+
+
+def prepare(settings: Settings) -> Path:
+    """Check, then make the run folder with its settings.yaml and meaning.json; returns its absolute path.
+
+    Raises UsageError: the trials would mean something else, or the folder cannot be written.
+    """
+    check(settings)
+    folder = settings.run_folder
+    try:
+        (folder / "attempts").mkdir(parents=True, exist_ok=True)
+        meaning = {**_read_meaning(folder / "meaning.json"), **settings.meaning()}
+        write_durably(folder / "meaning.json", json.dumps(meaning, indent=1, sort_keys=True) + "\n")
+        text = "# What this run was last started with (arguments, environment and files resolved).\n" + resolved_yaml(
+            settings
+        )
+        write_durably(folder / "settings.yaml", text)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the run folder {folder}: {error.strerror or error}; give another --runs-dir"
+        ) from None
+    return folder
+
+
+def resolved_yaml(settings: Settings) -> str:
+    """The settings as YAML text, passwords hidden."""
+    return yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True, width=110)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a file's content: whoever reads it, also after a power cut, sees the old or the new text in full."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def content_hash(path: Path) -> str:
+    """Which data this is, wherever it lies: 16 hex digits of its SHA-256. Raises UsageError when it cannot be read."""
+    try:
+        stat = path.stat()
+        return _hash(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise UsageError(f"cannot read the data file {path}: {error.strerror or error}") from None
+
+
+@functools.lru_cache(maxsize=32)
+def _hash(path: Path, size: int, changed_ns: int) -> str:
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _read_meaning(path: Path) -> dict[str, Mapping[str, Any]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path} ({error}); remove it to take the present settings for it") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds no study; remove it to take the present settings for it")
+    return data
+
+
+def _shown(value: Any) -> str:
+    return value if value == _ABSENT else json.dumps(value)
