@@ -21,7 +21,6 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
 
-from scheduler import watchdog
 from scheduler.adapters import vitals
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome
 from scheduler.process import TrialProcess, TrialStartError, Witness, conclude, tail
@@ -58,11 +57,8 @@ class AttemptRun:
     registration: Registration
     seen: Witness
     started: float
-    stop_reason: str | None = None
-    stopped: bool = False
-    used_bytes: int = 0
     saved_at: float | None = None
-    family: dict[int, float] = field(default_factory=dict)  # pid -> start time of every descendant ever sampled
+    family: set[tuple[int, float]] = field(default_factory=set)  # (pid, start time) of every descendant ever sampled
 
 
 class Agent(WorkerPlugin):
@@ -89,7 +85,8 @@ class Agent(WorkerPlugin):
         self._watchdog: Any = None
         self._tree_bytes = 0
         # Dask would show only the worker's own RSS; what a person wants to see is the trials' memory.
-        worker.monitor.get_process_memory = lambda: self._tree_bytes or vitals.own_bytes()
+        own = worker.monitor.get_process_memory
+        worker.monitor.get_process_memory = lambda: self._tree_bytes or own()
         threading.Thread(target=self._live, name="headroom-agent", daemon=True).start()
 
     def teardown(self, worker: Worker) -> None:
@@ -132,36 +129,29 @@ class Agent(WorkerPlugin):
 
     def _facts(self) -> Json:
         memory = vitals.host_memory()
-        overhead = vitals.own_bytes() + int(self._ready.get("rss_bytes", 0))
+        self._measure([])
         return {
             "host": socket.gethostname(),
             "slots": self.worker.state.nthreads,
             "total_bytes": memory.total_bytes,
             "limit_bytes": memory.limit_bytes,
             "available_bytes": memory.available_bytes,
-            "overhead_bytes": overhead,
+            "overhead_bytes": self._tree_bytes,  # this worker, its watchdog and the warm spare: no trial runs yet
             "device": self._ready.get("device"),
         }
 
     def _keep_watchdog(self) -> None:
         """One per agent is started; flock decides which of the host's watches and which stand by."""
         if self.config.watchdog_mode != "off" and (self._watchdog is None or self._watchdog.poll() is not None):
+            from scheduler import watchdog
+
             self._watchdog = watchdog.start(self.registry.root)
 
     def _vitals(self) -> Json:
         memory = vitals.host_memory()
         with self._lock:
             runs = list(self._runs.values())
-        used, peaks = {}, {}
-        for run in runs:
-            sample = vitals.sample_tree(run.process.pid, run.registration.start_time)
-            if sample is None:
-                continue
-            run.used_bytes = used[run.attempt] = sample.footprint_bytes
-            run.family.update(sample.members)
-            if (peak := vitals.peak_bytes(run.process.pid)) is not None:
-                run.seen.peak_bytes = peaks[run.attempt] = max(peak, run.seen.peak_bytes or 0)
-        self._tree_bytes = vitals.own_bytes() + sum(used.values())
+        used, peaks = self._measure(runs)
         reading = self.registry.pressure() if self.config.watchdog_mode != "off" else None
         return {
             "type": "vitals",
@@ -171,6 +161,27 @@ class Agent(WorkerPlugin):
             "used_bytes": used,
             "peak_bytes": peaks,
         }
+
+    def _measure(self, runs: list[AttemptRun]) -> tuple[dict[str, int], dict[str, int]]:
+        """(used, peak) bytes of each attempt; the worker's whole tree goes to Dask's dashboard."""
+        own = os.getpid()
+        wanted: dict[str, Any] = {"": (own, vitals.start_time(own), False, ())}
+        for run in runs:
+            wanted[run.attempt] = (run.process.pid, run.registration.start_time, False, tuple(run.family))
+        samples = vitals.sample_trees(wanted)
+        used, peaks = {}, {}
+        for run in runs:
+            sample = samples[run.attempt]
+            if sample is None:
+                continue
+            run.family.update(sample.members)
+            if sample.footprint_bytes is not None:
+                used[run.attempt] = sample.footprint_bytes
+            if (peak := vitals.peak_bytes(run.process.pid)) is not None:
+                run.seen.peak_bytes = peaks[run.attempt] = max(peak, run.seen.peak_bytes or 0)
+        tree = samples[""]
+        self._tree_bytes = (tree.footprint_bytes or 0) if tree is not None else 0
+        return used, peaks
 
     def _end_orphans(self) -> None:
         """The scheduler cancels a task when its driver is gone; nothing may compute on for nobody."""
@@ -270,13 +281,12 @@ class Agent(WorkerPlugin):
             early = self._stops.get(run.attempt)
         if early is not None:
             process.send({"cmd": "stop", "reason": early})
-        oom_kills = vitals.oom_kills()
+        oom = vitals.OomWitness()
         for message in process.messages():
             self._on_message(run, message)
         run.seen.exit_status = process.close()
         run.seen.duration_s = time.monotonic() - run.started
-        after = vitals.oom_kills()
-        run.seen.oom_killed = oom_kills is not None and after is not None and after > oom_kills
+        run.seen.oom_killed = oom.blames_kernel(run.seen.exit_status)
 
     def _on_message(self, run: AttemptRun, message: Json) -> None:
         now, seen = time.monotonic(), run.seen
@@ -326,7 +336,7 @@ class Agent(WorkerPlugin):
 
     def _sweep(self, run: AttemptRun) -> None:
         """End what escaped the session (setsid, double fork): every descendant sampled while it ran."""
-        for pid, started in run.family.items():
+        for pid, started in run.family:
             if pid != run.process.pid and vitals.start_time(pid) == started:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)

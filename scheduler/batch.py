@@ -55,7 +55,8 @@ class BatchState:
                 self._close(self.studies[name], f"sampling failed: {detail}", early=True)
             case m.QuotaReached(study=name):
                 self.studies[name].asking = False
-                self._close(self.studies[name], "quota reached with other drivers", early=False)
+                if not self.draining:  # then it is the recorder's answer to an ask that is no longer wanted
+                    self._close(self.studies[name], "quota reached with other drivers", early=False)
             case m.AttemptStarted():
                 self._on_started(event)
             case m.AttemptProgress():
@@ -306,6 +307,8 @@ class BatchState:
         study.counted += 1
         if state is m.FinalState.COMPLETE:
             study.durations_s.append(outcome.duration_s)
+            if outcome.value is not None and (study.best is None or outcome.value < study.best):
+                study.best = outcome.value
         attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=self._trusted(trial, outcome))
         value = outcome.value if state is m.FinalState.COMPLETE else None
         self._tell(trial, state, value, attrs, constraint=verdict.constraint)

@@ -50,6 +50,7 @@ class Study:
     untold: int = 0
     closed: str | None = None
     closed_early: bool = False
+    best: float | None = None
     durations_s: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 

@@ -115,7 +115,7 @@ class TrialProcess:
                     kill(target, signal.SIGKILL)
 
     def close(self, timeout_s: float = 10.0) -> int | None:
-        """End what is left of its session, reap it, free the pipes. Returns the exit status, None if it will not die."""
+        """End what is left of its session, reap it, free the pipes. Returns the exit status, None if it lives on."""
         with contextlib.suppress(OSError, ValueError):
             if self._popen.stdin is not None:
                 self._popen.stdin.close()
@@ -134,7 +134,7 @@ class Witness:
     """All that was seen of one attempt; `conclude` makes the outcome of it.
 
     last: the `result` or `error` message, None when none came. ended_by: why the agent itself ended it, None if it
-    did not. kill: the watchdog's record, empty without one. oom_killed: the kernel counted a kill meanwhile.
+    did not. kill: the watchdog's record, empty without one. oom_killed: the kernel killed it and counted that.
     """
 
     last: Json | None = None
@@ -173,7 +173,7 @@ def conclude(seen: Witness) -> Outcome:
     elif seen.ended_by is not None:
         reason = ExitReason.LOST if seen.ended_by == "orphaned" else ExitReason.INTERRUPTED
         detail = f"ended: {seen.ended_by}"
-    elif seen.oom_killed and seen.exit_status == -signal.SIGKILL:
+    elif seen.oom_killed:
         reason, detail = ExitReason.KERNEL_OOM, "killed by the kernel: out of memory"
     else:
         detail = describe_status(seen.exit_status)

@@ -63,7 +63,7 @@ class Cluster:
 
     @classmethod
     def local(cls, *, slots: int, memory_bytes: int, topic: str, dashboard: str | None, scratch: str) -> Cluster:
-        """One worker process on this machine, `slots` threads; memory_bytes is what the Dask dashboard shows as limit."""
+        """One worker process on this machine with `slots` threads; memory_bytes: the limit that Dask's dashboard shows."""
         dask.config.set(DASK_CONFIG)
         local = LocalCluster(
             n_workers=1,

@@ -1,0 +1,61 @@
+"""Final decisions as journal lines: what the brain decided about a trial, so that a restart can still tell the study.
+
+Pure: `write` and `outstanding` are inverses. A decision is outstanding until the line `trial.told` confirms it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from scheduler.model import EnqueueRetry, FinalState, Json, TellTrial, TrialId
+
+
+def write(command: TellTrial | EnqueueRetry) -> tuple[str, Json]:
+    """(event name, fields) of the journal line."""
+    fields: Json = {"trial": str(command.trial), "attrs": dict(command.attrs)}
+    if isinstance(command, TellTrial):
+        fields |= {"state": command.state.value, "value": command.value, "constraint": command.constraint}
+        return "trial.ended", fields
+    fields |= {"next_attempt": command.attempt, "resume_from": command.resume_from, "reason": command.reason}
+    return "trial.requeued", fields
+
+
+def outstanding(records: Iterable[Mapping[str, Any]]) -> dict[TrialId, TellTrial | EnqueueRetry]:
+    """Decisions in a journal that the study may not have heard of. Lines that do not parse are skipped: such a trial
+    is settled from what its attempt left."""
+    found: dict[TrialId, TellTrial | EnqueueRetry] = {}
+    for record in records:
+        try:
+            match record["event"]:
+                case "trial.ended" | "trial.requeued":
+                    command = _read(record)
+                    found[command.trial] = command
+                case "trial.told":
+                    found.pop(_trial(record), None)
+        except (KeyError, ValueError, TypeError):
+            continue
+    return found
+
+
+def _trial(record: Mapping[str, Any]) -> TrialId:
+    study, _, number = str(record["trial"]).rpartition("/")
+    return TrialId(study, int(number))
+
+
+def _read(record: Mapping[str, Any]) -> TellTrial | EnqueueRetry:
+    if record["event"] == "trial.ended":
+        return TellTrial(
+            trial=_trial(record),
+            state=FinalState(record["state"]),
+            value=record["value"],
+            attrs=record["attrs"],
+            constraint=record["constraint"],
+        )
+    return EnqueueRetry(
+        trial=_trial(record),
+        attempt=record["next_attempt"],
+        resume_from=record["resume_from"],
+        reason=record["reason"],
+        attrs=record["attrs"],
+    )

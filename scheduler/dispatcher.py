@@ -1,0 +1,325 @@
+"""The dispatcher: drains events, asks the brain, carries out its commands.
+
+One loop in one thread. All else (Dask, the recorder, signals, the keyboard) only puts events into its
+queue. Translates between the agents' messages and the brain's events, journals both sides, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scheduler import agent, decisions
+from scheduler import model as m
+from scheduler.adapters.cluster import Cluster
+from scheduler.batch import BatchState
+from scheduler.recorder import Recorder
+
+TICK_S = 1.0
+CLUSTER_LOST_AFTER_S = 30.0  # a Dask scheduler that restarts comes back within seconds, or not at all
+WORKER_NAG_S = 60.0
+
+Log = Callable[..., None]
+Recover = Callable[[m.AttemptId, m.Outcome], m.Outcome]
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """What the driver knows of an attempt that its worker may take with it when it dies."""
+
+    worker: str
+    launch: m.LaunchAttempt
+    checkpoint: str | None = None
+
+
+class Dispatcher:
+    """Runs a batch to its end.
+
+    log: `log(event, durable=False, **fields)`, one constant dotted name per kind of event. recover: given an attempt
+    whose worker was lost and its outcome so far, what its outcome really was. watch: called about once a second.
+    """
+
+    def __init__(
+        self,
+        brain: BatchState,
+        cluster: Cluster,
+        recorder: Callable[[Callable[[m.Event], None]], Recorder],
+        *,
+        objective: str,
+        folder: Path,
+        log: Log,
+        recover: Recover,
+        watch: Callable[[BatchState], None] = lambda brain: None,
+    ) -> None:
+        self.brain, self.cluster = brain, cluster
+        self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+        self.recorder = recorder(self.post)
+        self._objective, self._folder, self._log, self._recover, self._watch = objective, folder, log, recover, watch
+        self._inflight: dict[m.AttemptId, _InFlight] = {}
+        self._end: m.EndBatch | None = None
+        self._connected_at = self._nagged_at = time.monotonic()
+        self._failure: m.HeadroomError | None = None
+
+    def post(self, event: m.Event) -> None:
+        """Enqueue an event; callable from any thread and from signal handlers."""
+        self._events.put(event)
+
+    def run(self) -> m.EndBatch:
+        """Go on until the brain ends the batch. Raises HeadroomError when it cannot go on at all."""
+        next_tick = time.monotonic() + TICK_S
+        while self._end is None:
+            try:
+                event = self._events.get(timeout=max(0.0, next_tick - time.monotonic()))
+            except queue.Empty:
+                event = m.Tick()
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + TICK_S
+                self._look_after(now)
+                self._take(m.Tick(), now)
+            if not isinstance(event, m.Tick):
+                self._take(event, now)
+            if self._failure is not None:
+                raise self._failure
+        return self._end
+
+    def _take(self, event: m.Event, now: float) -> None:
+        self._note(event)
+        if isinstance(event, m.AttemptEnded):
+            self._inflight.pop(event.attempt, None)
+        draining = self.brain.draining
+        for command in self.brain.handle(event, now):
+            self._carry_out(command)
+        if self.brain.draining and not draining:
+            self.recorder.drain()
+
+    def _look_after(self, now: float) -> None:
+        self._watch(self.brain)
+        if self.cluster.is_connected:
+            self._connected_at = now
+        elif now - self._connected_at > CLUSTER_LOST_AFTER_S and not self.brain.draining:
+            self._log("cluster.lost", durable=True, after_s=round(now - self._connected_at, 1))
+            self.cluster.abandon("the Dask scheduler is gone")
+            self.post(m.QuitRequested(source="the loss of the Dask scheduler", now=True))
+        if self.brain.ledger.views():
+            self._nagged_at = now
+        elif now - self._nagged_at > WORKER_NAG_S:
+            self._nagged_at = now
+            self._log("worker.none", waiting_s=WORKER_NAG_S)
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def _carry_out(self, command: m.Command) -> None:
+        match command:
+            case m.AskTrial() | m.ReportValue():
+                self.recorder.submit(command)
+            case m.TellTrial() | m.EnqueueRetry():
+                # Durable before the study hears of it: if we die in between, the next start tells it instead.
+                name, fields = decisions.write(command)
+                self._log(name, durable=True, **fields)
+                self.recorder.submit(command)
+            case m.LaunchAttempt():
+                self._launch(command)
+            case m.StopAttempt(attempt=attempt, worker=worker, reason=reason):
+                self._log("attempt.stopping", attempt=str(attempt), reason=reason)
+                self.cluster.deliver(agent.deliver, worker, "stop", str(attempt), reason)
+            case m.KillAttempt(attempt=attempt, worker=worker, reason=reason):
+                self._log("attempt.killing", attempt=str(attempt), reason=reason)
+                self.cluster.deliver(agent.deliver, worker, "kill", str(attempt), reason)
+            case m.ResizeReservation(attempt=attempt, worker=worker, reserved_bytes=size, reason=reason):
+                self._log("reservation.resized", attempt=str(attempt), reserved_bytes=size, reason=reason)
+                self.cluster.deliver(agent.deliver, worker, "resize", str(attempt), size)
+            case m.NoteDeferral(trial=trial, reason=reason, numbers=numbers):
+                self._log("trial.deferred", trial=str(trial), reason=reason, **numbers)
+            case m.CloseStudy(study=study, reason=reason, early=early):
+                self._log("study.closed", durable=True, study=study, reason=reason, early=early)
+            case m.EndBatch():
+                self._end = command
+
+    def _launch(self, command: m.LaunchAttempt) -> None:
+        attempt = command.attempt
+        folder = self._folder / "attempts" / attempt.slug
+        spec = self.brain.studies[attempt.trial.study].spec
+        self._inflight[attempt] = _InFlight(command.worker, command, command.resume_from)
+        self._log(
+            "attempt.launched",
+            durable=True,
+            attempt=str(attempt),
+            worker=command.worker,
+            reserved_bytes=command.reserved_bytes,
+            predicted_bytes=command.footprint.host_bytes,
+            source=command.footprint.source.value,
+            samples=command.footprint.samples,
+            components=dict(command.footprint.components),
+            wait_s=round(command.wait_s, 3),
+            resume_from=command.resume_from,
+        )
+        task = {
+            "protocol": 1,
+            "attempt": str(attempt),
+            "objective": self._objective,
+            "params": dict(command.params),
+            "context": dict(spec.context),
+            "folder": str(folder),
+            "resume_from": command.resume_from,
+            "threads": spec.context.get("threads", 1),
+            "reserved_bytes": command.reserved_bytes,
+        }
+        self.cluster.submit(agent.execute, task, command.worker)
+
+    # -- what the agents say (on Dask's threads: translate and enqueue) ---------------------------------------------
+
+    def on_message(self, message: m.Json) -> None:
+        """An agent's message, or the cluster's word that a worker left."""
+        event = self._translate(message)
+        if event is not None:
+            self.post(event)
+
+    def on_end(self, attempt: str, outcome: m.Outcome) -> None:
+        """The end of an attempt's Dask task. One whose worker was lost is looked into first, in a thread of its own:
+        its process may just be writing its result, and what is told now is final."""
+        id_ = m.AttemptId.parse(attempt)
+        flight = self._inflight.get(id_)
+        if outcome.reason is not m.ExitReason.LOST or flight is None:
+            self.post(m.AttemptEnded(attempt=id_, outcome=outcome))
+            return
+        if outcome.checkpoint is None:
+            outcome = dataclasses.replace(outcome, checkpoint=flight.checkpoint)
+        threading.Thread(target=self._look_into, args=(id_, outcome), name="headroom-recover").start()
+
+    def _look_into(self, attempt: m.AttemptId, outcome: m.Outcome) -> None:
+        try:
+            outcome = self._recover(attempt, outcome)
+        finally:
+            self.post(m.AttemptEnded(attempt=attempt, outcome=outcome))
+
+    def _translate(self, message: Mapping[str, Any]) -> m.Event | None:
+        worker = str(message.get("worker"))
+        attempt = m.AttemptId.parse(message["attempt"]) if "attempt" in message else None
+        match message.get("type"), attempt:
+            case "joined", _:
+                return m.WorkerJoined(facts=worker_facts(message))
+            case "left", _:
+                return m.WorkerLost(worker=worker)
+            case "broken", _:
+                self._log("worker.broken", durable=True, worker=worker, detail=message["detail"])
+                if not self.brain.ledger.views():
+                    self._failure = m.HeadroomError(f"worker {worker} cannot run trials: {message['detail']}")
+            case "vitals", _:
+                return m.WorkerVitals(
+                    worker=worker,
+                    available_bytes=message["available_bytes"],
+                    pressure=m.Pressure(message["pressure"]),
+                    closed_reason=message["closed_reason"],
+                    used_bytes={m.AttemptId.parse(a): b for a, b in message["used_bytes"].items()},
+                    peak_bytes={m.AttemptId.parse(a): b for a, b in message["peak_bytes"].items()},
+                )
+            case "started", m.AttemptId():
+                return m.AttemptStarted(attempt=attempt, worker=worker, pid=message["pid"])
+            case "progress", m.AttemptId():
+                return m.AttemptProgress(
+                    attempt=attempt,
+                    step=message["step"],
+                    value=message["value"],
+                    peak_bytes=message.get("peak_bytes"),
+                    device_bytes=message.get("device_bytes") or 0,
+                )
+            case "settled", m.AttemptId():
+                return m.AttemptSettled(
+                    attempt=attempt,
+                    peak_bytes=message["peak_bytes"],
+                    device_bytes=message.get("device_bytes") or 0,
+                )
+            case "checkpoint", m.AttemptId():
+                if (flight := self._inflight.get(attempt)) is not None:
+                    flight.checkpoint = message["path"]
+        return None
+
+    # -- the journal ------------------------------------------------------------------------------------------------
+
+    def _note(self, event: m.Event) -> None:
+        """Write down what happened; vitals and ticks are left out (a journal of days would be nothing else)."""
+        match event:
+            case m.WorkerJoined(facts=facts):
+                self._log(
+                    "worker.joined",
+                    worker=facts.address,
+                    host=facts.host,
+                    slots=facts.slots,
+                    limit_bytes=facts.limit_bytes,
+                    available_bytes=facts.available_bytes,
+                    overhead_bytes=facts.overhead_bytes,
+                )
+            case m.WorkerLost(worker=worker):
+                self._log("worker.left", durable=True, worker=worker)
+            case m.TrialAsked(trial=trial, params=params, footprint=footprint, attempt=attempt):
+                self._log(
+                    "trial.asked",
+                    trial=str(trial),
+                    attempt=attempt,
+                    params=dict(params),
+                    predicted_bytes=footprint.host_bytes,
+                )
+            case m.AskFailed(study=study, detail=detail):
+                self._log("study.ask_failed", durable=True, study=study, detail=detail)
+            case m.AttemptStarted(attempt=attempt, pid=pid):
+                self._log("attempt.started", attempt=str(attempt), pid=pid)
+            case m.AttemptProgress(attempt=attempt, step=step, value=value, peak_bytes=peak):
+                self._log("attempt.progress", attempt=str(attempt), step=step, value=value, peak_bytes=peak)
+            case m.AttemptEnded(attempt=attempt, outcome=outcome):
+                self._note_end(attempt, outcome)
+            case m.TrialTold(trial=trial, state=state):
+                self._log("trial.told", durable=True, trial=str(trial), state=state.value)
+            case m.QuitRequested(source=source, now=now):
+                self._log("batch.quit", durable=True, source=source, now=now)
+            case _:
+                pass
+
+    def _note_end(self, attempt: m.AttemptId, outcome: m.Outcome) -> None:
+        """The canonical line: all of an attempt in one place."""
+        flight = self._inflight.get(attempt)
+        predicted = flight.launch.footprint.host_bytes if flight else None
+        self._log(
+            "attempt.ended",
+            durable=True,
+            attempt=str(attempt),
+            reason=outcome.reason.value,
+            value=outcome.value,
+            detail=outcome.detail,
+            epochs=outcome.epochs,
+            duration_s=round(outcome.duration_s, 3),
+            wait_s=round(flight.launch.wait_s, 3) if flight else None,
+            worker=flight.worker if flight else None,
+            predicted_bytes=predicted,
+            reserved_bytes=flight.launch.reserved_bytes if flight else None,
+            peak_bytes=outcome.peak_bytes,
+            device_peak_bytes=outcome.device_peak_bytes,
+            error_ratio=round(outcome.peak_bytes / predicted - 1, 4) if predicted and outcome.peak_bytes else None,
+            exit_status=outcome.exit_status,
+            checkpoint=outcome.checkpoint,
+            kill=dict(outcome.kill) or None,
+            traceback=outcome.traceback,
+            params=dict(flight.launch.params) if flight else None,
+        )
+
+
+def worker_facts(message: Mapping[str, Any]) -> m.WorkerFacts:
+    device = message.get("device")
+    return m.WorkerFacts(
+        address=str(message["worker"]),
+        host=message["host"],
+        slots=message["slots"],
+        total_bytes=message["total_bytes"],
+        limit_bytes=message["limit_bytes"],
+        available_bytes=message["available_bytes"],
+        overhead_bytes=message["overhead_bytes"],
+        device=None
+        if device is None
+        else m.DevicePool(kind=device["kind"], total_bytes=device["total_bytes"], unified=device["kind"] == "mps"),
+    )

@@ -1,0 +1,394 @@
+"""The driver: wires a run together from settings, runs it, and takes it apart again.
+
+Covers the order of things at start (lock, journal, cluster, plan, settle what a dead driver left, agents) and at the
+end, the signals, and the STOP file. What happens in between is `dispatcher` (the loop) and `batch` (the decisions).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scheduler import decisions, host, log, plan, run_folder, settle, view
+from scheduler import model as m
+from scheduler.adapters import journal, vitals
+from scheduler.adapters.cluster import Cluster
+from scheduler.adapters.study import Functions, OpenedStudy, StudyStore, StudyUnavailable
+from scheduler.agent import Agent, AgentConfig
+from scheduler.batch import BatchState
+from scheduler.book import Rules
+from scheduler.console import View
+from scheduler.dispatcher import Dispatcher, worker_facts
+from scheduler.lock import DriverLock
+from scheduler.plan import Plan
+from scheduler.policy.admission import parse_memory_budget
+from scheduler.policy.retry import RetryPolicy
+from scheduler.process import Witness, conclude
+from scheduler.recorder import Recorder
+from scheduler.registry import HostRegistry
+from scheduler.settings import Settings
+
+ENVIRONMENT = "training.runtime:environment"
+FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
+STORAGE_PATIENCE_S = 60.0  # at the start only; once it runs, a run waits for its database without end
+CLOSE_TIMEOUT_S = 30.0
+RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a run ended. rows: study -> one mapping per trial; unwritten: final states the study has not taken."""
+
+    exit_code: int
+    reason: str
+    folder: Path
+    rows: dict[str, list[dict[str, Any]]]
+    closed: dict[str, str]
+    unwritten: int
+    dashboard: str | None
+
+
+def run(settings: Settings, *, view_: View, on_plan: Callable[[Plan], None] = lambda plan: None) -> Result:
+    """Run every study of the settings to its quota, or until the user stops it.
+
+    on_plan: called once with the plan (its refusals are the user's to see). Raises HeadroomError: bad input, a run
+    folder that another driver holds, no study that fits (exit code 3), a worker that cannot run trials.
+    """
+    return _Driver(settings, view_, on_plan).run()
+
+
+class _Driver:
+    def __init__(self, settings: Settings, view_: View, on_plan: Callable[[Plan], None]) -> None:
+        self.settings, self.view, self.on_plan = settings, view_, on_plan
+        self.owner = uuid.uuid4().hex
+        self.topic = f"{settings.name}-{self.owner[:8]}"
+        self.started = time.monotonic()
+        self.early: queue.SimpleQueue[m.Json] = queue.SimpleQueue()
+        self.dispatcher: Dispatcher | None = None
+        self.cluster: Cluster | None = None
+        self.quit_before: list[m.QuitRequested] = []
+
+    def run(self) -> Result:
+        settings = self.settings
+        registry = HostRegistry.default()
+        local_plan = None
+        if settings.cluster is None:  # this machine: everything that can be refused is refused before anything is made
+            local_plan = self._plan([host.facts(host.resolve_device(settings.device), settings.total_slots)])
+        run_folder.check(settings)
+        folder = run_folder.prepare(settings)
+        lock = DriverLock(folder / "driver.lock")
+        try:
+            self.journal = journal.Journal(folder / "journal.jsonl")
+            with _Signals(self._quit), self.view:
+                self.view.start(on_quit=self._quit)
+                return self._run(folder, local_plan, registry)
+        finally:
+            if self.cluster is not None:
+                self.cluster.close()
+            lock.release()
+
+    # -- the stages -----------------------------------------------------------------------------------------------
+
+    def _run(self, folder: Path, local_plan: Plan | None, registry: HostRegistry) -> Result:
+        settings = self.settings
+        (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; starting again is the answer to it
+        if self.journal.was_torn:
+            self.log("journal.torn", path=str(self.journal.path))
+        self.log("batch.started", durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
+        self.cluster = self._cluster(folder, local_plan)
+        self.dashboard = self.cluster.dashboard
+        if self.dashboard:
+            self.log("dashboard.ready", url=self.dashboard)
+        joined = self._agents(self.cluster, settings.studies()[0])
+        plan_ = local_plan or self._plan([worker_facts(message) for message in joined if message["type"] == "joined"])
+        store = self._store(folder)
+        brain = BatchState(self._rules(plan_))
+        evidence = settle.Evidence(registry=registry, start_time=vitals.start_time)
+        policy = brain.rules.retry
+        dispatcher = Dispatcher(
+            brain,
+            self.cluster,
+            lambda post: Recorder(
+                store,
+                post,
+                journal=self.log,
+                settle=lambda left: settle.settle(left, evidence, policy),
+            ),
+            objective=settings.training.objective,
+            folder=folder,
+            log=self.log,
+            recover=lambda attempt, outcome: recover(attempt, outcome, evidence, folder),
+            watch=lambda brain: self._watch(brain, folder),
+        )
+        for opened in self._open_studies(store, plan_, evidence, policy):
+            dispatcher.post(opened)
+        self._hand_over(dispatcher, joined)
+        end = dispatcher.run()
+        unwritten = dispatcher.recorder.close(CLOSE_TIMEOUT_S)
+        rows = self._rows(store, plan_)
+        store.close()
+        self.log("batch.ended", durable=True, exit_code=end.exit_code, reason=end.reason, unwritten=len(unwritten))
+        self.journal.close()
+        closed = {s.spec.name: s.closed or "" for s in brain.studies.values() if s.closed_early}
+        refused = bool(plan_.refusals) and end.exit_code == 0
+        return Result(
+            exit_code=1 if refused else end.exit_code,
+            reason=end.reason,
+            folder=folder,
+            rows=rows,
+            closed=closed,
+            unwritten=len(unwritten),
+            dashboard=self.dashboard,
+        )
+
+    def _plan(self, facts: Sequence[m.WorkerFacts]) -> Plan:
+        plan_ = plan.make(self.settings, facts)
+        self.on_plan(plan_)
+        if not plan_.runnable:
+            raise m.NothingFits("no study can run here: " + " | ".join(plan_.refusals))
+        return plan_
+
+    def _cluster(self, folder: Path, plan_: Plan | None) -> Cluster:
+        if self.settings.cluster is not None or plan_ is None:
+            return Cluster.connect(str(self.settings.cluster), topic=self.topic)
+        address = self.settings.dashboard
+        return Cluster.local(
+            slots=self.settings.total_slots,
+            memory_bytes=plan_.rooms[0].capacity_bytes,
+            topic=self.topic,
+            dashboard=f"127.0.0.1{address}" if address and address.startswith(":") else address,
+            scratch=str(folder / "dask"),
+        )
+
+    def _agents(self, cluster: Cluster, spec: m.StudySpec) -> list[m.Json]:
+        """Put the agents on the workers; returns the first workers' messages once at least one is ready."""
+        watch = self.settings.watchdog.model_dump()
+        mode = watch.pop("mode")
+        agent = Agent(
+            AgentConfig(
+                run=self.settings.name,
+                topic=self.topic,
+                environment=ENVIRONMENT,
+                context=spec.context,
+                watchdog_mode=mode,
+                thresholds=watch,
+            )
+        )
+        cluster.start(agent, self._on_message, self._on_end)
+        seen: list[m.Json] = []
+        deadline = time.monotonic() + FIRST_WORKER_TIMEOUT_S
+        while not any(message["type"] == "joined" for message in seen):
+            try:
+                message = self.early.get(timeout=max(0.1, deadline - time.monotonic()))
+            except queue.Empty:
+                where = self.settings.cluster or "this machine"
+                raise m.HeadroomError(
+                    f"no worker of {where} got ready within {FIRST_WORKER_TIMEOUT_S:.0f} s; start one with "
+                    "`dask worker ADDRESS` in an environment that has Headroom, or see the logs above"
+                ) from None
+            if message["type"] == "broken":
+                raise m.HeadroomError(f"worker {message['worker']} cannot run trials: {message['detail']}")
+            seen.append(message)
+        return [message for message in seen if message["type"] in ("joined", "left")]
+
+    def _store(self, folder: Path) -> StudyStore:
+        functions = plan.load_functions(self.settings)
+        assert functions["sample"] is not None
+        return StudyStore(
+            self.settings.storage_url,
+            owner=self.owner,
+            run=_run_id(folder),
+            functions=Functions(
+                sample=functions["sample"],
+                micro_batch=functions["micro_batch"],
+                estimate=functions["estimate"],
+            ),
+            seed=self.settings.seed,
+            pruner=self.settings.pruner,
+            folder=folder,
+        )
+
+    def _rules(self, plan_: Plan) -> Rules:
+        settings = self.settings
+        return Rules(
+            memory_budget=parse_memory_budget(settings.memory_budget),
+            reserve_bytes=settings.reserve_on(plan_.rooms[0].facts.limit_bytes),
+            retry=RetryPolicy(
+                max_retries=settings.max_retries, max_consecutive_failures=settings.max_consecutive_failures
+            ),
+            drain_timeout_s=settings.drain_timeout_s,
+        )
+
+    def _open_studies(
+        self, store: StudyStore, plan_: Plan, evidence: settle.Evidence, policy: RetryPolicy
+    ) -> list[m.StudyOpened]:
+        decided = decisions.outstanding(journal.read(self.journal.path))
+        opened = []
+        for study in plan_.studies:
+            if study.refusal is not None:
+                self.log("study.refused", durable=True, study=study.spec.name, reason=study.refusal)
+                continue
+            found = self._patiently(
+                lambda study=study: settle.resume(
+                    store,
+                    study.spec,
+                    study.architectures,
+                    evidence=evidence,
+                    policy=policy,
+                    decided=decided,
+                    journal=self.log,
+                )
+            )
+            for note in found.notes:
+                self.log("study.note", study=study.spec.name, note=note)
+            self.log("study.opened", study=study.spec.name, counted=found.counted, quota=study.spec.quota)
+            opened.append(
+                m.StudyOpened(study=study.spec, counted=found.counted, observations=tuple(found.observations))
+            )
+        return opened
+
+    def _patiently(self, operation: Callable[[], OpenedStudy]) -> OpenedStudy:
+        """A database that is locked or restarting when a run starts gets a minute."""
+        deadline = time.monotonic() + STORAGE_PATIENCE_S
+        while True:
+            try:
+                return operation()
+            except StudyUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise m.UsageError(
+                        f"storage {self.settings.storage_url}: {error}; check it, then start again"
+                    ) from error
+                self.log("study.unavailable", error=str(error))
+                time.sleep(1.0)
+
+    def _rows(self, store: StudyStore, plan_: Plan) -> dict[str, list[dict[str, Any]]]:
+        rows = {}
+        for spec in plan_.runnable:
+            try:
+                rows[spec.name] = store.rows(spec.name)
+            except StudyUnavailable as error:
+                self.log("study.unavailable", error=str(error))
+        return rows
+
+    # -- events from outside the loop -----------------------------------------------------------------------------
+
+    def _on_message(self, message: m.Json) -> None:
+        if self.dispatcher is None:
+            self.early.put(message)
+        else:
+            self.dispatcher.on_message(message)
+
+    def _on_end(self, attempt: str, outcome: m.Outcome) -> None:
+        assert self.dispatcher is not None  # nothing was launched before there was one
+        self.dispatcher.on_end(attempt, outcome)
+
+    def _hand_over(self, dispatcher: Dispatcher, joined: Sequence[m.Json]) -> None:
+        """From here on Dask's threads talk to the dispatcher; what came before is told in order."""
+        for message in joined:
+            dispatcher.on_message(message)
+        self.dispatcher = dispatcher
+        while not self.early.empty():
+            dispatcher.on_message(self.early.get())
+        for event in self.quit_before:
+            dispatcher.post(event)
+
+    def _quit(self, source: str) -> None:
+        event = m.QuitRequested(source=source)
+        if self.dispatcher is None:
+            self.quit_before.append(event)
+        else:
+            self.dispatcher.post(event)
+
+    def _watch(self, brain: BatchState, folder: Path) -> None:
+        """Once a second: the STOP file, lines the journal still owes, the picture."""
+        if (folder / "STOP").exists() and brain.draining is None:
+            self._quit("the file STOP")
+        self.journal.flush()
+        now = time.monotonic()
+        self.view.update(
+            view.snapshot(
+                brain,
+                run=self.settings.name,
+                now=now,
+                elapsed_s=now - self.started,
+                dashboard=self.dashboard,
+            )
+        )
+
+    def log(self, event: str, durable: bool = False, **fields: Any) -> None:
+        """One event to the journal as JSON and to the user as a readable line."""
+        self.journal.write(event, durable=durable, **fields)
+        quiet = event in ("attempt.progress", "reservation.resized", "attempt.started", "trial.told", "trial.asked")
+        shown = {k: v for k, v in fields.items() if v is not None and not isinstance(v, dict | list)}
+        shown.pop("traceback", None)
+        logger = log.get()
+        (logger.debug if quiet else logger.info)(event, **shown)
+
+
+def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: settle.Evidence, folder: Path) -> m.Outcome:
+    """What the end of an attempt whose worker was lost really was: its process is ended, then its folder is read.
+
+    On another host nothing can be read: the outcome stays LOST, and the retry starts from the checkpoint if it is on a
+    shared file system.
+    """
+    deadline = time.monotonic() + RECOVER_GRACE_S
+    while (remains := evidence.of(attempt.trial, folder)).process is not None:
+        if time.monotonic() > deadline:
+            settle.end(
+                settle.EndProcess(trial=attempt.trial, pid=remains.process[0], start_time=remains.process[1]),
+                evidence.start_time,
+            )
+            remains = evidence.of(attempt.trial, folder)
+            break
+        time.sleep(0.05)
+    if not remains.reachable or remains.attempt != attempt.attempt:
+        return outcome
+    checkpoint = remains.checkpoint or outcome.checkpoint
+    if remains.result is None and not remains.kill:
+        return dataclasses.replace(outcome, checkpoint=checkpoint, log_tail=remains.log_tail)
+    seen = Witness(
+        last=remains.result,
+        kill=dict(remains.kill),
+        duration_s=float((remains.result or {}).get("duration_s") or 0.0),
+        checkpoint=checkpoint,
+        log_tail=remains.log_tail,
+    )
+    return conclude(seen)
+
+
+def _run_id(folder: Path) -> str:
+    """Names this run folder among all that share a study database; the same after every restart."""
+    path = folder / "run_id"
+    if not path.exists():
+        run_folder.write_durably(path, uuid.uuid4().hex + "\n")
+    return path.read_text().strip()
+
+
+class _Signals:
+    """SIGINT and SIGTERM ask to quit (again: at once) while the run lasts; a hang-up of the terminal does too."""
+
+    def __init__(self, on_quit: Callable[[str], None]) -> None:
+        self._on_quit = on_quit
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._caught)
+
+    def __exit__(self, *error: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _caught(self, number: int, frame: object) -> None:
+        self._on_quit(signal.Signals(number).name)
