@@ -1,6 +1,6 @@
 """Which waiting trials start now, and where: one pure function of (waiting, running, workers, now).
 
-Covers the order (fair share, then size, then age), the choice of a worker (tightest fit) and backfill round the head:
+Covers the order (fair share, then size, duration and age), the choice of a worker (tightest fit) and backfill round the head:
 the first trial in order that waits for something of ours, for which one worker is held. Does not decide whether one
 trial fits one worker (`admission`) nor what may pass the head (`backfill`).
 """
@@ -81,16 +81,20 @@ def place(
 
 
 def _ordered(waiting: Iterable[Waiting], now: float) -> list[Waiting]:
-    """Fair share in steps, then memory x duration, then age. An unknown duration counts as the mean of the known."""
+    """Fair share in steps, then memory, then duration, then age. An unknown duration counts as the mean of the known.
+
+    Memory before duration, so that among equals no stream of smaller trials, however long they take, stays ahead of a
+    larger one.
+    """
     trials = list(waiting)
     known = [trial.expected_s for trial in trials if trial.expected_s is not None]
-    typical = sum(known) / len(known) if known else 1.0
+    typical = sum(known) / len(known) if known else 0.0
 
-    def key(trial: Waiting) -> tuple[int, float, float, float, TrialId]:
-        share = trial.share - max(0.0, now - trial.since) / AGEING_S
+    def key(trial: Waiting) -> tuple[int, float, float, float, float, TrialId]:
+        level = math.floor(trial.share / SHARE_STEP) - math.floor((now - trial.since) / (AGEING_S * SHARE_STEP))
+        size = trial.footprint.host_bytes if trial.footprint.is_known else math.inf
         duration = typical if trial.expected_s is None else trial.expected_s
-        area = trial.footprint.host_bytes * duration if trial.footprint.is_known else math.inf
-        return math.floor(share / SHARE_STEP), -area, trial.share, trial.since, trial.trial
+        return level, -size, -duration, trial.share, trial.since, trial.trial
 
     return sorted(trials, key=key)
 
