@@ -1,6 +1,6 @@
 """Which waiting trials start now, and where: one pure function of (waiting, running, workers, now).
 
-Covers the order (fair share, then size, duration and age), the choice of a worker (tightest fit) and backfill round the head:
+Covers the order (fair share, size, duration, age), the choice of a worker (tightest fit) and backfill round the head:
 the first trial in order that waits for something of ours, for which one worker is held. Does not decide whether one
 trial fits one worker (`admission`) nor what may pass the head (`backfill`).
 """
