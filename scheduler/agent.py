@@ -22,6 +22,7 @@ from typing import Any
 from distributed import Worker, WorkerPlugin, get_worker
 
 from scheduler.adapters import vitals
+from scheduler.host import OVERHEAD_BYTES
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome
 from scheduler.process import TrialProcess, TrialStartError, Witness, conclude, tail
 from scheduler.registry import HostRegistry, KillStory, Registration, claim, write_json
@@ -385,6 +386,20 @@ def deliver(topic: str, verb: str, attempt: str, value: Any, dask_worker: Worker
     if agent is not None:
         verbs: dict[str, Callable[[str, Any], None]] = {"stop": agent.stop, "kill": agent.kill, "resize": agent.resize}
         verbs[verb](attempt, value)
+
+
+def describe(dask_worker: Worker) -> Json:
+    """A worker's facts before it has an agent, for the plan; no device is known without importing torch."""
+    memory = vitals.host_memory()
+    return {
+        "worker": dask_worker.address,
+        "host": socket.gethostname(),
+        "slots": dask_worker.state.nthreads,
+        "total_bytes": memory.total_bytes,
+        "limit_bytes": memory.limit_bytes,
+        "available_bytes": memory.available_bytes,
+        "overhead_bytes": OVERHEAD_BYTES,
+    }
 
 
 def _durable_result(folder: Path) -> Json | None:

@@ -23,7 +23,7 @@ from scheduler import model as m
 from scheduler.adapters import journal, vitals
 from scheduler.adapters.cluster import Cluster
 from scheduler.adapters.study import Functions, OpenedStudy, StudyStore, StudyUnavailable
-from scheduler.agent import Agent, AgentConfig
+from scheduler.agent import Agent, AgentConfig, describe
 from scheduler.batch import BatchState
 from scheduler.book import Rules
 from scheduler.console import View
@@ -39,6 +39,7 @@ from scheduler.settings import Settings
 
 ENVIRONMENT = "training.runtime:environment"
 FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
+CLUSTER_FACTS_TIMEOUT_S = 10.0
 STORAGE_PATIENCE_S = 60.0  # at the start only; once it runs, a run waits for its database without end
 CLOSE_TIMEOUT_S = 30.0
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
@@ -64,6 +65,15 @@ def run(settings: Settings, *, view_: View, on_plan: Callable[[Plan], None] = la
     folder that another driver holds, no study that fits (exit code 3), a worker that cannot run trials.
     """
     return _Driver(settings, view_, on_plan).run()
+
+
+def cluster_facts(address: str) -> list[m.WorkerFacts]:
+    """What the workers of a running cluster have, for a dry run. Raises UsageError: no answer, no worker."""
+    cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}")
+    try:
+        return [worker_facts(answer) for answer in cluster.ask_workers(describe, CLUSTER_FACTS_TIMEOUT_S)]
+    finally:
+        cluster.close()
 
 
 class _Driver:

@@ -60,10 +60,11 @@ class Cluster:
         self._on_end: OnEnd = lambda attempt, outcome: None
         self._on_message: OnMessage = lambda message: None
         self._closing = False
+        self._wants_dashboard = True
 
     @classmethod
     def local(cls, *, slots: int, memory_bytes: int, topic: str, dashboard: str | None, scratch: str) -> Cluster:
-        """One worker process on this machine with `slots` threads; memory_bytes: the limit that Dask's dashboard shows."""
+        """One worker process on this machine with `slots` threads; memory_bytes: what Dask's dashboard shows as limit."""
         dask.config.set(DASK_CONFIG)
         local = LocalCluster(
             n_workers=1,
@@ -75,7 +76,9 @@ class Cluster:
             local_directory=scratch,
             silence_logs=50,
         )
-        return cls(Client(local, set_as_default=False), local, topic)
+        cluster = cls(Client(local, set_as_default=False), local, topic)
+        cluster._wants_dashboard = dashboard is not None
+        return cluster
 
     @classmethod
     def connect(cls, address: str, *, topic: str) -> Cluster:
@@ -90,6 +93,8 @@ class Cluster:
     @property
     def dashboard(self) -> str | None:
         """Address of the Dask dashboard, None when it is off."""
+        if self._local is not None and not self._wants_dashboard:
+            return None  # Dask serves /health and /metrics there all the same
         with contextlib.suppress(Exception):
             if self._client.scheduler_info(n_workers=0)["services"].get("dashboard"):
                 return str(self._client.dashboard_link)
@@ -107,6 +112,22 @@ class Cluster:
         self._client.subscribe_topic("all", self._on_cluster_event)
         self._client.register_plugin(agent, name=agent.name)
         self._agent_name = agent.name
+
+    def ask_workers(self, function: Callable[..., Json], timeout_s: float) -> list[Json]:
+        """`function()` on every worker there is, waiting for the first one. Raises UsageError when it cannot run."""
+        try:
+            self._client.wait_for_workers(1, timeout=timeout_s)
+            answers: dict[str, Json] = self._client.run(function)
+        except TimeoutError:
+            raise UsageError(
+                f"the cluster has no worker after {timeout_s:.0f} s; start one with `dask worker ADDRESS`"
+            ) from None
+        except Exception as error:  # whatever a worker of another version or environment raises
+            raise UsageError(
+                f"a worker of the cluster cannot run Headroom ({type(error).__name__}: {error}); start `dask worker` "
+                "in an environment that has it"
+            ) from error
+        return list(answers.values())
 
     def submit(self, function: Callable[..., Any], task: Mapping[str, Any], worker: str) -> None:
         """Run `function(task, topic)` on that worker; its end comes through `on_end`, once."""
@@ -150,6 +171,8 @@ class Cluster:
             if self._local is None and self.is_connected:
                 self._client.unregister_worker_plugin(self._agent_name)
         with contextlib.suppress(Exception):
+            for topic in (self._topic, "all"):
+                self._client.unsubscribe_topic(topic)
             self._client.close(timeout=5)
         if self._local is not None:
             with contextlib.suppress(Exception):
