@@ -54,10 +54,9 @@ class View:
 
     def line(self, text: str) -> None:
         """A log line; the sink of `log.configure`."""
-        with self._lock:
-            # When the reader of our stderr is gone the batch goes on.
-            with contextlib.suppress(OSError, ValueError):
-                print(text, file=self._stream, flush=True)
+        # When the reader of our stderr is gone the batch goes on.
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            print(text, file=self._stream, flush=True)
 
     def update(self, snapshot: Snapshot) -> None:
         """The batch's state, as often as one likes."""

@@ -45,7 +45,7 @@ class StudyPlan:
 
     fits, never: numbers of architectures; footprint_bytes: at the micro-batch each would get on the largest worker.
     smallest_bytes: the least any architecture needs, at micro-batch 1. at_once: with the largest, with the smallest
-    footprint. refusal: why the study cannot run at all, one line; None when it can. architectures: those that fit, in
+    footprint. refusal: why the study cannot run at all, a line without its name; None when it can. architectures: those that fit, in
     the order of the candidates.
     """
 
@@ -92,7 +92,12 @@ class Plan:
 
     @property
     def refusals(self) -> tuple[str, ...]:
-        return tuple(each.refusal for each in self.studies if each.refusal is not None)
+        """A line per reason; studies that are refused for the same one (horizons of a budget) share it."""
+        names: dict[str, list[str]] = {}
+        for study in self.studies:
+            if study.refusal is not None:
+                names.setdefault(study.refusal, []).append(study.spec.name)
+        return tuple(f"{_listing(studies)} cannot run: {reason}" for reason, studies in names.items())
 
     def to_json(self) -> Json:
         workers = [
@@ -132,9 +137,7 @@ def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
         key = repr(sorted((k, v) for k, v in spec.context.items() if k not in ("horizon", "data"))) + str(spec.slots)
         if key not in sized:
             sized[key] = _study(spec, rooms, settings, functions)
-        found = sized[key]
-        refusal = None if found.refusal is None else found.refusal.replace(found.spec.name, spec.name, 1)
-        studies.append(dataclasses.replace(found, spec=spec, refusal=refusal))
+        studies.append(dataclasses.replace(sized[key], spec=spec))
     return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=settings.memory_budget)
 
 
@@ -185,10 +188,12 @@ def _study(
     spec: StudySpec, rooms: Sequence[Room], settings: Settings, functions: Mapping[str, Function | None]
 ) -> StudyPlan:
     candidates, estimate = functions["candidates"], functions["estimate"]
-    if candidates is None or estimate is None:
-        return StudyPlan(spec=spec, fits=0, never=0)  # nobody can size it: its trials are measured alone first
     context = dict(spec.context)
-    architectures = candidates(context)
+    if candidates is None or estimate is None:
+        known = () if candidates is None else tuple(candidates(context))
+        # Nobody can size it: its trials are measured alone first.
+        return StudyPlan(spec=spec, fits=0, never=0, architectures=known)
+    architectures = tuple(candidates(context))
     if not architectures:
         raise UsageError(f"study {spec.name}: {settings.training.candidates} gives no architecture for {spec.budget}")
     largest = max(rooms, key=lambda room: room.trial_bytes)
@@ -264,10 +269,14 @@ def _refusal(spec: StudySpec, params: Mapping[str, Any], needed: int, room: Room
         "the device is too small" if needed <= room.trial_bytes else f"the largest worker has {gib(room.trial_bytes)}"
     )
     return (
-        f"study {spec.name} cannot run: its smallest trial ({shape}, micro-batch 1) needs {gib(needed)}, {what} for a "
+        f"the smallest trial ({shape}, micro-batch 1) needs {gib(needed)}, {what} for a "
         f"trial (memory budget {budget} of {gib(limit)}, less what others and the worker itself hold); what would "
         f"help: {' or '.join(helps)}"
     )
+
+
+def _listing(names: Sequence[str]) -> str:
+    return f"study {names[0]}" if len(names) == 1 else f"studies {', '.join(names[:-1])} and {names[-1]}"
 
 
 def _round_up_gib(size_bytes: int) -> int:

@@ -2,8 +2,9 @@
 
 Works on plain rows as `StudyStore.rows(study)` gives them: flat mappings with the keys `number`, `state` (RUNNING,
 COMPLETE, PRUNED, FAIL, WAITING), `value`, `started`, `ended`, `steps`, the sampled parameters and the trial's
-attributes (d_model, n_layers, n_heads, d_ff, param_count, micro_batch, `footprint.predicted_bytes`, `footprint.observed_peak_bytes`,
-`duration_s`, `stop_reason`, ...). No key but number and state must be there. Asks no study and knows no database.
+attributes (d_model, n_layers, n_heads, d_ff, param_count, micro_batch, `footprint.predicted_bytes`,
+`footprint.observed_peak_bytes`, `duration_s`, `stop_reason`, ...). No key but number and state must be there. Asks no
+study and knows no database.
 """
 
 from __future__ import annotations

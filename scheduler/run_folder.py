@@ -35,8 +35,8 @@ def check(settings: Settings) -> None:
             old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
             if old != new:
                 raise UsageError(
-                    f"run {settings.name!r} was started with {key} = {_shown(old)}, now it is {_shown(new)}: the trials "
-                    f"of {study} would not be comparable; set it back, or give this run a --name of its own"
+                    f"run {settings.name!r} was started with {key} = {_shown(old)}, now it is {_shown(new)}: the "
+                    f"trials of {study} would not be comparable; set it back, or give this run a --name of its own"
                 )
 
 
