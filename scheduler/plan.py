@@ -45,8 +45,8 @@ class StudyPlan:
 
     fits, never: numbers of architectures; footprint_bytes: at the micro-batch each would get on the largest worker.
     smallest_bytes: the least any architecture needs, at micro-batch 1. at_once: with the largest, with the smallest
-    footprint. refusal: why the study cannot run at all, a line without its name; None when it can. architectures: those that fit, in
-    the order of the candidates.
+    footprint. refusal: why the study cannot run at all, a line without its name; None when it can. architectures:
+    those that fit, in the order of the candidates.
     """
 
     spec: StudySpec
