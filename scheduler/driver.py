@@ -14,11 +14,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scheduler import decisions, host, log, plan, run_folder, settle, view
+from scheduler import decisions, log, plan, report, run_folder, settle, view
 from scheduler import model as m
 from scheduler.adapters import journal, vitals
 from scheduler.adapters.cluster import Cluster
@@ -45,26 +44,13 @@ CLOSE_TIMEOUT_S = 30.0
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """How a run ended. rows: study -> one mapping per trial; unwritten: final states the study has not taken."""
+def run(settings: Settings, plan_: Plan, view_: View) -> int:
+    """Run every study of the plan to its quota, or until the user stops it; print the results; return the exit code.
 
-    exit_code: int
-    reason: str
-    folder: Path
-    rows: dict[str, list[dict[str, Any]]]
-    closed: dict[str, str]
-    unwritten: int
-    dashboard: str | None
-
-
-def run(settings: Settings, *, view_: View, on_plan: Callable[[Plan], None] = lambda plan: None) -> Result:
-    """Run every study of the settings to its quota, or until the user stops it.
-
-    on_plan: called once with the plan (its refusals are the user's to see). Raises HeadroomError: bad input, a run
-    folder that another driver holds, no study that fits (exit code 3), a worker that cannot run trials.
+    Raises HeadroomError: a run folder that another driver holds, a cluster that does not answer, a database that is
+    out of reach, workers that cannot run trials.
     """
-    return _Driver(settings, view_, on_plan).run()
+    return _Driver(settings, plan_, view_).run()
 
 
 def cluster_facts(address: str) -> list[m.WorkerFacts]:
@@ -77,109 +63,105 @@ def cluster_facts(address: str) -> list[m.WorkerFacts]:
 
 
 class _Driver:
-    def __init__(self, settings: Settings, view_: View, on_plan: Callable[[Plan], None]) -> None:
-        self.settings, self.view, self.on_plan = settings, view_, on_plan
+    def __init__(self, settings: Settings, plan_: Plan, view_: View) -> None:
+        self.settings, self.plan, self.view = settings, plan_, view_
         self.owner = uuid.uuid4().hex
         self.topic = f"{settings.name}-{self.owner[:8]}"
         self.started = time.monotonic()
         self.early: queue.SimpleQueue[m.Json] = queue.SimpleQueue()
         self.dispatcher: Dispatcher | None = None
-        self.cluster: Cluster | None = None
+        self.dashboard: str | None = None
         self.quit_before: list[m.QuitRequested] = []
 
-    def run(self) -> Result:
-        settings = self.settings
+    def run(self) -> int:
         registry = HostRegistry.default()
-        local_plan = None
-        if settings.cluster is None:  # this machine: everything that can be refused is refused before anything is made
-            local_plan = self._plan([host.facts(host.resolve_device(settings.device), settings.total_slots)])
-        run_folder.check(settings)
-        folder = run_folder.prepare(settings)
+        folder = run_folder.prepare(self.settings)
         lock = DriverLock(folder / "driver.lock")
         try:
             self.journal = journal.Journal(folder / "journal.jsonl")
-            with _Signals(self._quit), self.view:
+            with _Signals(self._quit):
                 self.view.start(on_quit=self._quit)
-                return self._run(folder, local_plan, registry)
+                return self._run(folder, registry)
         finally:
-            if self.cluster is not None:
-                self.cluster.close()
             lock.release()
 
     # -- the stages -----------------------------------------------------------------------------------------------
 
-    def _run(self, folder: Path, local_plan: Plan | None, registry: HostRegistry) -> Result:
+    def _run(self, folder: Path, registry: HostRegistry) -> int:
         settings = self.settings
         (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; starting again is the answer to it
         if self.journal.was_torn:
             self.log("journal.torn", path=str(self.journal.path))
         self.log("batch.started", durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
-        self.cluster = self._cluster(folder, local_plan)
-        self.dashboard = self.cluster.dashboard
-        if self.dashboard:
-            self.log("dashboard.ready", url=self.dashboard)
-        joined = self._agents(self.cluster, settings.studies()[0])
-        plan_ = local_plan or self._plan([worker_facts(message) for message in joined if message["type"] == "joined"])
-        store = self._store(folder)
-        brain = BatchState(self._rules(plan_))
-        evidence = settle.Evidence(registry=registry, start_time=vitals.start_time)
+        cluster = self._cluster(folder)
+        try:
+            self.dashboard = cluster.dashboard
+            if self.dashboard:
+                self.log("dashboard.ready", url=self.dashboard)
+            joined = self._agents(cluster)
+            store = self._store(folder)
+            evidence = settle.Evidence(registry=registry, start_time=vitals.start_time)
+            dispatcher = self._dispatcher(folder, cluster, store, evidence)
+            for opened in self._open_studies(store, evidence, dispatcher.brain.rules.retry):
+                dispatcher.post(opened)
+            self._hand_over(dispatcher, joined)
+            end = dispatcher.run()
+            unwritten = dispatcher.recorder.close(CLOSE_TIMEOUT_S)
+        finally:
+            cluster.close()
+        self.log("batch.ended", durable=True, exit_code=end.exit_code, reason=end.reason, unwritten=len(unwritten))
+        self.journal.close()
+        self.view.stop()
+        self._report(folder, store, dispatcher.brain)
+        store.close()
+        return end.exit_code
+
+    def _dispatcher(self, folder: Path, cluster: Cluster, store: StudyStore, evidence: settle.Evidence) -> Dispatcher:
+        brain = BatchState(self._rules())
         policy = brain.rules.retry
-        dispatcher = Dispatcher(
+        return Dispatcher(
             brain,
-            self.cluster,
+            cluster,
             lambda post: Recorder(
-                store,
-                post,
-                journal=self.log,
-                settle=lambda left: settle.settle(left, evidence, policy),
+                store, post, journal=self.log, settle=lambda left: settle.settle(left, evidence, policy)
             ),
-            objective=settings.training.objective,
+            objective=self.settings.training.objective,
             folder=folder,
             log=self.log,
             recover=lambda attempt, outcome: recover(attempt, outcome, evidence, folder),
             watch=lambda brain: self._watch(brain, folder),
         )
-        for opened in self._open_studies(store, plan_, evidence, policy):
-            dispatcher.post(opened)
-        self._hand_over(dispatcher, joined)
-        end = dispatcher.run()
-        unwritten = dispatcher.recorder.close(CLOSE_TIMEOUT_S)
-        rows = self._rows(store, plan_)
-        store.close()
-        self.log("batch.ended", durable=True, exit_code=end.exit_code, reason=end.reason, unwritten=len(unwritten))
-        self.journal.close()
-        closed = {s.spec.name: s.closed or "" for s in brain.studies.values() if s.closed_early}
-        refused = bool(plan_.refusals) and end.exit_code == 0
-        return Result(
-            exit_code=1 if refused else end.exit_code,
-            reason=end.reason,
-            folder=folder,
-            rows=rows,
-            closed=closed,
-            unwritten=len(unwritten),
-            dashboard=self.dashboard,
-        )
 
-    def _plan(self, facts: Sequence[m.WorkerFacts]) -> Plan:
-        plan_ = plan.make(self.settings, facts)
-        self.on_plan(plan_)
-        if not plan_.runnable:
-            raise m.NothingFits("no study can run here: " + " | ".join(plan_.refusals))
-        return plan_
+    def _report(self, folder: Path, store: StudyStore, brain: BatchState) -> None:
+        """Results on stdout and in the run folder, read from the study."""
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for spec in self.plan.runnable:
+            try:
+                rows[spec.name] = store.rows(spec.name)
+            except StudyUnavailable as error:
+                self.view.line(f"{spec.name}: no results, the database is out of reach ({error})")
+        notes = {s.spec.name: f"closed: {s.closed}" for s in brain.studies.values() if s.closed_early}
+        try:
+            report.finish(folder, self.plan.runnable, rows, notes=notes)
+        except OSError as error:
+            self.view.line(f"cannot write the results into {folder}: {error}")
+        left = sum(max(0, s.spec.quota - s.counted) for s in brain.studies.values() if not s.closed_early)
+        if left:
+            self.view.line(f"{left} trials remain to be run")
 
-    def _cluster(self, folder: Path, plan_: Plan | None) -> Cluster:
-        if self.settings.cluster is not None or plan_ is None:
-            return Cluster.connect(str(self.settings.cluster), topic=self.topic)
+    def _cluster(self, folder: Path) -> Cluster:
+        if self.settings.cluster is not None:
+            return Cluster.connect(self.settings.cluster, topic=self.topic)
         address = self.settings.dashboard
         return Cluster.local(
             slots=self.settings.total_slots,
-            memory_bytes=plan_.rooms[0].capacity_bytes,
+            memory_bytes=self.plan.rooms[0].capacity_bytes,
             topic=self.topic,
             dashboard=f"127.0.0.1{address}" if address and address.startswith(":") else address,
             scratch=str(folder / "dask"),
         )
 
-    def _agents(self, cluster: Cluster, spec: m.StudySpec) -> list[m.Json]:
+    def _agents(self, cluster: Cluster) -> list[m.Json]:
         """Put the agents on the workers; returns the first workers' messages once at least one is ready."""
         watch = self.settings.watchdog.model_dump()
         mode = watch.pop("mode")
@@ -188,7 +170,7 @@ class _Driver:
                 run=self.settings.name,
                 topic=self.topic,
                 environment=ENVIRONMENT,
-                context=spec.context,
+                context=self.plan.runnable[0].context,
                 watchdog_mode=mode,
                 thresholds=watch,
             )
@@ -227,23 +209,21 @@ class _Driver:
             folder=folder,
         )
 
-    def _rules(self, plan_: Plan) -> Rules:
+    def _rules(self) -> Rules:
         settings = self.settings
         return Rules(
             memory_budget=parse_memory_budget(settings.memory_budget),
-            reserve_bytes=settings.reserve_on(plan_.rooms[0].facts.limit_bytes),
+            reserve_bytes=settings.reserve_on(min(room.facts.limit_bytes for room in self.plan.rooms)),
             retry=RetryPolicy(
                 max_retries=settings.max_retries, max_consecutive_failures=settings.max_consecutive_failures
             ),
             drain_timeout_s=settings.drain_timeout_s,
         )
 
-    def _open_studies(
-        self, store: StudyStore, plan_: Plan, evidence: settle.Evidence, policy: RetryPolicy
-    ) -> list[m.StudyOpened]:
+    def _open_studies(self, store: StudyStore, evidence: settle.Evidence, policy: RetryPolicy) -> list[m.StudyOpened]:
         decided = decisions.outstanding(journal.read(self.journal.path))
         opened = []
-        for study in plan_.studies:
+        for study in self.plan.studies:
             if study.refusal is not None:
                 self.log("study.refused", durable=True, study=study.spec.name, reason=study.refusal)
                 continue
@@ -279,15 +259,6 @@ class _Driver:
                     ) from error
                 self.log("study.unavailable", error=str(error))
                 time.sleep(1.0)
-
-    def _rows(self, store: StudyStore, plan_: Plan) -> dict[str, list[dict[str, Any]]]:
-        rows = {}
-        for spec in plan_.runnable:
-            try:
-                rows[spec.name] = store.rows(spec.name)
-            except StudyUnavailable as error:
-                self.log("study.unavailable", error=str(error))
-        return rows
 
     # -- events from outside the loop -----------------------------------------------------------------------------
 
