@@ -83,8 +83,9 @@ class TrialSample:
     """One registered trial at one instant: what its registration says and what was measured.
 
     promised_bytes: the reservation it was admitted with (or tightened to): growth granted later does not hide that it
-    is over. 0 means nobody could size it. owner_gone: the agent that started it is certainly dead. ticked_at: instant of
-    its last progress tick, None before the first. saved_at: of its last checkpoint. tree: None when its processes could not be read this time.
+    is over. 0 means nobody could size it. owner_gone: the agent that started it is certainly dead. ticked_at,
+    saved_at: instants of its last progress tick and checkpoint, None before the first. tree: None when its processes
+    could not be read this time.
     """
 
     attempt: str

@@ -26,6 +26,7 @@ __all__ = [
     "OomWitness",
     "TreeSample",
     "host_memory",
+    "living",
     "oom_kills",
     "own_bytes",
     "peak_bytes",
@@ -81,6 +82,12 @@ def sample_trees(
         key: system.sample(system.members(pid, start, table, known), exact)
         for key, (pid, start, exact, known) in wanted.items()
     }
+
+
+def living(pid: int, start: float, known: Iterable[tuple[int, float]] = ()) -> set[tuple[int, float]]:
+    """The members of a tree that still hold memory: a zombie does not, unless another of its threads still runs."""
+    procs = system.members(pid, start, system.process_table(), known)
+    return {(p.pid, p.start) for p in procs if p.state != "X" and not (p.state == "Z" and p.threads <= 1)}
 
 
 def own_bytes() -> int:

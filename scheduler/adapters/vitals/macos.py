@@ -1,9 +1,9 @@
 """Reading processes and the host on macOS (and, with less detail, wherever psutil runs).
 
 Covers what `scheduler.adapters.vitals` offers. psutil gives the process table and the host's totals; what it lacks
-comes from two system calls through ctypes: `proc_pid_rusage` (phys_footprint: memory held including its compressed part; RSS
-shrinks when macOS compresses a process) and `sysctlbyname` (memory pressure level). psutil's `sin`/`sout` are page-ins
-and page-outs here, not swapping, so `paging_bytes` is taken from the growth of used swap instead.
+comes from two system calls through ctypes: `proc_pid_rusage` (phys_footprint: memory held including its compressed
+part; RSS shrinks when macOS compresses a process) and `sysctlbyname` (memory pressure level). psutil's `sin`/`sout`
+are page-ins and page-outs here, not swapping, so `paging_bytes` is taken from the growth of used swap instead.
 Not run on a Mac yet: the tests feed the parsers with bytes laid out as the headers document them.
 """
 

@@ -1,0 +1,1 @@
+"""Faults with real processes and real signals; run with bin/test --faults."""
