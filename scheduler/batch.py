@@ -253,7 +253,9 @@ class BatchState:
                 trial.footprint = self._corrected(study, trial.prior, trial.family)
                 if (never := admission.feasible(trial.footprint, views, study.spec.slots)) is not None:
                     self._misfit(study, trial, never)
-                elif trial.not_before <= self._now:
+                elif trial.not_before > self._now:
+                    self._defer(trial, m.Defer("retry_delay", {"attempt": trial.attempt}))
+                else:
                     waiting.append(self._waiting(study, trial))
         if not waiting:
             return
@@ -261,10 +263,12 @@ class BatchState:
         for start in plan.starts:
             self._launch(start)
         for trial_id, defer in plan.deferred.items():
-            trial = self.trials[trial_id]
-            if trial.deferred != defer.reason:
-                trial.deferred = defer.reason
-                self._out.append(m.NoteDeferral(trial=trial_id, reason=defer.reason, numbers=defer.numbers))
+            self._defer(self.trials[trial_id], defer)
+
+    def _defer(self, trial: Trial, defer: m.Defer) -> None:
+        if trial.deferred != defer.reason:
+            trial.deferred = defer.reason
+            self._out.append(m.NoteDeferral(trial=trial.id, reason=defer.reason, numbers=defer.numbers))
 
     def _launch(self, start: placement.Start) -> None:
         trial = self.trials[start.trial]
