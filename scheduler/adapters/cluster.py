@@ -64,7 +64,7 @@ class Cluster:
 
     @classmethod
     def local(cls, *, slots: int, memory_bytes: int, topic: str, dashboard: str | None, scratch: str) -> Cluster:
-        """One worker process on this machine with `slots` threads; memory_bytes: what Dask's dashboard shows as limit."""
+        """One worker process on this machine with `slots` threads; memory_bytes: the limit its dashboard shows."""
         dask.config.set(DASK_CONFIG)
         local = LocalCluster(
             n_workers=1,

@@ -1,0 +1,377 @@
+"""The brain through its one seam, `handle(event, now)`: what it commands, and its invariants after each event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from scheduler import model as m
+from scheduler.batch import BatchState
+from scheduler.book import IllegalTransition, Rules
+from scheduler.policy.admission import parse_memory_budget
+from scheduler.policy.footprint import tightened
+from scheduler.policy.retry import RetryPolicy
+from scheduler.units import GIB
+from tests import builders as b
+
+
+class Batch:
+    """A brain with a clock; every event is followed by a check of the invariants."""
+
+    def __init__(self, *studies: m.StudySpec, **rules: object) -> None:
+        defaults = {
+            "memory_budget": parse_memory_budget("100%"),
+            "reserve_bytes": 0,
+            "retry": RetryPolicy(max_retries=2, max_consecutive_failures=3, delay_s=0.0),
+        }
+        self.brain = BatchState(Rules(**{**defaults, **rules}))
+        self.now = 0.0
+        self.log: list[m.Command] = []
+        for study in studies or (b.study(),):
+            self.tell(m.StudyOpened(study=study))
+
+    def tell(self, event: m.Event, after: float = 1.0) -> list[m.Command]:
+        self.now += after
+        commands = self.brain.handle(event, self.now)
+        self.brain.check()
+        self.log.extend(commands)
+        return commands
+
+    def join(self, **facts: object) -> list[m.Command]:
+        return self.tell(m.WorkerJoined(facts=b.facts(**facts)))
+
+    def start(self, number: int = 0, host_bytes: int = GIB, *, attempt: int = 1, **asked: object) -> m.LaunchAttempt:
+        """Ask, launch and start a trial; it must be launched at once."""
+        launch = only(self.tell(b.asked(number, host_bytes, attempt=attempt, **asked)), m.LaunchAttempt)
+        self.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=100 + number))
+        return launch
+
+    def end(self, attempt: m.AttemptId, reason: m.ExitReason = m.ExitReason.COMPLETED, **outcome: object):
+        return self.tell(m.AttemptEnded(attempt=attempt, outcome=b.outcome(reason, **outcome)))
+
+    def told(self, trial: m.TrialId, state: m.FinalState) -> list[m.Command]:
+        return self.tell(m.TrialTold(trial=trial, state=state))
+
+
+def kinds(commands: Iterable[m.Command], kind: type) -> list:
+    return [command for command in commands if isinstance(command, kind)]
+
+
+def only(commands: Iterable[m.Command], kind: type):
+    found = kinds(commands, kind)
+    assert len(found) == 1, (kind.__name__, list(commands))
+    return found[0]
+
+
+def test_asks_one_trial_per_study_once_a_worker_is_here() -> None:
+    """Nothing is sampled before a worker can size it, then exactly one trial per study, sized for the worker."""
+    batch = Batch(b.study("one"), b.study("two"))
+    assert batch.log == []
+    asks = kinds(batch.join(overhead_bytes=GIB), m.AskTrial)
+    assert {ask.study for ask in asks} == {"one", "two"}
+    assert {ask.limit_bytes for ask in asks} == {23 * GIB}
+    assert kinds(batch.tell(m.Tick()), m.AskTrial) == []
+
+
+def test_runs_a_study_to_its_quota_and_ends() -> None:
+    """Ask, launch, complete, told: quota times; then the study closes and the batch ends with 0."""
+    batch = Batch(b.study(quota=2))
+    batch.join()
+    for number in range(2):
+        launch = batch.start(number)
+        tell = only(batch.end(launch.attempt), m.TellTrial)
+        assert (tell.state, tell.value) == (m.FinalState.COMPLETE, 0.5)
+        batch.told(tell.trial, tell.state)
+    assert only(batch.log, m.CloseStudy).early is False
+    assert only(batch.log, m.EndBatch).exit_code == 0
+    assert len(kinds(batch.log, m.AskTrial)) == 2
+
+
+def test_does_not_end_before_the_study_confirms() -> None:
+    """A final state that the database has not taken keeps the driver alive."""
+    batch = Batch(b.study(quota=1))
+    batch.join()
+    launch = batch.start()
+    batch.end(launch.attempt)
+    assert kinds(batch.log, m.EndBatch) == []
+    assert only(batch.told(launch.attempt.trial, m.FinalState.COMPLETE), m.EndBatch).exit_code == 0
+
+
+def test_defers_with_a_reason_and_starts_when_memory_is_back() -> None:
+    """A trial that does not fit beside another waits, says why once, and starts when the other's memory is back."""
+    batch = Batch(b.study(quota=4))
+    batch.join(slots=4)
+    first = batch.start(0, 20 * GIB)
+    deferral = only(batch.tell(b.asked(1, 10 * GIB)), m.NoteDeferral)
+    assert deferral.reason == "memory"
+    assert deferral.numbers["needed_bytes"] == 10 * GIB
+    assert kinds(batch.tell(m.Tick()), m.NoteDeferral) == []
+    assert only(batch.end(first.attempt), m.LaunchAttempt).attempt == b.attempt_id(1)
+
+
+def test_reservation_is_held_until_the_attempt_is_reported_gone() -> None:
+    """Losing a worker frees nothing by itself: only the end of the attempt does."""
+    batch = Batch()
+    batch.join()
+    launch = batch.start()
+    batch.tell(m.WorkerLost(worker=launch.worker))
+    assert batch.brain.ledger.worker_of(launch.attempt) == launch.worker
+    batch.end(launch.attempt, m.ExitReason.LOST)
+    assert batch.brain.ledger.worker_of(launch.attempt) is None
+    assert list(batch.brain.ledger) == []
+
+
+def test_tightening_frees_memory_at_once() -> None:
+    """After its first step and validation a trial holds what it needs, and the next one starts on the difference."""
+    batch = Batch(b.study(quota=4))
+    batch.join()
+    first = batch.start(0, 20 * GIB)
+    batch.tell(b.asked(1, 10 * GIB))
+    commands = batch.tell(m.AttemptSettled(attempt=first.attempt, peak_bytes=8 * GIB))
+    assert only(commands, m.ResizeReservation).reserved_bytes == tightened(8 * GIB)
+    assert only(commands, m.LaunchAttempt).attempt == b.attempt_id(1)
+
+
+def test_reservation_grows_when_the_attempt_goes_over() -> None:
+    """What is taken is charged at once, even beyond capacity, and nothing new starts beside it."""
+    batch = Batch(b.study(quota=4))
+    batch.join()
+    first = batch.start(0, 4 * GIB)
+    commands = batch.tell(m.WorkerVitals(worker=b.WORKER, available_bytes=GIB, used_bytes={first.attempt: 30 * GIB}))
+    assert only(commands, m.ResizeReservation).reserved_bytes >= 30 * GIB
+    assert kinds(batch.tell(b.asked(1, GIB)), m.LaunchAttempt) == []
+
+
+def test_failed_probe_and_pressure_close_admission() -> None:
+    """No reading, or pressure, means closed; a good reading opens again."""
+    for vitals in ({"available_bytes": None}, {"available_bytes": 24 * GIB, "pressure": m.Pressure.ELEVATED}):
+        batch = Batch()
+        batch.join()
+        batch.tell(m.WorkerVitals(worker=b.WORKER, **vitals))
+        assert kinds(batch.tell(b.asked(0)), m.LaunchAttempt) == []
+        only(batch.tell(m.WorkerVitals(worker=b.WORKER, available_bytes=24 * GIB)), m.LaunchAttempt)
+
+
+def test_lost_attempt_is_retried_from_its_checkpoint_then_fails() -> None:
+    """LOST is retried max_retries times with the last checkpoint, then told FAIL; the trial keeps its number."""
+    batch = Batch(b.study(quota=1))
+    batch.join()
+    launch = batch.start()
+    for attempt in (2, 3):
+        commands = batch.end(launch.attempt, m.ExitReason.LOST, checkpoint=f"/c{attempt}")
+        launch = only(commands or batch.tell(m.Tick(), after=60), m.LaunchAttempt)
+        assert (launch.attempt.attempt, launch.resume_from) == (attempt, f"/c{attempt}")
+    tell = only(batch.end(launch.attempt, m.ExitReason.LOST), m.TellTrial)
+    assert tell.state is m.FinalState.FAIL
+    assert tell.attrs["stop_reason"] == "lost"
+
+
+def test_late_news_of_an_earlier_attempt_is_ignored() -> None:
+    """A worker that was thought lost may still report: its attempt is over, the present one is not touched."""
+    batch = Batch(b.study(quota=1))
+    batch.join()
+    first = batch.start()
+    batch.end(first.attempt, m.ExitReason.LOST)
+    batch.tell(m.Tick(), after=60)
+    assert batch.end(first.attempt) == []
+    assert batch.tell(m.AttemptProgress(attempt=first.attempt, step=1, value=0.1)) == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "constraint"),
+    [(m.ExitReason.EVICTED, True), (m.ExitReason.OVERSHOOT, True), (m.ExitReason.KERNEL_OOM, True),
+     (m.ExitReason.STALLED, False)],
+)  # fmt: skip
+def test_watchdog_kills_are_pruned_and_explained(reason: m.ExitReason, constraint: bool) -> None:
+    """Kills become PRUNED with the reason; those for memory also make the configuration infeasible."""
+    batch = Batch()
+    batch.join()
+    launch = batch.start()
+    kill = {"kill_id": "k1", "rule": "rule", "evidence": {"swap_bytes": 5}, "seconds": 3.0}
+    tell = only(batch.end(launch.attempt, reason, kill=kill), m.TellTrial)
+    assert tell.state is m.FinalState.PRUNED
+    assert tell.attrs["watchdog.reason"] == reason.value
+    assert tell.attrs["watchdog.evidence"] == {"swap_bytes": 5}
+    assert ((tell.constraint or 0) > 0) is constraint
+
+
+def test_memory_kill_teaches_the_next_estimate() -> None:
+    """A trial killed for memory at twice its estimate makes the next one of its family reserve more than that."""
+    batch = Batch()
+    batch.join()
+    launch = batch.start(0, 2 * GIB)
+    batch.end(launch.attempt, m.ExitReason.KERNEL_OOM, peak_bytes=4 * GIB)
+    again = only(batch.tell(b.asked(1, 2 * GIB)), m.LaunchAttempt)
+    assert again.reserved_bytes > 4 * GIB
+    assert again.footprint.source is m.FootprintSource.CORRECTED
+
+
+def test_unsettled_peaks_teach_nothing() -> None:
+    """A trial that failed before memory was flat says nothing about the peak."""
+    batch = Batch()
+    batch.join()
+    launch = batch.start(0, 2 * GIB)
+    tell = only(batch.end(launch.attempt, m.ExitReason.FAILED, peak_bytes=GIB // 2), m.TellTrial)
+    assert "footprint.observed_peak_bytes" not in tell.attrs
+    assert only(batch.tell(b.asked(1, 2 * GIB)), m.LaunchAttempt).reserved_bytes == 2 * GIB
+
+
+def test_unknown_footprint_runs_alone_then_is_sized_by_what_was_seen() -> None:
+    """Without an estimator the first trial gets the whole worker; later ones what was seen, with room above it."""
+    batch = Batch(b.study(quota=9))
+    batch.join()
+    asked = b.asked(0, footprint=m.Footprint.unknown())
+    launch = only(batch.tell(asked), m.LaunchAttempt)
+    assert launch.reserved_bytes == 24 * GIB
+    batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=1))
+    batch.tell(m.AttemptSettled(attempt=launch.attempt, peak_bytes=2 * GIB))
+    batch.end(launch.attempt, peak_bytes=2 * GIB)
+    second = only(batch.tell(b.asked(1, footprint=m.Footprint.unknown())), m.LaunchAttempt)
+    assert second.reserved_bytes == 3 * GIB
+
+
+def test_misfits_are_pruned_without_counting_and_close_the_study_in_the_end() -> None:
+    """A trial no worker can hold teaches the sampler and is not counted; too many in a row end the study."""
+    batch = Batch(b.study(quota=5), max_misfits=3)
+    batch.join()
+    for number in range(3):
+        tell = only(batch.tell(b.asked(number, 25 * GIB)), m.TellTrial)
+        assert tell.state is m.FinalState.PRUNED
+        assert tell.constraint > 0
+        batch.told(tell.trial, tell.state)
+    assert batch.brain.studies["study"].counted == 0
+    assert only(batch.log, m.CloseStudy).early is True
+    assert only(batch.log, m.EndBatch).exit_code == 1
+
+
+def test_failures_in_a_row_close_the_study_and_leave_the_others() -> None:
+    """The circuit breaker closes one study with its last error; the other goes on."""
+    batch = Batch(b.study("bad", quota=9), b.study("good", quota=9))
+    batch.join()
+    for number in range(3):
+        launch = batch.start(number, study="bad")
+        batch.end(launch.attempt, m.ExitReason.FAILED, detail="ZeroDivisionError: division by zero")
+    close = only(batch.log, m.CloseStudy)
+    assert close.study == "bad"
+    assert close.early
+    assert "ZeroDivisionError: division by zero" in close.reason
+    assert batch.brain.studies["good"].closed is None
+    batch.start(0, study="good")
+
+
+def test_a_result_resets_the_circuit_breaker() -> None:
+    """Failures count only in a row."""
+    batch = Batch(b.study(quota=9))
+    batch.join()
+    for number, reason in enumerate([m.ExitReason.FAILED, m.ExitReason.FAILED, m.ExitReason.COMPLETED] * 2):
+        batch.end(batch.start(number).attempt, reason)
+    assert kinds(batch.log, m.CloseStudy) == []
+
+
+def test_pruner_stops_the_attempt_once() -> None:
+    """The pruner's advice becomes one stop, and the attempt ends PRUNED."""
+    batch = Batch()
+    batch.join()
+    launch = batch.start()
+    report = only(batch.tell(m.AttemptProgress(attempt=launch.attempt, step=1, value=0.7)), m.ReportValue)
+    assert (report.step, report.value) == (1, 0.7)
+    assert only(batch.tell(m.PruneAdvised(attempt=launch.attempt, step=1)), m.StopAttempt).reason == "prune"
+    assert batch.tell(m.PruneAdvised(attempt=launch.attempt, step=2)) == []
+    assert only(batch.end(launch.attempt, m.ExitReason.PRUNED), m.TellTrial).state is m.FinalState.PRUNED
+
+
+def test_quit_drains_and_keeps_everything() -> None:
+    """Running trials are asked to stop, waiting ones are queued again, nothing new starts; exit code 130."""
+    batch = Batch(b.study(quota=9))
+    batch.join(slots=1)
+    launch = batch.start(0)
+    batch.tell(b.asked(1))
+    commands = batch.tell(m.QuitRequested(source="key q"))
+    assert only(commands, m.StopAttempt).attempt == launch.attempt
+    assert only(commands, m.EnqueueRetry).trial == b.trial_id(1)
+    requeue = only(batch.end(launch.attempt, m.ExitReason.INTERRUPTED, checkpoint="/c"), m.EnqueueRetry)
+    assert (requeue.attempt, requeue.resume_from) == (2, "/c")
+    for trial in (0, 1):
+        batch.told(b.trial_id(trial), m.FinalState.FAIL)
+    assert only(batch.log, m.EndBatch).exit_code == 130
+    assert batch.brain.studies["study"].counted == 0
+
+
+def test_trial_asked_while_draining_goes_back_into_the_queue() -> None:
+    """An ask that was under way when the user quit is not lost and not run."""
+    batch = Batch()
+    batch.join()
+    batch.tell(m.QuitRequested(source="key q"))
+    assert kinds(batch.log, m.EndBatch) == []
+    only(batch.tell(b.asked(0)), m.EnqueueRetry)
+    only(batch.told(b.trial_id(0), m.FinalState.FAIL), m.EndBatch)
+
+
+def test_result_that_comes_while_draining_counts() -> None:
+    """A trial that finishes during the drain is complete, not interrupted."""
+    batch = Batch(b.study(quota=1))
+    batch.join()
+    launch = batch.start()
+    batch.tell(m.QuitRequested(source="key q"))
+    assert only(batch.end(launch.attempt), m.TellTrial).state is m.FinalState.COMPLETE
+    assert only(batch.told(launch.attempt.trial, m.FinalState.COMPLETE), m.EndBatch).exit_code == 0
+
+
+@pytest.mark.parametrize("impatience", ["second quit", "timeout"])
+def test_second_quit_or_timeout_kills(impatience: str) -> None:
+    """Whoever does not leave in time, or when the user asks twice, is killed, once."""
+    batch = Batch(drain_timeout_s=20.0)
+    batch.join()
+    launch = batch.start()
+    batch.tell(m.QuitRequested(source="SIGTERM"))
+    event: Callable[[], m.Event] = m.Tick if impatience == "timeout" else lambda: m.QuitRequested(source="SIGTERM")
+    assert only(batch.tell(event(), after=21), m.KillAttempt).attempt == launch.attempt
+    assert kinds(batch.tell(m.Tick()), m.KillAttempt) == []
+
+
+def test_large_trial_is_not_starved_by_small_ones() -> None:
+    """While small trials keep coming, the large one's worker is held for it and it starts."""
+    batch = Batch(b.study("large", quota=50), b.study("small", quota=50))
+    batch.join(slots=4)
+    running = [batch.start(number, 6 * GIB, study="small").attempt for number in range(4)]
+    batch.tell(b.asked(0, 20 * GIB, study="large"))
+    started: list[m.LaunchAttempt] = []
+    for number in range(4, 30):
+        batch.end(running.pop(0))
+        started = kinds(batch.log, m.LaunchAttempt)
+        if started[-1].attempt.trial.study == "large":
+            return
+        launches = kinds(batch.tell(b.asked(number, 6 * GIB, study="small")), m.LaunchAttempt)
+        running += [launch.attempt for launch in launches]
+        if not running:
+            break
+    raise AssertionError(f"the large trial never started: {[str(launch.attempt) for launch in started]}")
+
+
+def test_illegal_transition_tells_the_story() -> None:
+    """A violation of the table raises with the trial's whole story."""
+    batch = Batch()
+    batch.join()
+    launch = batch.start()
+    with pytest.raises(IllegalTransition, match=r"pending -> admitted.*running -> running"):
+        batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=1))
+
+
+def test_study_at_its_quota_closes_without_asking() -> None:
+    """A resumed study that is complete closes at once."""
+    batch = Batch()
+    batch.brain.studies.clear()
+    batch.tell(m.StudyOpened(study=b.study(quota=3), counted=3))
+    batch.join()
+    assert kinds(batch.log, m.AskTrial) == []
+    assert only(batch.log, m.EndBatch).exit_code == 0
+
+
+def test_a_study_that_cannot_be_asked_closes_early() -> None:
+    """The user's sampler raised: that study is over, with the reason."""
+    batch = Batch()
+    batch.join()
+    batch.tell(m.AskFailed(study="study", detail="KeyError: 'dropout'"))
+    assert "KeyError: 'dropout'" in only(batch.log, m.CloseStudy).reason
+    assert only(batch.log, m.EndBatch).exit_code == 1
