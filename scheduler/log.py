@@ -24,7 +24,8 @@ Sink = Callable[[str], None]
 def configure(level: str = "info", sink: Sink | None = None) -> None:
     """Send what `get()` logs at `level` and above to `sink` as readable lines (default: stderr).
 
-    The standard library's warnings and errors (Dask, Optuna, tornado) go the same way, their chatter does not.
+    The standard library's warnings and errors (Dask, Optuna, tornado) go the same way, their chatter does not. Call it
+    after Optuna was imported, which sets up a logger of its own then.
     """
     write = sink or stderr_sink
     structlog.configure(
@@ -39,6 +40,11 @@ def configure(level: str = "info", sink: Sink | None = None) -> None:
         logger_factory=lambda *_: _SinkLogger(write),
         cache_logger_on_first_use=False,
     )
+    # Optuna writes to stderr by a handler of its own, past any live view, and calls each new study news.
+    optuna = logging.getLogger("optuna")
+    optuna.handlers.clear()
+    optuna.propagate = True
+    optuna.setLevel(logging.WARNING)
     root = logging.getLogger()
     for handler in [each for each in root.handlers if isinstance(each, _Forward)]:
         root.removeHandler(handler)

@@ -71,9 +71,9 @@ def finish(
     rows: by the study's name. notes: a study's closing remark ("closed: 5 failures in a row: ...").
     """
     write_files(folder, studies, rows)
-    console = Console(file=stream, soft_wrap=False)
+    console = _console(stream)
     console.print(results_table(studies, rows, notes or {}))
-    console.print(f"results in {folder}", soft_wrap=True, highlight=False)
+    console.print(f"results in {folder}", soft_wrap=True, markup=False)
 
 
 def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> None:
@@ -112,16 +112,17 @@ def results_table(
     studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]], notes: Mapping[str, str] | None = None
 ) -> Table:
     """One line per study: how many trials ended how, and the best of them."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("study", no_wrap=True)
-    for name in ("complete", "pruned", "failed", "best loss", "trial", "d_model", "layers", "batch", "peak", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
+    ended = {spec.name: [row["state"] for row in rows.get(spec.name, ())] for spec in studies}
+    # Most runs have nothing pruned or failed; a terminal of 80 columns has no room for empty columns.
+    shown = ["COMPLETE", *(state for state in FINAL[1:] if any(state in states for states in ended.values()))]
+    table = _table(
+        "study", *(state.lower() for state in shown), "best loss", "trial", "d_model", "layers", "peak", "time"
+    )
     if notes:
         table.add_column("note", overflow="fold")
     for spec in studies:
-        mine = rows.get(spec.name, ())
-        counts = [sum(row["state"] == state for row in mine) for state in FINAL]
-        best: Row = best_row(mine) or {}
+        counts = [ended[spec.name].count(state) for state in shown]
+        best: Row = best_row(rows.get(spec.name, ())) or {}
         value, peak, took = best.get("value"), best.get("footprint.observed_peak_bytes"), best.get("duration_s")
         table.add_row(
             spec.name,
@@ -131,7 +132,6 @@ def results_table(
             str(best.get("number", "")),
             str(best.get("d_model", "")),
             str(best.get("n_layers", "")),
-            str(best.get("micro_batch", "")),
             "" if peak is None else gib(int(peak)),
             "" if took is None else duration(float(took)),
             *([notes.get(spec.name, "")] if notes else []),
@@ -141,10 +141,7 @@ def results_table(
 
 def plan_table(plan: Plan) -> Table:
     """The dry run's table: one line per study."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("study", no_wrap=True)
-    for name in ("trials", "fit", "never", "footprint", "micro-batch", "at once"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table("study", "trials", "fit", "never", "footprint", "micro-batch", "at once")
     for study in plan.studies:
         table.add_row(study.spec.name, str(study.spec.quota), str(study.fits), str(study.never), *_plan_cells(study))
     return table
@@ -152,19 +149,35 @@ def plan_table(plan: Plan) -> Table:
 
 def print_plan(plan: Plan, *, as_json: bool, stream: TextIO | None = None) -> None:
     """Show the plan on `stream` (default: stdout), as tables or as one JSON object."""
-    console = Console(file=stream, soft_wrap=True, highlight=False)
+    console = _console(stream)
     if as_json:
         console.out(json.dumps(plan.to_json(), indent=2), highlight=False)
         return
     for room in plan.rooms:
         console.print(
             f"worker {room.facts.host}: memory budget {plan.memory_budget} of {gib(room.facts.limit_bytes)} -> "
-            f"capacity {gib(room.capacity_bytes)}, {gib(room.trial_bytes)} of it for trials; {room.facts.slots} slots"
+            f"capacity {gib(room.capacity_bytes)}, {gib(room.trial_bytes)} of it for trials; {room.facts.slots} slots",
+            soft_wrap=True,
+            markup=False,
         )
-    console.print(plan_table(plan), soft_wrap=False)
+    console.print(plan_table(plan))
     for refusal in plan.refusals:
-        console.print(refusal, markup=False)
+        console.print(refusal, soft_wrap=True, markup=False)
     console.print("dry run: nothing was started or written")
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _console(stream: TextIO | None) -> Console:
+    """As wide as the terminal; into a file or pipe as wide as it needs, since nothing there wraps or cuts."""
+    console = Console(file=stream, highlight=False)
+    return console if console.is_terminal else Console(file=stream, highlight=False, width=200)
 
 
 def _plan_cells(study: StudyPlan) -> tuple[str, str, str]:
