@@ -105,71 +105,53 @@ def command(
         raise click.UsageError("--json goes with --dry-run")
     # `--experiment a.yaml b.yaml`, as a shell's *.yaml gives it, means both.
     settings = loading.load(_parsed(given), config=config, experiments=(*experiment, *files))
-    return show_plan(settings, as_json=as_json) if dry_run else run(settings)
+    plan = make_plan(settings)
+    if dry_run:
+        from scheduler import report
+
+        report.print_plan(plan, as_json=as_json)
+        return OK if plan.runnable else NOTHING_FITS
+    return run(settings, plan)
 
 
-def show_plan(settings: Settings, *, as_json: bool) -> int:
-    """The dry run, for the cluster's workers or this machine: 0 when a study can run, 3 when none can."""
-    from scheduler import host, plan, report
+def make_plan(settings: Settings) -> Plan:
+    """The plan for the cluster's workers, or for this machine. Raises HeadroomError; writes nothing."""
+    from scheduler import host, plan
 
     if settings.cluster is None:
-        workers = [host.facts(host.resolve_device(settings.device), settings.total_slots)]
-    else:
-        _check_cluster(settings.cluster)
-        from scheduler import driver
-
-        workers = driver.cluster_facts(settings.cluster)
-    found = plan.make(settings, workers)
-    report.print_plan(found, as_json=as_json)
-    return OK if found.runnable else NOTHING_FITS
-
-
-def run(settings: Settings) -> int:
-    """Check what can be checked before anything is written, run the batch, show its results; returns the exit code."""
-    from scheduler import console, log, plan, report, run_folder
-
-    # The quickest and most usual mistakes first: data and functions, then the database, then the cluster.
+        return plan.make(settings, [host.facts(host.resolve_device(settings.device), settings.total_slots)])
+    # The quick and usual mistakes first: functions and data, then whether anybody answers, then what the workers have.
     plan.with_data_facts(settings.studies(), plan.load_functions(settings)["check_data"])
+    from scheduler import driver
+
+    return plan.make(settings, driver.cluster_facts(settings.cluster))
+
+
+def run(settings: Settings, plan: Plan) -> int:
+    """The batch; returns the exit code. Nothing is written before everything that can be checked has been."""
+    from scheduler import console, log, run_folder
+
+    if not plan.runnable:
+        *others, last = plan.refusals
+        for refusal in others:
+            click.echo(refusal, err=True)
+        raise NothingFits(f"nothing fits: {last}")
     run_folder.check(settings)
     from scheduler.adapters import study
 
     if settings.storage is not None:
         study.check(settings.storage)
-    if settings.cluster is not None:
-        _check_cluster(settings.cluster)
     from scheduler import driver
 
     view = console.choose()
     log.configure(settings.log_level, view.line)
-    planned: list[Plan] = []
-
-    def on_plan(found: Plan) -> None:
-        planned.append(found)
-        if found.runnable:  # else the error that follows says it
-            for refusal in found.refusals:
-                view.line(refusal)
-
-    result = driver.run(settings, view_=view, on_plan=on_plan)
-    studies = planned[-1].runnable
-    try:
-        report.finish(result.folder, studies, result.rows, notes={k: f"closed: {v}" for k, v in result.closed.items()})
-    except OSError as error:
-        _say(f"the results could not be written ({error}); they are in the study: start the run again to write them", 0)
-    if result.unwritten:
-        _say(f"{result.unwritten} results wait for the database: start the run again once it is back", 0)
-    if result.exit_code == STOPPED:
-        done = sum(row["state"] in report.FINAL for rows in result.rows.values() for row in rows)
-        quota = sum(spec.quota for spec in studies)
-        _say(f"stopped with {done} of {quota} trials done; to go on: {shlex.join(['bin/schedule', *sys.argv[1:]])}", 0)
-    elif result.exit_code != OK and not result.closed and not planned[-1].refusals:
-        _say(result.reason, 0)
-    return result.exit_code
-
-
-def _check_cluster(address: str) -> None:
-    from scheduler.adapters import cluster
-
-    cluster.check(address)
+    for refusal in plan.refusals:
+        view.line(refusal)
+    with view:
+        code = driver.run(settings, plan, view)  # shows the results itself: the study is open there
+    if code == STOPPED:
+        _say(f"stopped; to go on where it stopped: {shlex.join(['bin/schedule', *sys.argv[1:]])}", 0)
+    return CLOSED_EARLY if code == OK and plan.refusals else code
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
