@@ -4,10 +4,15 @@ Covers the network and its parameter count. It does not cover training (trainer.
 footprint.py counts the very tensors this file keeps for the backward pass: whoever changes `EncoderLayer.forward`
 changes `footprint._layer_activation_bytes` too (tests/test_footprint_measured.py compares the two).
 
-Why the layers are written by hand instead of `torch.nn.TransformerEncoderLayer`:
-- attention goes through `scaled_dot_product_attention` and the attention weights are not dropped (as in PatchTST's own
-  defaults), so that no (batch, heads, patches, patches) tensor is ever kept;
-- dropout keeps one byte an element (`native_dropout`'s mask) instead of a float, which is what `nn.Dropout` keeps on CPU.
+Why the layers are written by hand instead of with `torch.nn.TransformerEncoderLayer`: for the heap.
+- Attention goes through `scaled_dot_product_attention` and the attention weights are not dropped (PatchTST's own
+  default), so that no (batch, heads, patches, patches) tensor is ever kept.
+- Dropout, scaling and the residual sum work in place on the branch's last product. A kept tensor is then never
+  allocated above a temporary one, so that the heap is a stack: backward gives it back from the top, and no holes are
+  left between (a hole of the right size cannot even be used again, because an aligned allocation needs some bytes more).
+- Dropout keeps one byte an element, `nn.Dropout` on CPU a float.
+- The stream is (B * T, d): `addmm` then makes a tensor of its own, and not a view, which in-place operators would have
+  to copy in backward.
 """
 
 from __future__ import annotations
@@ -59,11 +64,10 @@ class PatchTSTConfig:
         return self.n_layers * layer + embedding + positions + 2 * d + head
 
 
-def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
-    """Inverted dropout that keeps a one-byte mask for backward."""
-    if not training or probability == 0.0:
-        return x
-    return torch.native_dropout(x, probability, True)[0]
+def drop_(x: Tensor, probability: float) -> Tensor:
+    """Inverted dropout in place, with a one-byte mask kept for backward. x: a tensor nothing else has saved."""
+    dropped = torch.empty_like(x, dtype=torch.bool).bernoulli_(probability)
+    return x.masked_fill_(dropped, 0.0).mul_(1 / (1 - probability))
 
 
 class EncoderLayer(nn.Module):
@@ -72,6 +76,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, config: PatchTSTConfig) -> None:
         super().__init__()
         d = config.d_model
+        self.n_patches = config.n_patches
         self.n_heads = config.n_heads
         self.p = config.dropout
         self.norm1 = nn.LayerNorm(d)
@@ -82,13 +87,19 @@ class EncoderLayer(nn.Module):
         self.down = nn.Linear(config.d_ff, d)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T, d)."""
-        b, t, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, d)
-        x = x + dropout(self.out(attended), self.p, self.training)
-        hidden = dropout(F.gelu(self.up(self.norm2(x))), self.p, self.training)
-        return x + dropout(self.down(hidden), self.p, self.training)
+        """(B * T, d) -> (B * T, d)."""
+        x = self._drop_(self.out(self._attend(self.qkv(self.norm1(x))))).add_(x)
+        hidden = self._drop_(F.gelu(self.up(self.norm2(x))))
+        return self._drop_(self.down(hidden)).add_(x)
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        rows, width = qkv.shape
+        d = width // 3
+        q, k, v = qkv.view(-1, self.n_patches, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, d)
+
+    def _drop_(self, x: Tensor) -> Tensor:
+        return drop_(x, self.p) if self.training and self.p else x
 
 
 class PatchTST(nn.Module):
@@ -126,9 +137,14 @@ class PatchTST(nn.Module):
         if c.context_length != x.shape[1]:
             raise ValueError(f"expected windows of {c.context_length} days, got {x.shape[1]}")
         used = (c.n_patches - 1) * c.stride + c.patch_length
-        patches = x[:, c.context_length - used :].unfold(1, c.patch_length, c.stride).flatten(2)
-        x = dropout(self.embedding(patches) + self.positions, c.dropout, self.training)
+        days = x[:, c.context_length - used :]
+        patches = days.unfold(1, c.patch_length, c.stride).reshape(-1, c.n_features * c.patch_length)
+        x = self.embedding(patches).add_(self.positions.repeat(len(days), 1))
+        if self.training and c.dropout:
+            x = drop_(x, c.dropout)
         for layer in self.layers:
             x = layer(x)
-        flat = dropout(self.norm(x).flatten(1), c.head_dropout, self.training)
+        flat = self.norm(x).view(-1, c.n_patches * c.d_model)
+        if self.training and c.head_dropout:
+            flat = F.dropout(flat, c.head_dropout)
         return self.head(flat).squeeze(1)
