@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scheduler import __version__
-from scheduler.model import HeadroomError
+from scheduler.model import HeadroomError, NothingFits
 
 if TYPE_CHECKING:
     from scheduler.plan import Plan
