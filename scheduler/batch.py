@@ -86,7 +86,10 @@ class BatchState:
             held = self.ledger.worker_of(trial.attempt_id) is not None
             if held != (trial.state in (m.TrialState.ADMITTED, m.TrialState.RUNNING)):
                 raise IllegalTransition(f"{trial.id} is {trial.state.value} with reservation={held}: {trial.story}")
-            if trial.id not in self.studies[trial.id.study].live:
+            study = self.studies[trial.id.study]
+            if (trial.id in study.pending) != (trial.state is m.TrialState.PENDING):
+                raise IllegalTransition(f"{trial.id} is {trial.state.value}, its study thinks otherwise: {trial.story}")
+            if trial.id not in study.live:
                 raise IllegalTransition(f"{trial.id} lives outside its study: {trial.story}")
 
     # -- events -----------------------------------------------------------------------------------------------------
@@ -143,6 +146,7 @@ class BatchState:
         )
         self.trials[trial.id] = trial
         study.live.add(trial.id)
+        study.pending.add(trial.id)
         self._stale = True
         if self.draining or study.closed:
             self._requeue(trial, reason="not started", outcome=None)
@@ -191,6 +195,7 @@ class BatchState:
             self._requeue(trial, reason=outcome.reason.value, outcome=outcome)
         else:
             trial.retry(self._now, verdict.delay_s, f"attempt {trial.attempt} {outcome.reason.value}")
+            study.pending.add(trial.id)
 
     def _on_quit(self, event: m.QuitRequested) -> None:
         again = self.draining is not None
@@ -224,7 +229,7 @@ class BatchState:
             not self.draining
             and study.closed is None
             and not study.asking
-            and not self._pending(study)
+            and not study.pending
             and study.counted + len(study.live) < study.spec.quota
         )
 
@@ -259,7 +264,7 @@ class BatchState:
                     waiting.append(self._waiting(study, trial))
         if not waiting:
             return
-        plan = placement.place(waiting, list(self._running()), views, self._now)
+        plan = placement.place(waiting, self._running(), views, self._now)
         for start in plan.starts:
             self._launch(start)
         for trial_id, defer in plan.deferred.items():
@@ -283,6 +288,7 @@ class BatchState:
             ),
         )
         trial.move(m.TrialState.ADMITTED, self._now, f"attempt {trial.attempt} on {start.worker}")
+        study.pending.discard(trial.id)
         self._out.append(
             m.LaunchAttempt(
                 attempt=trial.attempt_id,
@@ -340,6 +346,7 @@ class BatchState:
         trial.move(m.TrialState.FINISHED, self._now, why)
         del self.trials[trial.id]
         study.live.discard(trial.id)
+        study.pending.discard(trial.id)
         study.untold += 1
 
     def _close(self, study: Study, reason: str, *, early: bool) -> None:
@@ -373,7 +380,7 @@ class BatchState:
         return trial if trial is not None and trial.attempt == attempt.attempt else None
 
     def _pending(self, study: Study) -> list[Trial]:
-        return [self.trials[t] for t in sorted(study.live) if self.trials[t].state is m.TrialState.PENDING]
+        return [self.trials[t] for t in sorted(study.pending)]
 
     def _waiting(self, study: Study, trial: Trial) -> m.Waiting:
         return m.Waiting(

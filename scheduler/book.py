@@ -5,6 +5,7 @@ Mutable, and mutated by `batch.BatchState` alone. Holds the table of legal trans
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,12 +39,17 @@ class Rules:
 
 @dataclass(slots=True, kw_only=True)
 class Study:
-    """A study's place in the batch. `untold`: final states sent to the study and not yet confirmed durable."""
+    """A study's place in the batch.
+
+    live: its trials under way; pending: those of them that wait to be placed (kept apart because thousands may run).
+    untold: final states sent to the study and not yet confirmed durable. durations_s: of its latest complete trials.
+    """
 
     spec: StudySpec
     counted: int = 0
     asking: bool = False
     live: set[TrialId] = field(default_factory=set)
+    pending: set[TrialId] = field(default_factory=set)
     family: str = ""
     failures_in_row: int = 0
     misfits_in_row: int = 0
@@ -51,7 +57,7 @@ class Study:
     closed: str | None = None
     closed_early: bool = False
     best: float | None = None
-    durations_s: list[float] = field(default_factory=list)
+    durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     peaks: list[int] = field(default_factory=list)
 
     @property

@@ -277,8 +277,8 @@ def seconds_of(name: str, source: random.Random) -> float:
 
 
 def large(trials: int, workers: int) -> Simulation:
-    """Small and middle-sized studies, one per worker and a half, on many hosts."""
-    names = [f"{('2M', '20M', '200M')[n % 3]}_{n}" for n in range(max(1, workers * 3 // 2))]
+    """24 studies of small and middle-sized trials on many hosts."""
+    names = [f"{('2M', '20M', '200M')[n % 3]}_{n}" for n in range(24)]
     specs = [study(name, quota=max(1, trials // len(names))) for name in names]
     hosts = [facts(f"w{n:04d}", host=f"host{n}", slots=4) for n in range(workers)]
     return Simulation(World(bytes_of=bytes_of, seconds_of=seconds_of, check_every=10**9), specs, hosts, seed=1)

@@ -60,6 +60,7 @@ class Corrections:
         self._caution = caution or Caution()
         self._ratios: dict[str, list[float]] = defaultdict(list)
         self._at_least: dict[str, list[float]] = defaultdict(list)
+        self._known: dict[str, tuple[float, int]] = {}  # family -> (factor, samples): each placement asks for them
 
     def observe(self, observation: Observation) -> None:
         """Take in one finished or killed attempt. One without a prediction or a peak teaches nothing."""
@@ -67,6 +68,7 @@ class Corrections:
             return
         kind = self._at_least if observation.at_least else self._ratios
         kind[observation.family].append(observation.observed_bytes / observation.predicted_bytes)
+        self._known.pop(observation.family, None)
 
     def samples(self, family: str) -> int:
         """How many observations stand behind `factor(family)`."""
@@ -92,7 +94,9 @@ class Corrections:
         """
         if not footprint.is_known:
             return footprint
-        factor, samples = self.factor(family), self.samples(family)
+        if family not in self._known:
+            self._known[family] = (self.factor(family), self.samples(family))
+        factor, samples = self._known[family]
         prior = footprint.prior_bytes or footprint.host_bytes
         scale = factor * prior / footprint.host_bytes if footprint.host_bytes else factor
         return dataclasses.replace(
