@@ -317,6 +317,7 @@ class BatchState:
         study.counted += 1
         if state is m.FinalState.COMPLETE:
             study.durations_s.append(outcome.duration_s)
+            study.expected_s = median(study.durations_s)
             if outcome.value is not None and (study.best is None or outcome.value < study.best):
                 study.best = outcome.value
         attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=self._trusted(trial, outcome))
@@ -389,7 +390,7 @@ class BatchState:
             slots=study.spec.slots,
             since=trial.since,
             share=study.share,
-            expected_s=median(study.durations_s) if study.durations_s else None,
+            expected_s=study.expected_s,
         )
 
     def _running(self) -> Iterator[m.Running]:

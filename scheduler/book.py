@@ -42,7 +42,8 @@ class Study:
     """A study's place in the batch.
 
     live: its trials under way; pending: those of them that wait to be placed (kept apart because thousands may run).
-    untold: final states sent to the study and not yet confirmed durable. durations_s: of its latest complete trials.
+    untold: final states sent to the study and not yet confirmed durable. durations_s: of its latest complete trials;
+    expected_s: their median.
     """
 
     spec: StudySpec
@@ -58,6 +59,7 @@ class Study:
     closed_early: bool = False
     best: float | None = None
     durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    expected_s: float | None = None
     peaks: list[int] = field(default_factory=list)
 
     @property

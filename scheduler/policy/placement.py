@@ -165,8 +165,8 @@ class _Board:
         if not self.views:
             return Defer("no_worker")
         if self._best is None:
-            ranked = ((admission.closed(v) is None, admission.room(v), v.address) for v in self.views.values())
-            self._best = self.views[max(ranked)[2]]
+            full = ((admission.closed(view) is None, address) for address, view in self.views.items())
+            self._best = self.views[self._rooms[-1][1] if self._rooms else max(full)[1]]
         decision = admission.admit(trial, self._best)
         if isinstance(decision, Defer):
             return decision
