@@ -262,18 +262,19 @@ class Kill:
             self._release(now, gained, "memory is back" if back else "waited long enough")
 
     def _release(self, now: float, gained: int | None, why: str) -> None:
+        # The file first: whoever is told that the kill is over finds its story complete.
+        self._write_story(step="released", at=round(now, 3), gained_bytes=gained, why=why)
         self._try_record("released", now, gained_bytes=gained, why=why)
         failpoint("released")
         self.phase = Phase.RELEASED
         self._evaluator.kill_ended(now)
         self._log("kill.released", kill_id=self.kill_id, attempt=self.attempt, gained_bytes=gained, why=why)
-        self._write_story()
 
     def _abort(self, now: float, why: str) -> None:
+        self._write_story(step="aborted", at=round(now, 3), why=why)
         self._try_record("aborted", now, why=why)
         self.phase = Phase.RELEASED
         self._log("kill.aborted", kill_id=self.kill_id, attempt=self.attempt, why=why)
-        self._write_story()
 
     # -- records ------------------------------------------------------------------------------------------------
 
@@ -287,12 +288,13 @@ class Kill:
         except OSError as error:
             self._log("kill.not_recorded", kill_id=self.kill_id, step=step, error=str(error))
 
-    def _write_story(self) -> None:
-        """The whole story in the attempt's folder, for people."""
+    def _write_story(self, **last: Any) -> None:
+        """The whole story in the attempt's folder, for people. last: a step that is about to be recorded."""
         story = next((s for s in reversed(self._registry.kills()) if s.kill_id == self.kill_id), None)
         if story is None or not os.path.isdir(self._folder):
             return
-        write_story(self._folder, "kill.json", story.records, self._evaluator, self._story, self._log)
+        records = (*story.records, last) if last else story.records
+        write_story(self._folder, "kill.json", records, self._evaluator, self._story, self._log)
 
 
 def write_story(

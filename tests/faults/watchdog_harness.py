@@ -1,8 +1,8 @@
 """What the watchdog's fault tests share: a small agent, trials as little scripts, a watchdog with scaled thresholds.
 
-The agent here does what `scheduler.agent` does for a trial: start it in a session of its own, register it, pass on its
-ticks, reap it, wait for the story of a kill, settle the end, deregister. Every process started is remembered by identity
-and ended by identity; nothing else is ever signalled.
+The agent here does what `scheduler.agent` does for a trial: start it in a session of its own, register it, pass on
+its ticks, reap it, wait for the story of a kill, settle the end, deregister. Every process started is remembered by
+identity and ended by identity; nothing else is ever signalled.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from scheduler.adapters import vitals
 from scheduler.registry import HostRegistry, KillStory, Registration, claim
@@ -119,14 +121,17 @@ class Trial:
 
     @property
     def identity(self) -> tuple[int, float]:
+        """(pid, start time) of its root process."""
         return self.registration.pid, self.registration.start_time
 
     @property
     def state(self) -> str | None:
+        """Its final state, None while it lives."""
         return self.states[0] if self.states else None
 
     @property
     def starts(self) -> int:
+        """How often its training was started."""
         path = self.folder / "starts"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
@@ -220,6 +225,7 @@ class Host:
         trial.done.set()
 
     def story(self, trial: Trial) -> KillStory | None:
+        """What the watchdog did to it, as an agent would ask."""
         return self.registry.kill_of(trial.registration.attempt, trial.registration.pid)
 
     def stories(self) -> list[KillStory]:
@@ -228,15 +234,18 @@ class Host:
 
     # -- others -------------------------------------------------------------------------------------------------
 
-    def watchdog(self, *, failpoint: str | None = None, without: str | None = None) -> subprocess.Popen[bytes]:
+    def watchdog(
+        self, *, failpoint: str | None = None, without: str | None = None, cgroup: Path | None = None
+    ) -> subprocess.Popen[bytes]:
         """Start a watchdog. failpoint: see signals.failpoint. without: Python that takes one of its guards away."""
         environment = {**os.environ, "PYTHONPATH": str(REPO)}
         if failpoint:
             environment["HEADROOM_FAILPOINT"] = failpoint
         code = f"{textwrap.dedent(without or '')}\nfrom scheduler import watchdog\nraise SystemExit(watchdog.main())"
         with open(self.root / "watchdog.log", "ab") as log:
+            enter = "" if cgroup is None else f"echo $$ > {cgroup}/cgroup.procs; "
             process = subprocess.Popen(
-                [sys.executable, "-c", code, "--root", str(self.root)],
+                ["/bin/sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-c", code, "--root", str(self.root)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -246,19 +255,39 @@ class Host:
         self.watchdogs.append(process)
         return process
 
-    def running(self) -> subprocess.Popen[bytes]:
+    def running(self, **options: Any) -> subprocess.Popen[bytes]:
         """A watchdog that has published a reading."""
-        process = self.watchdog()
+        process = self.watchdog(**options)
         until(lambda: self.registry.pressure() is not None, 20.0, "the watchdog publishes")
         return process
 
-    def foreign(self, script: str) -> subprocess.Popen[str]:
+    def foreign(self, script: str = "import time; time.sleep(600)", cgroup: Path | None = None) -> Any:
         """A process that is no trial of ours."""
+        enter = "" if cgroup is None else f"echo $$ > {cgroup}/cgroup.procs; "
         process = subprocess.Popen(
-            [sys.executable, "-S", "-c", script], start_new_session=True, stdout=subprocess.PIPE, text=True
+            ["/bin/sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-S", "-c", script], start_new_session=True
         )
         self.others.append(process)
         return process
+
+    def change(self, **thresholds: Any) -> None:
+        """Set other thresholds and wait until the watchdog has taken them up."""
+        before = len(self.saw("policy.read"))
+        self.limits.update(thresholds)
+        self.registry.thresholds(self.limits)
+        until(lambda: len(self.saw("policy.read")) > before, 10.0, "the new thresholds are read")
+
+    def cgroup(self, controller: str, name: str, **values: int) -> Path:
+        """A cgroup (v1) of our own, with these values written to its files."""
+        base = Path("/sys/fs/cgroup") / controller
+        if not (base / "cgroup.procs").exists() or not os.access(base, os.W_OK) or os.geteuid() != 0:
+            pytest.skip(f"needs root and cgroup v1 {controller}")
+        group = base / f"headroom-test-{os.getpid()}-{name}"
+        group.mkdir()
+        self.cgroups.append(group)
+        for file, value in values.items():
+            (group / f"{controller}.{file}").write_text(str(value))
+        return group
 
     def events(self) -> list[Mapping[str, Any]]:
         """The watchdog's log."""
@@ -269,6 +298,7 @@ class Host:
         return found
 
     def saw(self, event: str) -> list[Mapping[str, Any]]:
+        """The log lines with this event name."""
         return [line for line in self.events() if line.get("event") == event]
 
     # -- afterwards ---------------------------------------------------------------------------------------------
@@ -301,7 +331,8 @@ class Host:
                 process.kill()
             process.wait()
         for trial in self.trials:
-            known = {(int(p), float(s)) for st in self.registry.kills() for r in st.records for p, s in r.get("members", ())}
+            lines = [line for story in self.registry.kills() for line in story.records]
+            known = {(int(pid), float(start)) for line in lines for pid, start in line.get("members", ())}
             for pid, start in vitals.living(*trial.identity, known):
                 if vitals.start_time(pid) == start:
                     with contextlib.suppress(ProcessLookupError):
@@ -322,6 +353,7 @@ class Host:
 
 @contextlib.contextmanager
 def host(root: Path, **thresholds: Any) -> Iterator[Host]:
+    """A host for one test; everything on it is ended afterwards."""
     made = Host(root, **thresholds)
     try:
         yield made
