@@ -160,9 +160,7 @@ class BatchState:
         trial = self._current(event.attempt)
         if trial is None:
             return
-        if trial.first_step is None:
-            trial.first_step = event.step
-        trial.step, trial.value = event.step, event.value
+        trial.progressed(self._now, event.step, event.value)
         self._out.append(m.ReportValue(attempt=event.attempt, step=event.step, value=event.value))
         self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
         self._grow(event.attempt)
@@ -402,7 +400,7 @@ class BatchState:
                     reserved_bytes=held.host_bytes,
                     device_reserved_bytes=held.device_bytes,
                     slots=held.slots,
-                    expected_end=None if (trial := self._current(attempt)) is None else trial.expected_end(self._now),
+                    expected_end=None if (trial := self._current(attempt)) is None else trial.expected_end(),
                 )
 
     def _stop(self, trial: Trial, reason: str) -> None:

@@ -92,6 +92,7 @@ class Trial:
     deferred: str | None = None
     started_at: float | None = None
     first_step: int | None = None
+    progressed_at: float | None = None
     step: int = 0
     value: float | None = None
     settled: bool = False
@@ -114,12 +115,22 @@ class Trial:
         self.move(TrialState.PENDING, now, why)
         self.attempt += 1
         self.since, self.not_before = now, now + delay_s
-        self.started_at = self.first_step = self.deferred = self.stopping = None
+        self.started_at = self.first_step = self.progressed_at = self.deferred = self.stopping = None
         self.settled = self.killed = False
 
-    def expected_end(self, now: float) -> float | None:
-        """When it will be over if it trains all its epochs at its present pace; None before the first."""
-        if self.started_at is None or self.first_step is None or not self.max_epochs:
+    def progressed(self, now: float, step: int, value: float) -> None:
+        """An epoch ended."""
+        if self.first_step is None:
+            self.first_step = step
+        self.step, self.value, self.progressed_at = step, value, now
+
+    def expected_end(self) -> float | None:
+        """When it will be over if it trains all its epochs at the pace of those it has done; None before the first.
+
+        Counted from the last finished epoch: taken at any later instant the prediction would run away from a trial that
+        is late, and what is always about to end can be passed by others for ever.
+        """
+        if self.started_at is None or self.progressed_at is None or self.first_step is None or not self.max_epochs:
             return None
-        pace_s = (now - self.started_at) / (self.step - self.first_step + 1)
+        pace_s = (self.progressed_at - self.started_at) / (self.step - self.first_step + 1)
         return self.started_at + pace_s * (self.max_epochs - self.first_step + 1)

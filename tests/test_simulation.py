@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from scheduler.book import Trial
 from scheduler.model import FinalState, QuitRequested
-from tests.builders import facts
+from tests.builders import facts, footprint, trial_id
 from tests.simulator import Simulation, World, bytes_of, phase6a, seconds_of
 
 
@@ -48,6 +49,27 @@ def test_quit_leaves_nothing_behind(seed: int) -> None:
     assert batch.ended.exit_code == 130
     assert not batch.brain.trials
     assert not set(batch.finals) & batch.requeued
+
+
+def test_predicted_end_does_not_run_away() -> None:
+    """Three epochs of 10 s, the second one late: the end is predicted at 30 s and stays there until news comes."""
+    trial = Trial(
+        id=trial_id(),
+        params={},
+        prior=footprint(),
+        footprint=footprint(),
+        family="",
+        attempt=1,
+        resume_from=None,
+        max_epochs=3,
+        since=0.0,
+        started_at=0.0,
+    )
+    assert trial.expected_end() is None
+    trial.progressed(10.0, 1, 0.5)
+    assert trial.expected_end() == 30.0
+    trial.progressed(24.0, 2, 0.4)
+    assert trial.expected_end() == 36.0
 
 
 def test_same_seed_same_run() -> None:
