@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,8 @@ from scheduler.registry import HostRegistry, KillStory, Registration, claim, wri
 
 READY_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
 KILL_STORY_TIMEOUT_S = 40.0  # the watchdog gives the memory 30 s to come back
+WATCHDOG_EXIT_S = 10.0
+WATCHDOG_GRACE_S = 10.0
 _BEAT_S = 0.25
 
 
@@ -45,6 +48,7 @@ class AgentConfig:
     context: Mapping[str, Any]
     watchdog_mode: str
     thresholds: Mapping[str, Any] = field(default_factory=dict)
+    preload: tuple[str, ...] | None = None  # what a warm spare imports; None: what the built-in training needs
     vitals_every_s: float = 1.0
 
 
@@ -85,6 +89,7 @@ class Agent(WorkerPlugin):
         self._closing = threading.Event()
         self._watchdog: Any = None
         self._tree_bytes = 0
+        self._heard_at = time.monotonic()
         # Dask would show only the worker's own RSS; what a person wants to see is the trials' memory.
         own = worker.monitor.get_process_memory
         worker.monitor.get_process_memory = lambda: self._tree_bytes or own()
@@ -99,8 +104,19 @@ class Agent(WorkerPlugin):
             run.process.kill()
         if self._spare is not None:
             self._spare.kill()
-        if self._watchdog is not None and self._watchdog.stdin is not None:
-            self._watchdog.stdin.close()
+        # Not on the event loop: whoever is just warming one up is waited for, so that nothing is left behind.
+        threading.Thread(target=self._clear_away, name="headroom-teardown").start()
+
+    def _clear_away(self) -> None:
+        with self._spare_lock:
+            if self._spare is not None:
+                self._spare.kill()
+                self._spare.close()
+        if self._watchdog is not None:
+            if self._watchdog.stdin is not None:
+                self._watchdog.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._watchdog.wait(WATCHDOG_EXIT_S)
 
     def _post(self, message: Json) -> None:
         if not self._closing.is_set():
@@ -143,7 +159,9 @@ class Agent(WorkerPlugin):
 
     def _keep_watchdog(self) -> None:
         """One per agent is started; flock decides which of the host's watches and which stand by."""
-        if self.config.watchdog_mode != "off" and (self._watchdog is None or self._watchdog.poll() is not None):
+        if self.config.watchdog_mode == "off" or self._closing.is_set():
+            return
+        if self._watchdog is None or self._watchdog.poll() is not None:
             from scheduler import watchdog
 
             self._watchdog = watchdog.start(self.registry.root)
@@ -153,15 +171,27 @@ class Agent(WorkerPlugin):
         with self._lock:
             runs = list(self._runs.values())
         used, peaks = self._measure(runs)
-        reading = self.registry.pressure() if self.config.watchdog_mode != "off" else None
+        level, closed_reason = self._pressure()
         return {
             "type": "vitals",
             "available_bytes": memory.available_bytes,
-            "pressure": 0 if reading is None else int(reading.level),
-            "closed_reason": None if reading is None else reading.closed_reason,
+            "pressure": level,
+            "closed_reason": closed_reason,
             "used_bytes": used,
             "peak_bytes": peaks,
         }
+
+    def _pressure(self) -> tuple[int, str | None]:
+        """(level, why admission is closed) as the watchdog says. One that is silent closes the host: what is not
+        watched may not be filled. It gets a moment at the start to say its first word."""
+        if self.config.watchdog_mode == "off":
+            return 0, None
+        reading = self.registry.pressure()
+        if reading is not None:
+            self._heard_at = time.monotonic()
+            return int(reading.level), reading.closed_reason
+        silent = time.monotonic() - self._heard_at > WATCHDOG_GRACE_S
+        return 0, "the watchdog does not answer" if silent else None
 
     def _measure(self, runs: list[AttemptRun]) -> tuple[dict[str, int], dict[str, int]]:
         """(used, peak) bytes of each attempt; the worker's whole tree goes to Dask's dashboard."""
@@ -346,7 +376,11 @@ class Agent(WorkerPlugin):
 
     def _new_spare(self) -> TrialProcess:
         environment = _resolve(self.config.environment)(self.config.context)
-        return TrialProcess(environment=environment, log=self.scratch / f"spare-{self.config.topic}.log")
+        return TrialProcess(
+            environment=environment,
+            log=self.scratch / f"spare-{self.config.topic}.log",
+            preload=self.config.preload,
+        )
 
     def _take_spare(self) -> TrialProcess:
         """The warm process (waiting for one that is still warming), and a new one in its place."""
@@ -365,8 +399,8 @@ class Agent(WorkerPlugin):
             if self._spare is None and not self._closing.is_set():
                 with contextlib.suppress(TrialStartError, OSError):
                     spare = self._new_spare()
-                    spare.wait_ready(READY_TIMEOUT_S)
                     self._spare = spare
+                    spare.wait_ready(READY_TIMEOUT_S)
 
 
 def agent_name(topic: str) -> str:

@@ -173,6 +173,7 @@ class _Driver:
                 context=self.plan.runnable[0].context,
                 watchdog_mode=mode,
                 thresholds=watch,
+                preload=self.settings.training.preload,
             )
         )
         cluster.start(agent, self._on_message, self._on_end)

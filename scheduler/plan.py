@@ -144,7 +144,7 @@ def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
 def load_functions(settings: Settings) -> dict[str, Function | None]:
     """The training functions by their key. Raises UsageError for one that cannot be imported; the objective, which may
     import torch, is looked up by the trial process alone."""
-    paths = settings.training.model_dump()
+    paths = settings.training.functions
     paths.pop("objective")
     return {key: None if path is None else load_function(path, f"training.{key}") for key, path in paths.items()}
 

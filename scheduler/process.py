@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,21 @@ class TrialStartError(HeadroomError):
 class TrialProcess:
     """One process, warm or at work. Its reader is one thread; `send` and `kill` may be called from any."""
 
-    def __init__(self, *, environment: Mapping[str, str], log: Path, module: str = "training.trial") -> None:
-        """Start it. log: where its stderr goes until a task names a folder."""
+    def __init__(
+        self,
+        *,
+        environment: Mapping[str, str],
+        log: Path,
+        module: str = "training.trial",
+        preload: Sequence[str] | None = None,
+    ) -> None:
+        """Start it. log: where its stderr goes until a task names a folder. preload: modules it imports before its
+        task is known; None: what the built-in training needs."""
         path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH", "")]))
         self.log = log
         with open(log, "ab") as stderr:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", module],
+                [sys.executable, "-m", module, *([] if preload is None else [f"--preload={','.join(preload)}"])],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -146,8 +146,14 @@ class Training(Frozen):
     estimate: str | None = "training.footprint:estimate"
     micro_batch: str | None = "training.footprint:micro_batch"
     check_data: str | None = "training.data:check"
+    preload: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$")], ...] | None = None
 
-    @field_validator("*")
+    @property
+    def functions(self) -> dict[str, str | None]:
+        """The dotted paths by key."""
+        return self.model_dump(exclude={"preload"})
+
+    @field_validator("objective", "sample", "candidates", "estimate", "micro_batch", "check_data")
     @classmethod
     def _dotted(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value):

@@ -23,11 +23,11 @@ DEADLINE_S = 60.0
 class Process:
     """A trial process and what it says."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *arguments: str) -> None:
         self.folder = folder
         self.stderr = (folder / "spare.log").open("wb")
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "training.trial"],
+            [sys.executable, "-m", "training.trial", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
@@ -382,3 +382,15 @@ def test_estimator_and_objective_share_the_candidates():
     candidate = hpo.candidates({"budget": "2M"})[0]
     model = hpo.build_model({**candidate, "dropout": 0.0}, {}, 25)
     assert sum(p.numel() for p in model.parameters()) == candidate["param_count"]
+
+
+def test_preload_names_what_is_imported(tmp_path):
+    """A spare told to preload nothing does not load torch, and runs a user's objective all the same."""
+    process = Process(tmp_path, "--preload=")
+    try:
+        ready = process.wait_for("ready")
+        process.give("objectives:good")
+        assert process.ended() == 0 and last_of(process)["result"]["value"] == 0.25
+        assert ready["peak_bytes"] < 60 * 2**20  # torch alone is some 200 MiB
+    finally:
+        process.close()
