@@ -6,6 +6,7 @@ whatever Dask does with the task. Knows neither memory nor studies.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 import dask
 from distributed import Client, Future, LocalCluster
 from distributed.comm import CommClosedError
+from distributed.core import rpc
 
 from scheduler.model import ExitReason, Json, Outcome, UsageError
 
@@ -39,10 +41,16 @@ OnMessage = Callable[[Json], None]
 
 def check(address: str) -> None:
     """Raise UsageError unless a Dask scheduler answers at `address` within 10 s."""
+
+    async def ask() -> None:
+        # Not a Client: one that reaches a port where nobody ever answers hangs, whatever its own timeout says.
+        async with asyncio.timeout(CONNECT_TIMEOUT_S), rpc(address, timeout=CONNECT_TIMEOUT_S) as scheduler:
+            await scheduler.identity(n_workers=0)
+
+    # MemoryError: another kind of server (the dashboard's port) whose answer is read as the length of a message.
     try:
-        with Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False):
-            pass
-    except (OSError, TimeoutError, ValueError, CommClosedError) as error:
+        asyncio.run(ask())
+    except (OSError, TimeoutError, ValueError, AttributeError, CommClosedError, MemoryError) as error:
         raise UsageError(
             f"--cluster {address}: no Dask scheduler answers there within {CONNECT_TIMEOUT_S:.0f} s "
             f"({type(error).__name__}); start one with `dask scheduler`, or leave --cluster out to run on this machine"
