@@ -17,7 +17,10 @@ from torch.optim.adam import adam
 
 
 class AdamW:
-    """Two moments per parameter, allocated at once so that the first step's peak is every step's peak."""
+    """Two moments per parameter, allocated at once so that the first step's peak is every step's peak.
+
+    keep_gradients: allocate the gradients too, once and for all (see `zero_grad`).
+    """
 
     def __init__(
         self,
@@ -27,6 +30,7 @@ class AdamW:
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
+        keep_gradients: bool = False,
     ) -> None:
         self.parameters = list(parameters)
         self.lr = lr
@@ -36,6 +40,10 @@ class AdamW:
         self.first = [torch.zeros_like(p) for p in self.parameters]
         self.second = [torch.zeros_like(p) for p in self.parameters]
         self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in self.parameters]
+        self.keep_gradients = keep_gradients
+        if keep_gradients:
+            for parameter in self.parameters:
+                parameter.grad = torch.zeros_like(parameter)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -59,8 +67,17 @@ class AdamW:
             maximize=False,
         )
 
+    @torch.no_grad()
     def zero_grad(self) -> None:
-        """Free the gradients (not fill them with zeros: 4 bytes a parameter less while activations are live)."""
+        """Free the gradients; with `keep_gradients` fill them with zeros.
+
+        Freed, they do not stand beside the activations of the next forward pass. But under accumulation they do from
+        the second micro-batch on anyway, and those that backward allocates then lie scattered where the activations
+        were: kept from the start, they leave the heap the stack that training.footprint counts on.
+        """
+        if self.keep_gradients:
+            torch._foreach_zero_([p.grad for p in self.parameters])  # type: ignore[arg-type]
+            return
         for parameter in self.parameters:
             parameter.grad = None
 
