@@ -353,12 +353,17 @@ def sync_folder(path: str) -> None:
 def write_json(path: str, data: Any, *, durable: bool = False) -> None:
     """Write a JSON file whole: a reader sees the old one or the new one. durable: also force it to the disk."""
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(data, file, default=str)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(data, default=str))
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):  # on a full disk a left-over file would make things worse
+            os.unlink(temporary)
+        raise
 
 
 def read_json(path: str) -> dict[str, Any] | None:

@@ -69,12 +69,21 @@ def start(root: str | os.PathLike[str]) -> subprocess.Popen[bytes]:
         )
 
 
+# Said again every turn while a disk is full: once a minute is enough, or the log itself would fill what is left.
+_REPEATING = ("kill.not_durable", "host.not_published")
+_said_at: dict[str, float] = {}
+
+
 def log(event: str, **data: Any) -> None:
     """One line of JSON on stderr: constant dotted event names, units in the keys."""
-    line = {"unix": round(time.time(), 3), "event": event, **data}
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(json.dumps(line, default=str) + "\n")
-        sys.stderr.flush()
+    now = time.time()
+    if event in _REPEATING:
+        if now - _said_at.get(event, 0.0) < 60.0:
+            return
+        _said_at[event] = now
+    line = {"unix": round(now, 3), "event": event, **data}
+    with contextlib.suppress(OSError):
+        os.write(2, (json.dumps(line, default=str) + "\n").encode())
 
 
 class Sampler:

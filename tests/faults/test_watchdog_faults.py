@@ -83,10 +83,10 @@ def test_ticking_at_zero_cpu_is_not_killed(here: Host) -> None:
 def test_all_cpu_in_a_grandchild_is_not_killed(here: Host) -> None:
     """Work in a grandchild is invisible in the root's CPU time and is work all the same."""
     here.running()
-    burner = "while True: sum(range(20000)); __import__('time').sleep(0.01)"
-    script = f"""
+    script = """
     tick()
-    code = "import subprocess, sys; subprocess.call([sys.executable, '-S', '-c', {burner!r}])"
+    burner = "import time\\nwhile True: sum(range(20000)); time.sleep(0.01)"
+    code = f"import subprocess, sys; subprocess.call([sys.executable, '-S', '-c', {burner!r}])"
     subprocess.call([sys.executable, "-S", "-c", code])
     """
     trial = here.trial("tree", script)
@@ -274,7 +274,7 @@ def test_four_over_the_line_lose_one(here: Host) -> None:
     here.limits.update(own_share=0.25)
     here.registry.thresholds(here.limits)
     here.running(cgroup=group)
-    trials = grown(here, "abcd", 82, group)
+    trials = grown(here, "abcd", 85, group)
     until(lambda: any(t.done.is_set() for t in trials), 15.0, "one trial is evicted")
     for trial in trials:
         trial.done.wait(0.7)
@@ -490,10 +490,12 @@ def test_full_disk_no_kill_without_a_durable_intent(tmp_path: Path) -> None:
                 except OSError:
                     pass
             lives_for(silent, 4.0)
-            (here.root / "filler").write_bytes(b"")
-            here.change(**ALWAYS_HARD, stall_after_s=1e6)
+            assert here.saw("kill.not_durable") and not here.stories()
+            with open(here.root / "policy.json", "r+") as file:  # in place: there is no room for a new file
+                file.write(json.dumps({**here.limits, **ALWAYS_HARD}))
             assert silent.done.wait(10.0)
             assert len(here.stories()) == 1
+            assert not (here.root / "spare").exists()
     finally:
         subprocess.run(["umount", "-l", root / "host"], capture_output=True)
 

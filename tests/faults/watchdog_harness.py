@@ -142,6 +142,7 @@ class Host:
     def __init__(self, root: Path, **thresholds: Any) -> None:
         self.root = root / "host"
         self.runs = root / "run"
+        self.log = root / "watchdog.log"
         self.runs.mkdir(parents=True)
         self.registry = HostRegistry(self.root)
         self.limits = {**SCALED, **thresholds}
@@ -150,6 +151,7 @@ class Host:
         self.watchdogs: list[subprocess.Popen[bytes]] = []
         self.others: list[subprocess.Popen[Any]] = []
         self.cgroups: list[Path] = []
+        self.closing = False
 
     # -- trials -------------------------------------------------------------------------------------------------
 
@@ -212,6 +214,8 @@ class Host:
         status = trial.process.wait()
         deadline = time.monotonic() + 40.0
         while (story := self.story(trial)) is not None and not story.finished and time.monotonic() < deadline:
+            if self.closing:
+                break
             time.sleep(0.02)
         trial.story = story
         if (trial.folder / "result.json").exists():
@@ -242,7 +246,7 @@ class Host:
         if failpoint:
             environment["HEADROOM_FAILPOINT"] = failpoint
         code = f"{textwrap.dedent(without or '')}\nfrom scheduler import watchdog\nraise SystemExit(watchdog.main())"
-        with open(self.root / "watchdog.log", "ab") as log:
+        with open(self.log, "ab") as log:
             enter = "" if cgroup is None else f"echo $$ > {cgroup}/cgroup.procs; "
             process = subprocess.Popen(
                 ["/bin/sh", "-c", f'{enter}exec "$@"', "sh", sys.executable, "-c", code, "--root", str(self.root)],
@@ -292,7 +296,7 @@ class Host:
     def events(self) -> list[Mapping[str, Any]]:
         """The watchdog's log."""
         found = []
-        for line in (self.root / "watchdog.log").read_text(errors="replace").splitlines():
+        for line in self.log.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
         return found
@@ -322,6 +326,7 @@ class Host:
 
     def close(self) -> None:
         """End everything that was started here, by identity, and take the cgroups away."""
+        self.closing = True
         for group in self.cgroups:
             with contextlib.suppress(OSError):
                 (group / "freezer.state").write_text("THAWED")
