@@ -122,6 +122,9 @@ def make_plan(settings: Settings) -> Plan:
         return plan.make(settings, [host.facts(host.resolve_device(settings.device), settings.total_slots)])
     # The quick and usual mistakes first: functions and data, then whether anybody answers, then what the workers have.
     plan.with_data_facts(settings.studies(), plan.load_functions(settings)["check_data"])
+    from scheduler.adapters import cluster
+
+    cluster.check(settings.cluster)
     from scheduler import driver
 
     return plan.make(settings, driver.cluster_facts(settings.cluster))
