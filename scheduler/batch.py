@@ -15,7 +15,8 @@ from scheduler import model as m
 from scheduler.book import IllegalTransition, Rules, Study, Trial
 from scheduler.ledger import Ledger, Reservation, Row
 from scheduler.policy import admission, placement, retry
-from scheduler.policy.footprint import Corrections, grown, tightened
+from scheduler.policy.footprint import grown, tightened
+from scheduler.sizing import Sizing
 from scheduler.story import final_attrs
 
 
@@ -25,7 +26,7 @@ class BatchState:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.ledger = Ledger()
-        self.corrections = Corrections()
+        self.sizing = Sizing()
         self.studies: dict[str, Study] = {}
         self.trials: dict[m.TrialId, Trial] = {}
         self.draining: str | None = None
@@ -95,19 +96,15 @@ class BatchState:
     # -- events -----------------------------------------------------------------------------------------------------
 
     def _on_study_opened(self, event: m.StudyOpened) -> None:
-        study = Study(spec=event.study, counted=event.counted)
-        self.studies[event.study.name] = study
-        for observation in event.observations:
-            self.corrections.observe(observation)
-            study.family = observation.family
-            study.peaks.append(observation.observed_bytes)
+        self.studies[event.study.name] = Study(spec=event.study, counted=event.counted)
+        self.sizing.open(event.study.name, event.observations)
 
     def _on_worker_joined(self, event: m.WorkerJoined) -> None:
         facts = event.facts
         self.ledger.join(
             Row(
                 facts=facts,
-                capacity_bytes=admission.capacity(self.rules.memory_budget, facts),
+                capacity_bytes=admission.capacity(self.rules.memory_budget.on(facts), facts),
                 device_capacity_bytes=admission.device_capacity(facts.device) if facts.device else None,
                 reserve_bytes=self.rules.reserve_bytes,
                 available_bytes=facts.available_bytes,
@@ -131,16 +128,16 @@ class BatchState:
     def _on_asked(self, event: m.TrialAsked) -> None:
         study = self.studies[event.trial.study]
         study.asking = False
-        study.family = event.family
         trial = Trial(
             id=event.trial,
             params=dict(event.params),
             prior=event.footprint,
-            footprint=self._corrected(study, event.footprint, event.family),
+            footprint=self.sizing.size(event.trial.study, event.footprint, event.family),
             family=event.family,
             attempt=event.attempt,
             resume_from=event.resume_from,
             max_epochs=event.max_epochs,
+            lost=event.retries,
             since=self._now,
             story=[f"asked at {self._now:.1f}"],
         )
@@ -173,7 +170,8 @@ class BatchState:
         self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
         held = self.ledger.reservation(event.attempt)
         assert held is not None  # a current attempt that runs holds one: `check` proves it
-        self._resize(event.attempt, tightened(held.peak_bytes), "settled")
+        device_bytes = tightened(event.device_bytes) if event.device_bytes else held.device_bytes
+        self._resize(event.attempt, tightened(held.peak_bytes), "settled", device_bytes)
 
     def _on_ended(self, event: m.AttemptEnded) -> None:
         trial = self._current(event.attempt)
@@ -183,11 +181,12 @@ class BatchState:
         self.ledger.saw(event.attempt, peak_bytes=outcome.peak_bytes)
         self.ledger.release(event.attempt)
         self._stale = True
-        self._learn(study, trial, outcome)
+        trusted = self.sizing.learn(study.spec.name, trial, outcome)
         trial.resume_from = outcome.checkpoint or trial.resume_from
-        verdict = retry.after(outcome, trial.attempt, self.rules.retry)
+        trial.lost += outcome.reason is m.ExitReason.LOST
+        verdict = retry.after(outcome, trial.lost, self.rules.retry)
         if isinstance(verdict, retry.Final):
-            self._finish(trial, verdict, outcome)
+            self._finish(trial, verdict, outcome, trusted_peak=trusted)
         elif self.draining:
             trial.attempt += 1
             self._requeue(trial, reason=outcome.reason.value, outcome=outcome)
@@ -242,7 +241,7 @@ class BatchState:
             m.AskTrial(
                 study=study.spec.name,
                 limit_bytes=largest.capacity_bytes - largest.facts.overhead_bytes,
-                factor=self.corrections.factor(study.family),
+                factor=self.sizing.factor(study.spec.name),
                 device_limit_bytes=largest.device_capacity_bytes,
             )
         )
@@ -253,7 +252,7 @@ class BatchState:
         for study in self.studies.values():
             for trial in self._pending(study):
                 # A waiting trial profits from what others have taught meanwhile.
-                trial.footprint = self._corrected(study, trial.prior, trial.family)
+                trial.footprint = self.sizing.size(study.spec.name, trial.prior, trial.family)
                 if (never := admission.feasible(trial.footprint, views, study.spec.slots)) is not None:
                     self._misfit(study, trial, never)
                 elif trial.not_before > self._now:
@@ -309,7 +308,7 @@ class BatchState:
         if study.misfits_in_row >= self.rules.max_misfits:
             self._close(study, f"{study.misfits_in_row} trials in a row fit no worker ({never.reason})", early=True)
 
-    def _finish(self, trial: Trial, verdict: retry.Final, outcome: m.Outcome) -> None:
+    def _finish(self, trial: Trial, verdict: retry.Final, outcome: m.Outcome, *, trusted_peak: bool) -> None:
         study, state = self.studies[trial.id.study], verdict.state
         study.misfits_in_row = 0
         study.counted += 1
@@ -318,7 +317,7 @@ class BatchState:
             study.expected_s = median(study.durations_s)
             if outcome.value is not None and (study.best is None or outcome.value < study.best):
                 study.best = outcome.value
-        attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=self._trusted(trial, outcome))
+        attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak)
         value = outcome.value if state is m.FinalState.COMPLETE else None
         self._tell(trial, state, value, attrs, constraint=verdict.constraint)
         study.failures_in_row = retry.failures_in_row(study.failures_in_row, state)
@@ -421,39 +420,10 @@ class BatchState:
         if held is not None and max(held.used_bytes, held.peak_bytes) > held.host_bytes:
             self._resize(attempt, grown(max(held.used_bytes, held.peak_bytes)), "over_reservation")
 
-    def _resize(self, attempt: m.AttemptId, host_bytes: int, reason: str) -> None:
+    def _resize(self, attempt: m.AttemptId, host_bytes: int, reason: str, device_bytes: int | None = None) -> None:
         worker = self.ledger.worker_of(attempt)
-        if worker is not None and self.ledger.resize(attempt, host_bytes):
+        if worker is not None and self.ledger.resize(attempt, host_bytes, device_bytes):
             self._stale = True
             self._out.append(
                 m.ResizeReservation(attempt=attempt, worker=worker, reserved_bytes=host_bytes, reason=reason)
             )
-
-    def _trusted(self, trial: Trial, outcome: m.Outcome) -> bool:
-        """A peak teaches only once memory was flat, or as "at least" after a kill for memory."""
-        return outcome.peak_bytes is not None and (trial.settled or outcome.reason in m.MEMORY_REASONS)
-
-    def _learn(self, study: Study, trial: Trial, outcome: m.Outcome) -> None:
-        if not self._trusted(trial, outcome) or outcome.peak_bytes is None:
-            return
-        study.peaks.append(outcome.peak_bytes)
-        if trial.prior.prior_bytes:
-            at_least = outcome.reason in m.MEMORY_REASONS and not trial.settled
-            self.corrections.observe(
-                m.Observation(
-                    family=trial.family,
-                    predicted_bytes=trial.prior.prior_bytes,
-                    observed_bytes=outcome.peak_bytes,
-                    at_least=at_least,
-                )
-            )
-
-    def _corrected(self, study: Study, prior: m.Footprint, family: str) -> m.Footprint:
-        if prior.is_known:
-            return self.corrections.correct(prior, family)
-        if not study.peaks:
-            return prior
-        # No estimator: the largest peak this study has shown, with room for a larger one.
-        return m.Footprint(
-            host_bytes=int(max(study.peaks) * 1.5), source=m.FootprintSource.CORRECTED, samples=len(study.peaks)
-        )

@@ -51,7 +51,6 @@ class Study:
     asking: bool = False
     live: set[TrialId] = field(default_factory=set)
     pending: set[TrialId] = field(default_factory=set)
-    family: str = ""
     failures_in_row: int = 0
     misfits_in_row: int = 0
     untold: int = 0
@@ -60,7 +59,6 @@ class Study:
     best: float | None = None
     durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     expected_s: float | None = None
-    peaks: list[int] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -96,6 +94,7 @@ class Trial:
     step: int = 0
     value: float | None = None
     settled: bool = False
+    lost: int = 0
     stopping: str | None = None
     killed: bool = False
 

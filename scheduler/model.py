@@ -350,7 +350,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyOpened:
-    """A study is open. `counted`: its trials that already count towards the quota; observations: for the corrections."""
+    """A study is open. counted: its trials that already count towards the quota; observations: of its finished ones."""
 
     study: StudySpec
     counted: int = 0
@@ -387,6 +387,7 @@ class TrialAsked:
     """A trial was sampled. `attempt`: number of its next attempt; `resume_from`: checkpoint of an earlier one.
 
     family: what shares one footprint correction (see Observation). max_epochs: for the predicted duration.
+    retries: attempts of it that were lost before, under earlier drivers.
     """
 
     trial: TrialId
@@ -396,11 +397,12 @@ class TrialAsked:
     attempt: int = 1
     resume_from: str | None = None
     max_epochs: int | None = None
+    retries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskFailed:
-    """A study could not be asked (bad search space, user's sampler raised). Storage outages are retried, not reported."""
+    """A study could not be asked (bad search space, user's sampler raised); never for a storage that is away."""
 
     study: str
     detail: str

@@ -32,6 +32,7 @@ class Batch:
             self.tell(m.StudyOpened(study=study))
 
     def tell(self, event: m.Event, after: float = 1.0) -> list[m.Command]:
+        """Let time pass, hand over the event, check the invariants; returns the commands."""
         self.now += after
         commands = self.brain.handle(event, self.now)
         self.brain.check()
@@ -39,6 +40,7 @@ class Batch:
         return commands
 
     def join(self, **facts: object) -> list[m.Command]:
+        """A worker joins: 24 GiB and four slots unless told otherwise."""
         return self.tell(m.WorkerJoined(facts=b.facts(**facts)))
 
     def start(self, number: int = 0, host_bytes: int = GIB, *, attempt: int = 1, **asked: object) -> m.LaunchAttempt:
@@ -48,17 +50,21 @@ class Batch:
         return launch
 
     def end(self, attempt: m.AttemptId, reason: m.ExitReason = m.ExitReason.COMPLETED, **outcome: object):
+        """The attempt ends like this."""
         return self.tell(m.AttemptEnded(attempt=attempt, outcome=b.outcome(reason, **outcome)))
 
     def told(self, trial: m.TrialId, state: m.FinalState) -> list[m.Command]:
+        """The study confirms a final state."""
         return self.tell(m.TrialTold(trial=trial, state=state))
 
 
 def kinds(commands: Iterable[m.Command], kind: type) -> list:
+    """The commands of one kind."""
     return [command for command in commands if isinstance(command, kind)]
 
 
 def only(commands: Iterable[m.Command], kind: type):
+    """The one command of this kind; fails when there are more or none."""
     found = kinds(commands, kind)
     assert len(found) == 1, (kind.__name__, list(commands))
     return found[0]
@@ -375,3 +381,27 @@ def test_a_study_that_cannot_be_asked_closes_early() -> None:
     batch.tell(m.AskFailed(study="study", detail="KeyError: 'dropout'"))
     assert "KeyError: 'dropout'" in only(batch.log, m.CloseStudy).reason
     assert only(batch.log, m.EndBatch).exit_code == 1
+
+
+def test_interruptions_do_not_use_up_the_retries() -> None:
+    """A trial that the user stopped many times is still retried when its worker is lost."""
+    batch = Batch(b.study(quota=1))
+    batch.join()
+    launch = batch.start(attempt=9)
+    only(batch.end(launch.attempt, m.ExitReason.LOST) or batch.tell(m.Tick(), after=60), m.LaunchAttempt)
+
+
+def test_lost_attempts_under_earlier_drivers_count() -> None:
+    """A trial that took its worker down under other drivers too is not retried for ever."""
+    batch = Batch(b.study(quota=1))
+    batch.join()
+    launch = batch.start(attempt=3, retries=2)
+    assert only(batch.end(launch.attempt, m.ExitReason.LOST), m.TellTrial).state is m.FinalState.FAIL
+
+
+def test_smaller_worker_that_joins_later_is_taken_for_what_it_has() -> None:
+    """An absolute budget above a later worker's memory does not end the batch: that worker counts with 90 %."""
+    batch = Batch(memory_budget=parse_memory_budget("20GiB"))
+    batch.join()
+    batch.join(address="tcp://127.0.0.1:5000", limit_bytes=10 * GIB)
+    assert sorted(view.capacity_bytes // GIB for view in batch.brain.ledger.views()) == [9, 20]

@@ -1,4 +1,4 @@
-"""The import rules of the design, read off the source: who may know whom, and what stays pure."""
+"""Rules read off the source: who may import whom, what stays pure, and that every test says what it shows."""
 
 from __future__ import annotations
 
@@ -134,3 +134,14 @@ def test_help_and_the_plan_load_no_heavy_library() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_every_test_says_in_a_sentence_what_it_shows() -> None:
+    """Each test function has a docstring, so that a failure reads as a broken promise."""
+    silent = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+                if not ast.get_docstring(node):
+                    silent.append(f"{path.name}::{node.name}")
+    assert silent == []

@@ -282,6 +282,7 @@ class StudyStore:
             family=family,
             attempt=attrs["attempt"],
             resume_from=begun.attrs.get("resume_from"),
+            retries=begun.attrs.get("retries", 0),
             max_epochs=min((e for e in (epochs, limit) if e), default=None),
         )
 

@@ -35,6 +35,11 @@ class MemoryBudget:
     percent: float | None = None
     absolute_bytes: int | None = None
 
+    def on(self, facts: WorkerFacts) -> MemoryBudget:
+        """This budget on that worker: a size that a worker which joined later does not have becomes the default."""
+        too_much = self.absolute_bytes is not None and self.absolute_bytes > facts.limit_bytes
+        return MemoryBudget(text="90%", percent=90.0) if too_much else self
+
 
 def parse_memory_budget(text: str | int) -> MemoryBudget:
     """ "90%" or a size ("100GiB", "12GB", "512MiB", plain bytes). Raises UsageError with the value seen."""

@@ -1,0 +1,68 @@
+"""What a batch has learnt of footprints: from a formula's answer to what is reserved.
+
+Holds the corrections, and for trials that nobody can size the peaks of their own study. Pure like the brain it is a
+part of; the statistics are `policy.footprint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scheduler.book import Trial
+from scheduler.model import MEMORY_REASONS, Footprint, FootprintSource, Observation, Outcome
+from scheduler.policy.footprint import Corrections
+
+# A trial that nobody can size is charged the largest peak its study has shown, and this much above it: the next one
+# may be larger, and its reservation shrinks to what it needs after its first step anyway.
+UNSIZED_MARGIN = 1.5
+
+
+class Sizing:
+    """One per batch. Studies of one family (model, device, allocator) learn from each other."""
+
+    def __init__(self) -> None:
+        self._corrections = Corrections()
+        self._family: dict[str, str] = {}
+        self._peaks: dict[str, list[int]] = {}
+
+    def open(self, study: str, observations: Sequence[Observation]) -> None:
+        """A study brings what its finished trials have shown."""
+        self._peaks[study] = [observation.observed_bytes for observation in observations]
+        for observation in observations:
+            self._corrections.observe(observation)
+            self._family[study] = observation.family
+
+    def factor(self, study: str) -> float:
+        """What a prediction for this study's next trial is multiplied with; 1 while nothing is known."""
+        return self._corrections.factor(self._family.get(study, ""))
+
+    def size(self, study: str, prior: Footprint, family: str) -> Footprint:
+        """The footprint to reserve for, from the formula's answer."""
+        self._family[study] = family
+        if prior.is_known:
+            return self._corrections.correct(prior, family)
+        if not (peaks := self._peaks[study]):
+            return prior
+        return Footprint(
+            host_bytes=int(max(peaks) * UNSIZED_MARGIN), source=FootprintSource.CORRECTED, samples=len(peaks)
+        )
+
+    def learn(self, study: str, trial: Trial, outcome: Outcome) -> bool:
+        """Take in an attempt's end; False when its peak says nothing.
+
+        It does once memory was flat, or as "at least" after a kill for memory: the peak of half a run teaches too
+        little.
+        """
+        killed = outcome.reason in MEMORY_REASONS
+        if not outcome.peak_bytes or not (trial.settled or killed):
+            return False
+        self._peaks[study].append(outcome.peak_bytes)
+        self._corrections.observe(
+            Observation(
+                family=trial.family,
+                predicted_bytes=trial.prior.prior_bytes,
+                observed_bytes=outcome.peak_bytes,
+                at_least=killed and not trial.settled,
+            )
+        )
+        return True
