@@ -26,6 +26,7 @@ from scheduler.agent import Agent, AgentConfig, describe
 from scheduler.batch import BatchState
 from scheduler.book import Rules
 from scheduler.console import View
+from scheduler.dashboard import PageFeed
 from scheduler.dispatcher import Dispatcher, worker_facts
 from scheduler.lock import DriverLock
 from scheduler.plan import Plan
@@ -71,6 +72,7 @@ class _Driver:
         self.early: queue.SimpleQueue[m.Json] = queue.SimpleQueue()
         self.dispatcher: Dispatcher | None = None
         self.dashboard: str | None = None
+        self.page: PageFeed | None = None
         self.quit_before: list[m.QuitRequested] = []
 
     def run(self) -> int:
@@ -97,6 +99,8 @@ class _Driver:
         try:
             self.dashboard = cluster.dashboard
             if self.dashboard:
+                self.page = PageFeed(cluster, key=self.topic, log=self.log)
+                self.dashboard = self.page.start(self.dashboard)
                 self.log("dashboard.ready", url=self.dashboard)
             joined = self._agents(cluster)
             store = self._store(folder)
@@ -106,6 +110,9 @@ class _Driver:
                 dispatcher.post(opened)
             self._hand_over(dispatcher, joined)
             end = dispatcher.run()
+            self._watch(dispatcher.brain, folder)
+            if self.page is not None:
+                self.page.end(end.reason)
             unwritten = dispatcher.recorder.close(CLOSE_TIMEOUT_S)
         finally:
             cluster.close()
@@ -291,20 +298,21 @@ class _Driver:
             self.dispatcher.post(event)
 
     def _watch(self, brain: BatchState, folder: Path) -> None:
-        """Once a second: the STOP file, lines the journal still owes, the picture."""
+        """Once a second: the STOP file, lines the journal still owes, the picture for the console and the page."""
         if (folder / "STOP").exists() and brain.draining is None:
             self._quit("the file STOP")
         self.journal.flush()
         now = time.monotonic()
-        self.view.update(
-            view.snapshot(
-                brain,
-                run=self.settings.name,
-                now=now,
-                elapsed_s=now - self.started,
-                dashboard=self.dashboard,
-            )
+        picture = view.snapshot(
+            brain,
+            run=self.settings.name,
+            now=now,
+            elapsed_s=now - self.started,
+            dashboard=self.dashboard,
         )
+        self.view.update(picture)
+        if self.page is not None:
+            self.page.update(picture)
 
     def log(self, event: str, durable: bool = False, **fields: Any) -> None:
         """One event to the journal as JSON and to the user as a readable line."""

@@ -121,6 +121,14 @@ class Cluster:
         self._client.register_plugin(agent, name=agent.name)
         self._agent_name = agent.name
 
+    def install(self, plugin: Any) -> None:
+        """Put a plugin on the Dask scheduler. Raises OSError when that is out of reach, else what the plugin raised."""
+        self._client.register_plugin(plugin)
+
+    def publish(self, topic: str, message: Json) -> None:
+        """Raise an event on the Dask scheduler; blocks until it has it."""
+        self._client.log_event(topic, message)
+
     def ask_workers(self, function: Callable[..., Json], timeout_s: float) -> list[Json]:
         """`function()` on every worker there is, waiting for the first one. Raises UsageError when it cannot run."""
         try:
