@@ -13,7 +13,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from scheduler.model import DevicePool, WorkerFacts
+from scheduler.model import DevicePool, HeadroomError, WorkerFacts
 from scheduler.units import MIB
 
 # What a worker with its warm spare holds before it can be asked: 201 MiB were measured on Linux. The ledger charges the
@@ -43,10 +43,15 @@ def resolve_device(device: str) -> str:
 
 
 def facts(device: str, slots: int) -> WorkerFacts:
-    """The local worker as it will be: this host's memory, the device's pool (None when it cannot be asked)."""
+    """The local worker as it will be: this host's memory, the device's pool (None when it cannot be asked).
+
+    Raises HeadroomError when the host's memory cannot be read.
+    """
     from scheduler.adapters import vitals
 
     memory = vitals.host_memory()
+    if memory.total_bytes is None or memory.limit_bytes is None or memory.available_bytes is None:
+        raise HeadroomError("cannot read how much memory this machine has: without it nothing can be admitted safely")
     return WorkerFacts(
         address="local",
         host=socket.gethostname(),

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 try:
     import termios
@@ -28,7 +29,7 @@ class KeyReader:
     def __init__(self, on_key: Callable[[str], None], fd: int | None = None) -> None:
         self._on_key = on_key
         self._fd = _stdin_fd() if fd is None else fd
-        self._before: list[object] | None = None
+        self._before: list[Any] | None = None
         self._thread: threading.Thread | None = None
         self._wake_read = self._wake_write = -1
         self._lock = threading.Lock()

@@ -1,6 +1,7 @@
 """What people look at, as values: the state of a batch at one moment, ready to be drawn.
 
-Filled by the brain, drawn by `console` and `dashboard`. Bytes are `int`, durations `float` seconds. Standard library only.
+Filled by the brain, drawn by `console` and `dashboard`. Bytes are `int`, durations `float` seconds. Standard
+library only.
 """
 
 from __future__ import annotations

@@ -249,4 +249,4 @@ def _default_of(model: type[BaseModel], path: KeyPath) -> str | None:
 
 
 def _kind(value: Any) -> str:
-    return {list: "a list", str: "text"}.get(type(value), f"{value!r}")
+    return "a list" if isinstance(value, list) else "text" if isinstance(value, str) else repr(value)
