@@ -465,7 +465,7 @@ def run(root: str, record_to: str | None = None) -> int:
 
 
 def replay(path: str, thresholds: Thresholds | None = None) -> list[Decision]:
-    """The decisions that recorded samples lead to; a kill that is ordered counts as done at once."""
+    """The decisions that recorded samples lead to; an ordered kill counts, though its victim lives on in them."""
     evaluator, decisions = Evaluator(thresholds), []
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -479,7 +479,7 @@ def replay(path: str, thresholds: Thresholds | None = None) -> list[Decision]:
             decisions.append(decision)
             if decision.kill is not None:
                 evaluator.kill_started(sample.at)
-                evaluator.kill_ended(sample.at)
+                evaluator.would_have_killed(decision.kill.victim.key, sample.at)  # it goes on living in the trace
     return decisions
 
 
