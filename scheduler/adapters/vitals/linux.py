@@ -52,6 +52,8 @@ def parse_stat(text: bytes | None) -> Proc | None:
         return None
     end = text.rfind(b")")
     head, fields = text[: text.find(b"(")], text[end + 2 :].split()
+    if len(fields) < 22:  # cut off: a number at the end may lack digits, and the start time is an identity
+        return None
     try:
         return Proc(
             pid=int(head),
@@ -103,12 +105,15 @@ def _status(pid: int, wanted: tuple[bytes, ...]) -> dict[bytes, int]:
     found = {}
     for line in (read(f"{PROC}/{pid}/status", 8192) or b"").splitlines():
         name, _, rest = line.partition(b":")
-        if name in wanted:
-            try:
-                found[name] = int(rest.split()[0]) * 1024
-            except (ValueError, IndexError):
-                continue
+        if name in wanted and (size := _kilobytes(rest)) is not None:
+            found[name] = size
     return found
+
+
+def _kilobytes(text: bytes) -> int | None:
+    """` 123 kB` in bytes; None when it is cut off."""
+    parts = text.split()
+    return int(parts[0]) * 1024 if len(parts) == 2 and parts[1] == b"kB" and parts[0].isdigit() else None
 
 
 def _rollup(pid: int) -> tuple[int, int] | None:
@@ -116,12 +121,9 @@ def _rollup(pid: int) -> tuple[int, int] | None:
     sums = {}
     for line in (read(f"{PROC}/{pid}/smaps_rollup", 8192) or b"").splitlines():
         name, _, rest = line.partition(b":")
-        if name in (b"Pss", b"Pss_Anon", b"Pss_Shmem", b"SwapPss"):
-            try:
-                sums[name] = int(rest.split()[0]) * 1024
-            except (ValueError, IndexError):
-                return None
-    if b"SwapPss" not in sums:
+        if name in (b"Pss", b"Pss_Anon", b"Pss_Shmem", b"SwapPss") and (size := _kilobytes(rest)) is not None:
+            sums[name] = size
+    if b"SwapPss" not in sums or b"Pss" not in sums:
         return None
     held = sums[b"Pss_Anon"] + sums.get(b"Pss_Shmem", 0) if b"Pss_Anon" in sums else sums.get(b"Pss", 0)
     return held + sums[b"SwapPss"], sums[b"SwapPss"]
@@ -132,10 +134,9 @@ def memory_of(pid: int, exact: bool) -> tuple[int, int, bool] | None:
     if exact and (sums := _rollup(pid)) is not None:
         return (*sums, True)
     fields = _status(pid, (b"RssAnon", b"RssShmem", b"VmSwap"))
-    if b"RssAnon" not in fields:
+    if len(fields) < 3:
         return None
-    swap = fields.get(b"VmSwap", 0)
-    return fields[b"RssAnon"] + fields.get(b"RssShmem", 0) + swap, swap, False
+    return sum(fields.values()), fields[b"VmSwap"], False
 
 
 def _io_bytes(pid: int) -> int | None:
@@ -165,9 +166,7 @@ def frozen(pid: int) -> bool:
     return False
 
 
-def members(
-    root: int, start: float, table: Mapping[int, Proc], known: Iterable[tuple[int, float]] = ()
-) -> list[Proc]:
+def members(root: int, start: float, table: Mapping[int, Proc], known: Iterable[tuple[int, float]] = ()) -> list[Proc]:
     """The processes of a trial, its root first: descendants, its session, and those seen in it earlier.
 
     A double-forked child of a new session has init as its parent: only `known` still tells that it is ours. Session
@@ -193,6 +192,14 @@ def members(
     return list(found.values())
 
 
+def _ended(proc: Proc) -> bool:
+    """Has it certainly ended? A process that merely cannot be read has not."""
+    now = process(proc.pid)
+    if now is not None:
+        return now.start != proc.start or now.state in "ZX"
+    return not os.path.exists(f"{PROC}/{proc.pid}")
+
+
 def sample(procs: list[Proc], exact: bool) -> TreeSample | None:
     """Measure these processes; None when none is left. A sum that lacks a member is None, never too small."""
     if not procs:
@@ -206,9 +213,8 @@ def sample(procs: list[Proc], exact: bool) -> TreeSample | None:
             continue
         memory = memory_of(proc.pid, exact)
         if memory is None:
-            now = process(proc.pid)
-            if now is None or now.start != proc.start or now.state in "ZX":
-                continue  # it has ended meanwhile: it holds nothing
+            if _ended(proc):
+                continue  # it holds nothing any more
             footprint = swap = None
         elif footprint is not None and swap is not None:
             footprint, swap, all_exact = footprint + memory[0], swap + memory[1], all_exact and memory[2]

@@ -137,9 +137,7 @@ def frozen(pid: int) -> bool:
     return False
 
 
-def members(
-    root: int, start: float, table: Mapping[int, Proc], known: Iterable[tuple[int, float]] = ()
-) -> list[Proc]:
+def members(root: int, start: float, table: Mapping[int, Proc], known: Iterable[tuple[int, float]] = ()) -> list[Proc]:
     """The processes of a trial, its root first: descendants, its session, and those seen in it earlier."""
     found: dict[int, Proc] = {}
     top = table.get(root)
