@@ -141,6 +141,8 @@ def plain(snapshot: Snapshot) -> str:
 
 def draw(snapshot: Snapshot, height: int = 40) -> RenderableType:
     """The tables, cut to a terminal of `height` lines."""
+    if not snapshot.studies:
+        return Text("starting the workers …", style="dim")
     rows = max(3, min(MOST_TRIALS, height - len(snapshot.studies) - len(snapshot.workers) - 12))
     parts: list[RenderableType] = [_studies(snapshot.studies), _workers(snapshot.workers)]
     if snapshot.trials:

@@ -55,7 +55,7 @@ COLUMNS = (
     "started",
     "ended",
 )
-FINAL = ("COMPLETE", "PRUNED", "FAIL")
+FINAL = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # state -> the table's word for it
 
 
 def finish(
@@ -112,11 +112,14 @@ def results_table(
     studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]], notes: Mapping[str, str] | None = None
 ) -> Table:
     """One line per study: how many trials ended how, and the best of them."""
-    ended = {spec.name: [row["state"] for row in rows.get(spec.name, ())] for spec in studies}
+    # A trial that was interrupted and queued again is FAIL in the study, but nothing failed: its successor counts.
+    ended = {
+        spec.name: [row["state"] for row in rows.get(spec.name, ()) if row.get("retried") is None] for spec in studies
+    }
     # Most runs have nothing pruned or failed; a terminal of 80 columns has no room for empty columns.
-    shown = ["COMPLETE", *(state for state in FINAL[1:] if any(state in states for states in ended.values()))]
+    shown = ["COMPLETE", *(state for state in ("PRUNED", "FAIL") if any(state in states for states in ended.values()))]
     table = _table(
-        "study", *(state.lower() for state in shown), "best loss", "trial", "d_model", "layers", "peak", "time"
+        "study", *(FINAL[state] for state in shown), "best loss", "trial", "d_model", "layers", "peak", "time"
     )
     if notes:
         table.add_column("note", overflow="fold")

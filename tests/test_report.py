@@ -62,7 +62,19 @@ def test_the_table_shows_each_study_even_without_a_trial(tmp_path: Path) -> None
     for word in ("1/3", "0.5123", "64", "1.00 GiB", "1m01s", "closed: 5 failures in a row"):
         assert word in a
     assert any(line.startswith("b ") and "0/3" in line for line in lines)
-    assert "failed" not in lines[0] and "fail" in lines[0] and "pruned" not in lines[0]
+    assert "failed" in lines[0]
+    assert "pruned" not in lines[0]
+
+
+def test_what_was_interrupted_did_not_fail() -> None:
+    """A trial that was queued again is in the CSV, but not counted as failed: its successor counts."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    rows = {"a": [row(0, "FAIL", retried=1), row(1, value=0.5)]}
+    Console(file=text, width=200).print(report.results_table([study("a")], rows))
+    assert "failed" not in text.getvalue()
+    assert report.to_csv([study("a")], rows).count("FAIL") == 1
 
 
 def test_the_table_is_readable_in_80_columns() -> None:
