@@ -1,6 +1,7 @@
-"""Final decisions as journal lines: what the brain decided about a trial, so that a restart can still tell the study.
+"""Final decisions as journal lines: what was decided about a trial, so that a restart can still tell the study.
 
-Pure: `write` and `outstanding` are inverses. A decision is outstanding until the line `trial.told` confirms it.
+Pure: `write` and `outstanding` are inverses. A decision is outstanding until the line `trial.told` confirms it; all of
+them together are the final states (`final_states`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ def outstanding(records: Iterable[Mapping[str, Any]]) -> dict[TrialId, TellTrial
                     found.pop(_trial(record), None)
         except (KeyError, ValueError, TypeError):
             continue
+    return found
+
+
+def final_states(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The replay of a journal: trial -> the final state that the study must show, once its driver has settled.
+
+    What was confirmed goes before what was decided: another driver may have been first.
+    """
+    found: dict[str, str] = {}
+    for record in records:
+        match record["event"]:
+            case "trial.ended" | "trial.told":
+                found[str(record["trial"])] = str(record["state"])
+            case "trial.requeued":
+                found[str(record["trial"])] = FinalState.FAIL.value
     return found
 
 

@@ -159,6 +159,9 @@ class Witness:
     log_tail: str = ""
 
 
+# Sent from outside (a person, a service manager, a host that shuts down): no word about the trial. What it dies
+# of by its own fault (SIGSEGV, SIGABRT, SIGBUS, ...) is its own.
+_FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP})
 _STOPPED = {"pruned": ExitReason.PRUNED, "interrupted": ExitReason.INTERRUPTED}
 
 
@@ -185,6 +188,8 @@ def conclude(seen: Witness) -> Outcome:
         reason, detail = ExitReason.KERNEL_OOM, "killed by the kernel: out of memory"
     else:
         detail = describe_status(seen.exit_status)
+        if seen.exit_status in _FROM_OUTSIDE:
+            reason = ExitReason.LOST
     peaks = [p for p in (seen.peak_bytes, (seen.last or {}).get("peak_bytes")) if p]
     return Outcome(
         reason=reason,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scheduler import decisions
 from scheduler.adapters.study import LeftTrial, OpenedStudy, StudyStore
 from scheduler.model import (
     AttemptId,
@@ -223,20 +224,23 @@ def resume(
     """Open a study and settle what this run's dead driver left in it; what is returned is the state after that.
 
     decided: what its journal holds of commands that may not have reached the study. journal: called as
-    `journal("trial.settled", trial=, verdict=, ...)`. Idempotent: after an error in the middle call it again.
+    `journal(event, durable=, **fields)` with the same lines as a living driver writes, before the study hears of it.
+    Idempotent: after an error in the middle call it again.
     """
+    note: Callable[..., None] = journal or (lambda event, **fields: None)
     opened = store.open(spec, candidates)
     for left in opened.left:
         verdict = settle(left, evidence, policy, (decided or {}).get(left.trial))
         if verdict is None:
             continue  # unkillable: it stays RUNNING, and is charged, until a later start finds it dead
-        stands: object = None
+        name, fields = decisions.write(verdict)
+        note(name, durable=True, settled=True, **fields)
         if isinstance(verdict, TellTrial):
-            stands = store.tell(verdict).value
+            stands = store.tell(verdict)
         else:
-            stands = store.enqueue_retry(verdict)
-        if journal is not None:
-            journal("trial.settled", trial=str(left.trial), verdict=type(verdict).__name__, stands=stands)
+            store.enqueue_retry(verdict)
+            stands = FinalState.FAIL
+        note("trial.told", durable=True, trial=str(left.trial), state=stands.value)
     return store.open(spec, candidates) if opened.left else opened
 
 
