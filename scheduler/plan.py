@@ -178,7 +178,7 @@ def with_data_facts(specs: Sequence[StudySpec], check: Function | None) -> tuple
             try:
                 seen[key] = check(*key)
             except (ValueError, OSError) as error:
-                raise UsageError(f"data: {error}") from None
+                raise UsageError(str(error)) from None
         n_features = getattr(seen[key], "n_features", spec.context["n_features"])
         done.append(dataclasses.replace(spec, context={**spec.context, "n_features": n_features}))
     return tuple(done)

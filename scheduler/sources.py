@@ -189,7 +189,10 @@ def explain(error: ValidationError, layers: Layers, model: type[BaseModel]) -> s
     fix = _requirement(first)
     hint = f" (default: {default})" if default is not None else ""
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    start = f"{source}: " if source else ""
+    if source is not None and source.startswith("--"):
+        start, shown = source, ""  # the flag says which key it is
+    else:
+        start = f"{source}: " if source else ""
     seen = f" {short(first['input'])}" if first["type"] != "missing" else ""
     return f"{start}{shown}{seen} {fix}{hint}{more}"
 
