@@ -141,7 +141,7 @@ def _snapshot(data: Json) -> Snapshot:
     return Snapshot(**{**data, **parts})
 
 
-# -- on the Dask scheduler --------------------------------------------------------------------------------------------
+# -- on the Dask scheduler ------------------------------------------------------------------------------------------
 
 
 class HeadroomPage(SchedulerPlugin):
@@ -198,7 +198,7 @@ def _open(plugin: HeadroomPage, scheduler: Scheduler, extra: Json, doc: Any) -> 
     page.open_document(plugin.board, time.monotonic, plugin.guard, extra, doc)
 
 
-# -- in the driver ------------------------------------------------------------------------------------------------------
+# -- in the driver --------------------------------------------------------------------------------------------------
 
 
 class PageFeed:

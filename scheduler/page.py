@@ -23,7 +23,7 @@ USED, RESERVED, CAPACITY = "#2b6cb0", "#9cc3e6", "#64707d"
 
 STYLE = """
 :host { font: 13px/1.45 "Helvetica Neue", Helvetica, Arial, "DejaVu Sans", sans-serif; color: #1f2933; width: 100%; }
-* { box-sizing: border-box; }
+* { box-sizing: border-box; } .bk-clearfix { display: block !important; width: 100%; }
 h1 { font-size: 21px; margin: 0; } h2 { font-size: 14px; margin: 0 0 6px; font-weight: 600; }
 .head { display: flex; align-items: center; gap: 12px 14px; flex-wrap: wrap; padding: 4px 2px; }
 .tiles { margin-left: auto; display: flex; gap: 26px; } .tile { text-align: right; }
@@ -32,7 +32,8 @@ h1 { font-size: 21px; margin: 0; } h2 { font-size: 14px; margin: 0 0 6px; font-w
 .good { background: #d5efdf; color: #17603a; } .warn { background: #fdeccb; color: #7a4b00; }
 .bad { background: #f9d6d2; color: #8f1d12; }
 .banner { padding: 7px 12px; margin: 4px 0; border-radius: 5px; font-weight: 600; }
-.runs a { margin-right: 14px; color: #2b6cb0; } .runs a.here { color: inherit; font-weight: 600; text-decoration: none; }
+.runs a { margin-right: 14px; color: #2b6cb0; }
+.runs a.here { color: inherit; font-weight: 600; text-decoration: none; }
 .panel { background: #fff; border: 1px solid #dfe4ea; border-radius: 6px; padding: 10px 12px; }
 .grid { display: grid; grid-template-columns: 11fr 10fr; gap: 10px; align-items: start; }
 @media (max-width: 1050px) { .grid { grid-template-columns: 1fr; } }
@@ -41,10 +42,12 @@ h1 { font-size: 21px; margin: 0; } h2 { font-size: 14px; margin: 0 0 6px; font-w
 .worker + .worker { margin-top: 10px; padding-top: 9px; border-top: 1px solid #eceff3; }
 .bar { display: flex; height: 16px; margin: 4px 0; border-radius: 3px; overflow: hidden; background: #e9eef3; }
 .bar.small { height: 10px; margin: 0; min-width: 90px; } .bar i { display: block; flex: none; height: 100%; }
-.used { background: #2b6cb0; } .reserved { background: #9cc3e6; } .over { background: #e07b39; } .done { background: #4a9d6f; }
+.used { background: #2b6cb0; } .reserved { background: #9cc3e6; } .over { background: #e07b39; }
+.done { background: #4a9d6f; }
 .free { background: #e9eef3; border: 1px solid #c9d2dc; }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; vertical-align: -1px; }
-table { border-collapse: collapse; width: 100%; } td, th { padding: 3px 12px 3px 0; text-align: left; white-space: nowrap; }
+table { border-collapse: collapse; width: 100%; }
+td, th { padding: 3px 12px 3px 0; text-align: left; white-space: nowrap; }
 th { font-weight: 500; color: #66727f; font-size: 12px; border-bottom: 1px solid #dfe4ea; }
 td { border-bottom: 1px solid #f1f3f6; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 td:last-child, th:last-child { padding-right: 0; } td.why { white-space: normal; font-size: 12px; }
@@ -54,6 +57,7 @@ td:last-child, th:last-child { padding-right: 0; } td.why { white-space: normal;
 # The server is the driver itself when the cluster is its own: once it is gone only the browser can say so. The next
 # run on the same port then takes the page over.
 LOST = """
+banner.visible = true
 const when = new Date().toLocaleTimeString()
 banner.text = `<div class="banner bad">Connection lost at ${when}: the run's driver or the Dask scheduler is gone.
  What is below is the last that was seen.</div>`
@@ -150,7 +154,7 @@ def head(board: Board, run: Run | None, now: float) -> str:
 
 def workers(shot: Snapshot) -> str:
     """Each worker's capacity as one bar: used, reserved, headroom."""
-    keys = (("used", "used"), ("reserved", "reserved, not used"), ("over", "used beyond"), ("free", "headroom"))
+    keys = (("used", "used"), ("reserved", "reserved, not used"), ("over", "used, not reserved"), ("free", "headroom"))
     legend = "".join(f'<span class="muted"><i class="key {c}"></i>{text}</span>' for c, text in keys)
     title = f'<div class="row"><h2>Workers</h2><span class="row right">{legend}</span></div>'
     if not shot.workers:
@@ -191,7 +195,7 @@ def trials(shot: Snapshot) -> str:
         epochs = f"{trial.epoch} / {trial.epochs}" if trial.epochs else str(trial.epoch)
         return (
             f"<tr><td>{_short(trial.attempt, shot.run)}</td>{where}"
-            f'<td style="width:30%">{bar(trial.used_bytes, trial.reserved_bytes, scale, small=True)}</td>'
+            f'<td style="width:26%">{bar(trial.used_bytes, trial.reserved_bytes, scale, small=True)}</td>'
             f'<td class="n">{size(trial.used_bytes)} / {size(trial.reserved_bytes)}</td><td class="n">{epochs}</td>'
             f'<td class="n">{number(trial.value)}</td><td class="n">{duration(trial.running_s)}</td></tr>'
         )
@@ -207,10 +211,10 @@ def studies(shot: Snapshot) -> str:
 
     def row(study: StudyLine) -> str:
         filled = f'<i class="done" style="{share(study.done, study.quota)}"></i>'
-        why = study.closed and f"closed: {study.closed}" or study.waiting or ""
+        why = f"closed: {study.closed}" if study.closed else study.waiting or ""
         return (
             f"<tr><td>{_short(study.name, shot.run)}</td>"
-            f'<td style="width:22%"><div class="bar small">{filled}</div></td>'
+            f'<td style="width:16%"><div class="bar small">{filled}</div></td>'
             f'<td class="n">{study.done} / {study.quota}</td><td class="n">{study.running or "–"}</td>'
             f'<td class="n">{number(study.best)}</td><td class="why">{escape(why)}</td></tr>'
         )
@@ -229,7 +233,12 @@ def _table(header: str, items: tuple[Any, ...], most: int, row: Callable[[Any], 
 
 
 def _rows(
-    items: tuple[Any, ...], most: int, row: Callable[[Any], str], what: str, before: str = "<div>", after: str = "</div>"
+    items: tuple[Any, ...],
+    most: int,
+    row: Callable[[Any], str],
+    what: str,
+    before: str = "<div>",
+    after: str = "</div>",
 ) -> str:
     text = "".join(row(item) for item in islice(items, most))
     left = len(items) - most
@@ -240,7 +249,7 @@ def below(shot: Snapshot) -> str:
     return f'<div class="grid">{trials(shot)}{studies(shot)}</div>'
 
 
-# -- the Bokeh document -----------------------------------------------------------------------------------------------
+# -- the Bokeh document ---------------------------------------------------------------------------------------------
 
 
 def open_document(board: Board, clock: Callable[[], float], guard: Callable[..., Any], extra: Any, doc: Any) -> None:
@@ -253,6 +262,7 @@ def open_document(board: Board, clock: Callable[[], float], guard: Callable[...,
         return Div(text=text, disable_math=True, stylesheets=[InlineStyleSheet(css=STYLE)], **size)
 
     lost, top, rest = (div(sizing_mode="stretch_width") for _ in range(3))
+    lost.visible = False
     left = div(styles={"flex": "11 1 0", "min-width": "0"})
     source = ColumnDataSource(data={"minutes": [], "used": [], "reserved": [], "capacity": []})
     plot = _history_plot(source)
@@ -291,8 +301,14 @@ def _history_plot(source: Any) -> Any:
     plot = figure(
         height=190, tools="xpan,xwheel_zoom,reset", toolbar_location=None, x_range=Range1d(-2, 0), y_range=Range1d(0, 1)
     )
-    plot.styles = {"flex": "10 1 0", "min-width": "0", "border": "1px solid #dfe4ea", "border-radius": "6px"}
-    plot.background_fill_color = plot.border_fill_color = "#ffffff"
+    plot.styles = {
+        "flex": "10 1 0",
+        "min-width": "0",
+        "border": "1px solid #dfe4ea",
+        "border-radius": "6px",
+        "padding": "6px 8px",
+    }
+    plot.styles["background-color"] = "#ffffff"
     plot.outline_line_color = None
     plot.xgrid.grid_line_color, plot.ygrid.grid_line_color = None, "#eceff3"
     plot.min_border_right, plot.min_border_top = 18, 6
@@ -301,7 +317,9 @@ def _history_plot(source: Any) -> Any:
     reserved = plot.line(x="minutes", y="reserved", source=source, line_color="#5b9bd5", line_width=2, line_dash="6 3")
     capacity = plot.line(x="minutes", y="capacity", source=source, line_color=CAPACITY, line_width=1.5)
     items = [("used", [area, used]), ("reserved", [reserved]), ("capacity", [capacity])]
-    legend = Legend(items=[LegendItem(label=label, renderers=lines) for label, lines in items], orientation="horizontal")
+    legend = Legend(
+        items=[LegendItem(label=label, renderers=lines) for label, lines in items], orientation="horizontal"
+    )
     legend.border_line_color, legend.padding, legend.margin, legend.label_text_font_size = None, 0, 2, "12px"
     plot.add_layout(legend, "above")
     tips = [(name, f"@{name}{{0.00}} GiB") for name in ("used", "reserved", "capacity")]
