@@ -1,0 +1,135 @@
+"""What the brain wants done: values, carried out by the dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scheduler.model.nouns import AttemptId, FinalState, Footprint, TrialId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskTrial:
+    """Sample the study's next trial, its micro-batch sized for `limit_bytes` with the footprint times `factor`.
+
+    device_limit_bytes: the same for the device's pool; None where there is none.
+    """
+
+    study: str
+    limit_bytes: int
+    factor: float = 1.0
+    device_limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchAttempt:
+    attempt: AttemptId
+    worker: str
+    params: Mapping[str, Any]
+    footprint: Footprint
+    reserved_bytes: int
+    slots: int
+    resume_from: str | None
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteDeferral:
+    """Nothing to do but to log: the trial waits for this reason (sent when the reason changes)."""
+
+    trial: TrialId
+    reason: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeReservation:
+    """The ledger changed what it holds for an attempt; the host's watchdog must judge by the same number."""
+
+    attempt: AttemptId
+    worker: str
+    reserved_bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopAttempt:
+    """Finish the step, write a checkpoint, leave. reason: "prune" or "drain"."""
+
+    attempt: AttemptId
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillAttempt:
+    """End its processes now (second quit, or it would not stop)."""
+
+    attempt: AttemptId
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportValue:
+    attempt: AttemptId
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TellTrial:
+    """Give the trial its final state. attrs: user attributes, written before it. constraint: > 0 means infeasible."""
+
+    trial: TrialId
+    state: FinalState
+    value: float | None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    constraint: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueRetry:
+    """Put the trial's parameters back into the study's queue (idempotent), then tell the old one FAIL.
+
+    Used when this driver will not run it again itself: interrupted by the user.
+    """
+
+    trial: TrialId
+    attempt: int
+    resume_from: str | None
+    reason: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseStudy:
+    """No further trial of this study starts. `early`: before its quota, which makes the exit code 1."""
+
+    study: str
+    reason: str
+    early: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndBatch:
+    """Everything is told; the driver may leave."""
+
+    exit_code: int
+    reason: str
+
+
+Command = (
+    AskTrial
+    | LaunchAttempt
+    | NoteDeferral
+    | ResizeReservation
+    | StopAttempt
+    | KillAttempt
+    | ReportValue
+    | TellTrial
+    | EnqueueRetry
+    | CloseStudy
+    | EndBatch
+)

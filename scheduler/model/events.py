@@ -1,0 +1,169 @@
+"""What the brain is told: everything that races becomes one of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scheduler.model.nouns import (
+    AttemptId,
+    FinalState,
+    Footprint,
+    Observation,
+    Outcome,
+    Pressure,
+    StudySpec,
+    TrialId,
+    WorkerFacts,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyOpened:
+    """A study is open. counted: its trials that already count towards the quota; observations: of its finished ones."""
+
+    study: StudySpec
+    counted: int = 0
+    observations: Sequence[Observation] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined:
+    facts: WorkerFacts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLost:
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerVitals:
+    """One sample of a worker's host, about once a second. used_bytes: attempt -> footprint now.
+
+    available_bytes: None when the probe failed. closed_reason: the watchdog closed the host (an unkillable victim).
+    """
+
+    worker: str
+    available_bytes: int | None
+    pressure: Pressure = Pressure.NORMAL
+    closed_reason: str | None = None
+    used_bytes: Mapping[AttemptId, int] = field(default_factory=dict)
+    peak_bytes: Mapping[AttemptId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialAsked:
+    """A trial was sampled. `attempt`: number of its next attempt; `resume_from`: checkpoint of an earlier one.
+
+    family: what shares one footprint correction (see Observation). max_epochs: for the predicted duration.
+    retries: attempts of it that were lost before, under earlier drivers.
+    """
+
+    trial: TrialId
+    params: Mapping[str, Any]
+    footprint: Footprint
+    family: str
+    attempt: int = 1
+    resume_from: str | None = None
+    max_epochs: int | None = None
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskFailed:
+    """A study could not be asked (bad search space, user's sampler raised); never for a storage that is away."""
+
+    study: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaReached:
+    """The study has, with what other drivers finished or are running, all the trials it needs."""
+
+    study: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptStarted:
+    attempt: AttemptId
+    worker: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptProgress:
+    """An epoch ended. step counts from 1. peak_bytes: the process's own VmHWM so far."""
+
+    attempt: AttemptId
+    step: int
+    value: float
+    peak_bytes: int | None = None
+    device_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptSettled:
+    """The attempt has passed its first full optimizer step and its first validation: memory is flat from here on."""
+
+    attempt: AttemptId
+    peak_bytes: int
+    device_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded:
+    """The attempt's processes are gone and its memory is back (the agent waits for both)."""
+
+    attempt: AttemptId
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneAdvised:
+    """Optuna's pruner wants this trial stopped."""
+
+    attempt: AttemptId
+    step: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialTold:
+    """The study holds the trial's final state durably."""
+
+    trial: TrialId
+    state: FinalState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuitRequested:
+    """The user wants to stop: drain first, at once the second time."""
+
+    source: str
+    now: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time passed; nothing else happened."""
+
+
+Event = (
+    StudyOpened
+    | WorkerJoined
+    | WorkerLost
+    | WorkerVitals
+    | TrialAsked
+    | AskFailed
+    | QuotaReached
+    | AttemptStarted
+    | AttemptProgress
+    | AttemptSettled
+    | AttemptEnded
+    | PruneAdvised
+    | TrialTold
+    | QuitRequested
+    | Tick
+)
