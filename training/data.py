@@ -273,8 +273,8 @@ def _check_length(table: Table, horizon: int, context_length: int, warm: int) ->
     if len(table) < needed:
         raise TrainingInputError(
             f"{table.source}: too short: {len(table)} rows, but {needed} are needed ({warm} until every indicator "
-            f"has a value, {context_length - 1} more for the first window, {MIN_WINDOWS} windows, 3 x {horizon} for the "
-            f"horizon): give a longer history"
+            f"has a value, {context_length - 1} more for the first window, {MIN_WINDOWS} windows, {3 * horizon} for "
+            f"the horizon): give a longer history"
         )
 
 
