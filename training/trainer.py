@@ -110,9 +110,7 @@ class Trainer:
         self.accumulation_steps = accumulation_steps
         self.lr = lr
         self.warmup_steps = warmup_steps
-        self.optimizer = AdamW(
-            self.model.parameters(), lr=lr, weight_decay=weight_decay, keep_gradients=accumulation_steps > 1
-        )
+        self.optimizer = AdamW(self.model.parameters(), lr=lr, weight_decay=weight_decay)
         self.early_stopping_patience = early_stopping_patience
         self.early_stopping_min_delta = early_stopping_min_delta
         self.max_steps = max_steps
