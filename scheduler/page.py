@@ -31,7 +31,7 @@ h1 { font-size: 21px; margin: 0; } h2 { font-size: 14px; margin: 0 0 6px; font-w
 .badge { border-radius: 9px; padding: 1px 9px; font-size: 12px; white-space: nowrap; background: #e3e8ee; }
 .good { background: #d5efdf; color: #17603a; } .warn { background: #fdeccb; color: #7a4b00; }
 .bad { background: #f9d6d2; color: #8f1d12; }
-.banner { padding: 7px 12px; margin: 4px 0; border-radius: 5px; font-weight: 600; }
+.banner { padding: 7px 12px; margin: 4px 0 0; border-radius: 5px; font-weight: 600; }
 .runs a { margin-right: 14px; color: #2b6cb0; }
 .runs a.here { color: inherit; font-weight: 600; text-decoration: none; }
 .panel { background: #fff; border: 1px solid #dfe4ea; border-radius: 6px; padding: 10px 12px; }
@@ -47,7 +47,7 @@ h1 { font-size: 21px; margin: 0; } h2 { font-size: 14px; margin: 0 0 6px; font-w
 .free { background: #e9eef3; border: 1px solid #c9d2dc; }
 .key { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 5px; vertical-align: -1px; }
 table { border-collapse: collapse; width: 100%; }
-td, th { padding: 3px 12px 3px 0; text-align: left; white-space: nowrap; }
+td, th { padding: 2px 12px 2px 0; text-align: left; white-space: nowrap; }
 th { font-weight: 500; color: #66727f; font-size: 12px; border-bottom: 1px solid #dfe4ea; }
 td { border-bottom: 1px solid #f1f3f6; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 td:last-child, th:last-child { padding-right: 0; } td.why { white-space: normal; font-size: 12px; }
@@ -58,6 +58,7 @@ td:last-child, th:last-child { padding-right: 0; } td.why { white-space: normal;
 # run on the same port then takes the page over.
 LOST = """
 banner.visible = true
+top.text = top.text.replaceAll('badge good">running', 'badge bad">stale')
 const when = new Date().toLocaleTimeString()
 banner.text = `<div class="banner bad">Connection lost at ${when}: the run's driver or the Dask scheduler is gone.
  What is below is the last that was seen.</div>`
@@ -121,7 +122,7 @@ def head(board: Board, run: Run | None, now: float) -> str:
     """Title, state, totals, the other runs of this cluster, and a banner when the driver is silent."""
     if run is None:
         return (
-            '<div class="head"><h1>Headroom</h1><span class="badge">no run</span></div><div class="panel empty">'
+            '<div class="head"><h1>Headroom</h1><span class="badge">no run</span></div><div class="panel">'
             "Nothing has run on this cluster since its scheduler started. Start a run with <code>bin/schedule --cluster"
             " ADDRESS</code>; it appears here by itself.</div>"
         )
@@ -184,18 +185,18 @@ def trials(shot: Snapshot) -> str:
     title = f"<h2>Running trials ({len(shot.trials)})</h2>"
     if not shot.trials:
         return f'<div class="panel">{title}<div class="empty">No trial is running.</div></div>'
-    scale = max(max(t.reserved_bytes, t.used_bytes) for t in shot.trials)
     hosts = {w.address: w.host for w in shot.workers}
     several = len(shot.workers) > 1
-    cells = ["Trial", *(["Worker"] if several else []), "Memory", "n:Used / reserved GiB", "n:Epoch", "n:Loss"]
+    cells = ["Trial", *(["Worker"] if several else []), "Used of reserved", "n:GiB", "n:Epoch", "n:Loss"]
     header = _header([*cells, "n:Running"])
 
     def row(trial: TrialLine) -> str:
         where = f"<td>{escape(hosts.get(trial.worker, trial.worker))}</td>" if several else ""
+        held = bar(trial.used_bytes, trial.reserved_bytes, max(trial.reserved_bytes, trial.used_bytes), small=True)
         epochs = f"{trial.epoch} / {trial.epochs}" if trial.epochs else str(trial.epoch)
         return (
             f"<tr><td>{_short(trial.attempt, shot.run)}</td>{where}"
-            f'<td style="width:26%">{bar(trial.used_bytes, trial.reserved_bytes, scale, small=True)}</td>'
+            f'<td style="width:26%">{held}</td>'
             f'<td class="n">{size(trial.used_bytes)} / {size(trial.reserved_bytes)}</td><td class="n">{epochs}</td>'
             f'<td class="n">{number(trial.value)}</td><td class="n">{duration(trial.running_s)}</td></tr>'
         )
@@ -259,7 +260,7 @@ def open_document(board: Board, clock: Callable[[], float], guard: Callable[...,
     from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 
     def div(text: str = "", **size: Any) -> Any:
-        return Div(text=text, disable_math=True, stylesheets=[InlineStyleSheet(css=STYLE)], **size)
+        return Div(text=text, margin=0, disable_math=True, stylesheets=[InlineStyleSheet(css=STYLE)], **size)
 
     lost, top, rest = (div(sizing_mode="stretch_width") for _ in range(3))
     lost.visible = False
@@ -275,9 +276,10 @@ def open_document(board: Board, clock: Callable[[], float], guard: Callable[...,
         now = clock()
         run = board.find(*chosen[0], now)
         top.text = head(board, run, now)
-        middle.visible = rest.visible = run is not None
         if run is None:
             return
+        if middle not in root.children:  # a plot that is hidden at first would keep no room for its axis
+            root.children = [*root.children, middle, rest]
         chosen[0] = (run.key, run.snapshot.run)
         left.text, rest.text = workers(run.snapshot), below(run.snapshot)
         _draw_history(plot, source, run, now)
@@ -285,8 +287,9 @@ def open_document(board: Board, clock: Callable[[], float], guard: Callable[...,
     doc.title = "Headroom"
     doc.config.notify_connection_status = False
     doc.config.reconnect_session = False
-    doc.js_on_event("connection_lost", CustomJS(args={"banner": lost}, code=LOST))
-    doc.add_root(column(lost, top, middle, rest, sizing_mode="stretch_width", spacing=8))
+    doc.js_on_event("connection_lost", CustomJS(args={"banner": lost, "top": top}, code=LOST))
+    root = column(lost, top, sizing_mode="stretch_width", spacing=10)
+    doc.add_root(root)
     doc.template = env.get_template("simple.html")
     doc.template_variables.update(extra)
     doc.theme = BOKEH_THEME
@@ -299,7 +302,12 @@ def _history_plot(source: Any) -> Any:
     from bokeh.plotting import figure
 
     plot = figure(
-        height=190, tools="xpan,xwheel_zoom,reset", toolbar_location=None, x_range=Range1d(-2, 0), y_range=Range1d(0, 1)
+        height=196,
+        margin=0,
+        tools="xpan,xwheel_zoom,reset",
+        toolbar_location=None,
+        x_range=Range1d(-2, 0),
+        y_range=Range1d(0, 1),
     )
     plot.styles = {
         "flex": "10 1 0",
