@@ -215,6 +215,7 @@ class _Driver:
             seed=self.settings.seed,
             pruner=self.settings.pruner,
             folder=folder,
+            lease_s=self.settings.lease_s,
         )
 
     def _rules(self) -> Rules:
