@@ -28,6 +28,8 @@ from typing import Any
 from scheduler.model import HeadroomError, Pressure
 
 STALE_AFTER_S = 5.0  # a reading older than this says nothing: five missed samples
+_JOURNAL_LIMIT_BYTES = 4 << 20
+_JOURNAL_KEEPS = 200
 _SPARE_BYTES = 64 * 1024  # kept on disk so that the last intent fits although the disk is full
 
 
@@ -281,6 +283,25 @@ class HostRegistry:
         finally:
             os.close(fd)
         if not size:  # the file is new: its name must survive a crash too
+            sync_folder(self.root)
+
+    def compact(self) -> None:
+        """Drop old kills from a journal that has grown past 4 MiB; for the elected watchdog, its only writer."""
+        path = self._path("kills.jsonl")
+        try:
+            if os.path.getsize(path) <= _JOURNAL_LIMIT_BYTES:
+                return
+        except OSError:
+            return
+        stories = self.kills()
+        kept = [s for i, s in enumerate(stories) if not s.finished or i >= len(stories) - _JOURNAL_KEEPS]
+        text = "".join(json.dumps(dict(line)) + "\n" for story in kept for line in story.records)
+        with contextlib.suppress(OSError):
+            with open(path + ".tmp", "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(path + ".tmp", path)
             sync_folder(self.root)
 
     def keep_spare(self) -> None:

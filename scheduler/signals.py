@@ -32,27 +32,23 @@ def send(identity: Identity, number: int, start_time: Callable[[int], float | No
     pid, start = identity
     if pid in never():
         return False
-    if sys.platform == "linux":
-        try:
-            fd = os.pidfd_open(pid)
-        except OSError:
-            return False
-        try:
-            if start_time(pid) != start:
-                return False
-            signal.pidfd_send_signal(fd, number)
-            return True
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-    if start_time(pid) != start:  # no pidfd here: check and signal are two steps, microseconds apart
-        return False
+    fd = -1
     try:
-        os.kill(pid, number)
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):  # an old kernel, or a container that forbids it
+                fd = os.pidfd_open(pid)
+        if start_time(pid) != start:
+            return False
+        if fd >= 0:
+            signal.pidfd_send_signal(fd, number)
+        else:  # check and signal are two steps, microseconds apart
+            os.kill(pid, number)
+        return True
     except OSError:
         return False
-    return True
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def send_all(identities: Iterable[Identity], number: int, start_time: Callable[[int], float | None]) -> int:
@@ -71,7 +67,7 @@ def release_memory(identity: Identity, start_time: Callable[[int], float | None]
     except OSError:
         return False
     try:
-        return ctypes.CDLL(None, use_errno=True).syscall(_MRELEASE, fd, 0) == 0
+        return bool(ctypes.CDLL(None, use_errno=True).syscall(_MRELEASE, fd, 0) == 0)
     finally:
         os.close(fd)
 

@@ -96,6 +96,11 @@ class Sampler:
         self._trees: dict[str, TreeSample] = {}
         self.known: dict[str, set[Identity]] = {}
 
+    def registration_of(self, trial: TrialSample) -> Registration | None:
+        return next(
+            (r for r in self.registrations.values() if (r.pid, r.start_time) == (trial.pid, trial.start_time)), None
+        )
+
     def host(self, now: float) -> HostMemory:
         return vitals.host_memory(now)
 
@@ -193,6 +198,7 @@ class Watchdog:
     def take_over(self, now: float) -> None:
         """Finish what a predecessor left, and go on counting where it stopped."""
         self._read_policy()
+        self.registry.compact()
         self.registry.keep_spare()
         for story in self.registry.kills():
             if story.boot_id == boot_id() and story.signalled:
@@ -256,7 +262,7 @@ class Watchdog:
 
     def _begin(self, order: KillOrder, sample: HostSample) -> None:
         victim = order.victim
-        reg = self.sampler.registrations.get(self._key(victim))
+        reg = self.sampler.registration_of(victim)
         if reg is None:
             return
         past = [self._about(s, victim) for s in self.history.samples]
@@ -269,7 +275,7 @@ class Watchdog:
 
     def _observe_only(self, order: KillOrder, reg: Registration, sample: HostSample, past: list[Any]) -> None:
         """What would have been done, in the same words, and nothing else."""
-        record = {
+        record: dict[str, Any] = {
             "attempt": order.victim.attempt,
             "pid": order.victim.pid,
             "rule": order.rule,
@@ -316,26 +322,19 @@ class Watchdog:
         log("policy.read", **{k: v for k, v in values.items() if k in Thresholds.__dataclass_fields__})
 
     def _publish(self, sample: HostSample, decision: Decision) -> None:
-        used = {self._key(v.sample).rsplit(":", 1)[0]: v.footprint_bytes for v in decision.verdicts}
-        over = (self._key(v.sample).rsplit(":", 1)[0] for v in decision.verdicts if v.over is not Over.NO)
+        known = [(v, reg) for v in decision.verdicts if (reg := self.sampler.registration_of(v.sample)) is not None]
         reading = HostReading(
             at=sample.at,
             level=decision.level,
             closed_reason=decision.closed_reason,
             available_bytes=sample.host.available_bytes,
-            used_bytes={key: held for key, held in used.items() if held is not None},
-            over=tuple(over),
+            used_bytes={reg.key: v.footprint_bytes for v, reg in known if v.footprint_bytes is not None},
+            over=tuple(reg.key for v, reg in known if v.over is not Over.NO),
         )
         try:
             self.registry.publish(reading)
         except OSError as error:  # a full disk: the reading goes stale, which closes admission
             log("host.not_published", error=str(error))
-
-    def _key(self, trial: TrialSample) -> str:
-        for key, reg in self.sampler.registrations.items():
-            if (reg.attempt, reg.pid, reg.start_time) == (trial.attempt, trial.pid, trial.start_time):
-                return key
-        return f"{trial.attempt}:{trial.pid}"
 
     def _about(self, sample: HostSample, victim: TrialSample) -> Any:
         trials = sample.trials

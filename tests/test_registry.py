@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from scheduler import registry as registry_module
 from scheduler.model import HeadroomError, Pressure
 from scheduler.registry import HostReading, HostRegistry, Registration, boot_id, claim, read_json, write_json
 
@@ -138,6 +139,19 @@ def test_torn_last_line(registry: HostRegistry) -> None:
         file.write('{"kill_id": "k1", "st')
     registry.record("k1", "term", 2.0)
     assert [name for name, _ in registry.kills()[0].steps] == ["intent", "term"]
+
+
+def test_compacting_keeps_what_is_unfinished(registry: HostRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal grown too long loses its oldest finished kills, never one that is under way."""
+    monkeypatch.setattr(registry_module, "_JOURNAL_LIMIT_BYTES", 1000)
+    monkeypatch.setattr(registry_module, "_JOURNAL_KEEPS", 5)
+    for i in range(20):
+        registry.record(f"k{i}", "intent", float(i), attempt=f"s/{i}/1", pid=i, boot_id=boot_id())
+        if i != 3:
+            registry.record(f"k{i}", "released", i + 0.5)
+    registry.compact()
+    assert [story.kill_id for story in registry.kills()] == ["k3", "k15", "k16", "k17", "k18", "k19"]
+    assert all(story.finished for story in registry.kills()[1:])
 
 
 def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
