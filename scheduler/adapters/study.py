@@ -179,6 +179,8 @@ class StudyStore:
                 notes.append(f"{spec.name} was created with other values of {', '.join(changed)}: results are mixed")
             rdb.remember(study_id, "headroom", {"budget": spec.budget, "horizon": spec.horizon, "version": 1})
             opened = _Open(spec=spec, id=study_id, study=study, architectures=architectures)
+            if spec.name in self._open:  # opened again: what was asked stays asked
+                opened.delivered = self._open[spec.name].delivered
             self._open[spec.name] = opened
             self._renew(opened)
             trials = study.get_trials(deepcopy=False)

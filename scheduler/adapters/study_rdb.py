@@ -198,11 +198,13 @@ class Rdb:
     @staticmethod
     def _create(url: str) -> optuna.storages.RDBStorage:
         """Connect and create the tables. A second driver may be creating them now: then the next try finds them."""
-        for tries_left in (2, 1, 0):
+        for tries_left in (4, 3, 2, 1, 0):
             try:
                 return optuna.storages.RDBStorage(url, engine_kwargs=_engine_kwargs(url))
             except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-                if tries_left == 0 or "exist" not in str(error.__cause__ or error).lower():
+                cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+                created_meanwhile = isinstance(cause, exc.IntegrityError) or "exist" in str(cause).lower()
+                if tries_left == 0 or not created_meanwhile:
                     raise
         raise AssertionError("unreachable")
 
