@@ -92,7 +92,7 @@ class Agent(WorkerPlugin):
         self._heard_at = time.monotonic()
         # Dask would show only the worker's own RSS; what a person wants to see is the trials' memory.
         own = worker.monitor.get_process_memory
-        worker.monitor.get_process_memory = lambda: self._tree_bytes or own()
+        worker.monitor.get_process_memory = lambda: own() if self._closing.is_set() else self._tree_bytes or own()
         threading.Thread(target=self._live, name="headroom-agent", daemon=True).start()
 
     def teardown(self, worker: Worker) -> None:
