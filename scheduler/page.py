@@ -58,7 +58,7 @@ td:last-child, th:last-child { padding-right: 0; } td.why { white-space: normal;
 # run on the same port then takes the page over.
 LOST = """
 banner.visible = true
-top.text = top.text.replaceAll('badge good">running', 'badge bad">stale')
+top.text = top.text.replace(/badge good("[^>]*)>running/g, 'badge bad$1>stale')
 const when = new Date().toLocaleTimeString()
 banner.text = `<div class="banner bad">Connection lost at ${when}: the run's driver or the Dask scheduler is gone.
  What is below is the last that was seen.</div>`
@@ -264,10 +264,12 @@ def open_document(board: Board, clock: Callable[[], float], guard: Callable[...,
 
     lost, top, rest = (div(sizing_mode="stretch_width") for _ in range(3))
     lost.visible = False
-    left = div(styles={"flex": "11 1 0", "min-width": "0"})
+    left = div(styles={"flex": "none", "width": "calc((100% - 10px) * 11 / 21)"})  # the same columns as .grid
     source = ColumnDataSource(data={"minutes": [], "used": [], "reserved": [], "capacity": []})
     plot = _history_plot(source)
-    middle = row(left, plot, sizing_mode="stretch_width", spacing=10, styles={"align-items": "start"})
+    frame = {"background": "#fff", "border": "1px solid #dfe4ea", "border-radius": "6px", "padding": "6px 8px"}
+    right = column(plot, styles={**frame, "flex": "none", "width": "calc((100% - 10px) * 10 / 21)"})
+    middle = row(left, right, sizing_mode="stretch_width", spacing=10, styles={"align-items": "start"})
     arguments = doc.session_context.request.arguments if doc.session_context else {}
     wanted = arguments.get("run", [b""])[0].decode(errors="replace")
     chosen: list[tuple[str, str]] = [(wanted, "")]  # (key, name): a run that was started again goes by its name
@@ -303,20 +305,13 @@ def _history_plot(source: Any) -> Any:
 
     plot = figure(
         height=196,
+        sizing_mode="stretch_width",
         margin=0,
         tools="xpan,xwheel_zoom,reset",
         toolbar_location=None,
         x_range=Range1d(-2, 0),
         y_range=Range1d(0, 1),
     )
-    plot.styles = {
-        "flex": "10 1 0",
-        "min-width": "0",
-        "border": "1px solid #dfe4ea",
-        "border-radius": "6px",
-        "padding": "6px 8px",
-    }
-    plot.styles["background-color"] = "#ffffff"
     plot.outline_line_color = None
     plot.xgrid.grid_line_color, plot.ygrid.grid_line_color = None, "#eceff3"
     plot.min_border_right, plot.min_border_top = 18, 6
