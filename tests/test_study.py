@@ -1,4 +1,4 @@
-"""The study store on real databases: sampling, ownership, idempotence, races of real processes, deaths in the middle."""
+"""The study store on real databases: sampling, ownership, idempotence, races and deaths of real processes."""
 
 from __future__ import annotations
 
