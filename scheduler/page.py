@@ -60,8 +60,8 @@ LOST = """
 banner.visible = true
 top.text = top.text.replace(/badge good("[^>]*)>running/g, 'badge bad$1>stale')
 const when = new Date().toLocaleTimeString()
-banner.text = `<div class="banner bad">Connection lost at ${when}: the run's driver or the Dask scheduler is gone.
- What is below is the last that was seen.</div>`
+banner.text = `<div class="banner bad">Connection lost at ${when}: the run is over, or its driver or the Dask scheduler
+ is gone. What is below is the last that was seen.</div>`
 if (!window.headroom_waits) {
   window.headroom_waits = setInterval(() => fetch(window.location.href, {cache: "no-store"})
     .then((answer) => { if (answer.ok) window.location.reload() }).catch(() => {}), 3000)
@@ -272,7 +272,7 @@ def open_document(board: Board, clock: Callable[[], float], guard: Callable[...,
     middle = row(left, right, sizing_mode="stretch_width", spacing=10, styles={"align-items": "start"})
     arguments = doc.session_context.request.arguments if doc.session_context else {}
     wanted = arguments.get("run", [b""])[0].decode(errors="replace")
-    chosen: list[tuple[str, str]] = [(wanted, "")]  # (key, name): a run that was started again goes by its name
+    chosen = [(wanted, wanted)]  # (key, name): a run that was started again goes by its name
 
     def draw() -> None:
         now = clock()
@@ -324,6 +324,7 @@ def _history_plot(source: Any) -> Any:
         items=[LegendItem(label=label, renderers=lines) for label, lines in items], orientation="horizontal"
     )
     legend.border_line_color, legend.padding, legend.margin, legend.label_text_font_size = None, 0, 2, "12px"
+    legend.spacing = 14
     plot.add_layout(legend, "above")
     tips = [(name, f"@{name}{{0.00}} GiB") for name in ("used", "reserved", "capacity")]
     plot.add_tools(HoverTool(renderers=[used], mode="vline", tooltips=tips))

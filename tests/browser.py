@@ -77,7 +77,7 @@ class Page:
         """All text on the page, in the order of the document."""
         return str(await self.value("deepText"))
 
-    async def wait_for(self, words: str, timeout_s: float = 10.0) -> str:
+    async def wait_for(self, words: str, timeout_s: float = 20.0) -> str:
         """The page's text once it has these words."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         while words not in (text := await self.text()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import sys
 import time
 import urllib.request
@@ -12,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker
 
 from scheduler import dashboard, page
 from scheduler.adapters.cluster import Cluster
-from scheduler.dashboard import Board, HeadroomPage, PageFeed
+from scheduler.agent import Agent, AgentConfig
+from scheduler.dashboard import Board, HeadroomPage, PageFeed, Point
 from scheduler.model import Json
 from scheduler.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
 from scheduler.units import GIB
 from tests import browser
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 
 def worker(name: str = "mac-studio", **changes: Any) -> WorkerLine:
@@ -223,7 +225,7 @@ def get(url: str) -> str:
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
-    """Return once `condition()` holds; fail after 10 s."""
+    """Return once `condition()` holds; fail after 30 s."""
     deadline = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < deadline
@@ -291,6 +293,45 @@ def test_a_scheduler_that_is_gone_holds_up_nobody(monkeypatch: pytest.MonkeyPatc
     assert len(failures) <= 1
 
 
+def test_dask_shows_the_trials_memory(tmp_path: Path) -> None:
+    """With our agent on it, a worker's memory on Dask's own pages is that of its whole tree of processes, the warm
+    spare with torch among it; without, the worker's own again."""
+    config = AgentConfig(
+        run="test",
+        topic="memory",
+        environment="training.runtime:environment",
+        context={"device": "cpu", "threads": 1, "allocator": "auto"},
+        watchdog_mode="off",
+        vitals_every_s=0.1,
+    )
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            memory_limit=4 * GIB,
+            dashboard_address="127.0.0.1:0",
+            local_directory=str(tmp_path),
+            silence_logs=50,
+        ) as local,
+        Client(local, set_as_default=False) as client,
+    ):
+        (state,) = local.scheduler.workers.values()
+        own = client.run(own_rss)[state.address]
+        agent = Agent(config)
+        client.register_plugin(agent, name=agent.name)
+        wait_until(lambda: state.metrics["memory"] > own + 100 * 2**20)
+        drawn = get(local.dashboard_link.replace("/status", "/info/main/workers.html"))
+        shown = int(re.search(r'<progress class="progress" value="(\d+)"', drawn)[1])
+        assert shown > own + 100 * 2**20
+        client.unregister_worker_plugin(agent.name)
+        wait_until(lambda: state.metrics["memory"] < own + 50 * 2**20)
+
+
+def own_rss(dask_worker: Worker) -> int:
+    return dask_worker.monitor.proc.memory_info().rss
+
+
 # -- in a browser ---------------------------------------------------------------------------------------------------
 
 needs_browser = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
@@ -312,6 +353,17 @@ COLLISIONS = """
 """
 
 
+def remember_a_morning(board: Board) -> None:
+    """Give the one run on the board half an hour of history, so that there is a line to look at."""
+    run = board.find("", "", 0.0)
+    assert run is not None
+    now = run.history[0].at
+    for minutes in range(29, 0, -1):
+        used = (60 + minutes * 7 % 40) * GIB
+        point = Point(at=now - 60 * minutes, used_bytes=used, reserved_bytes=140 * GIB, capacity_bytes=300 * GIB)
+        run.history.insert(len(run.history) - 1, point)
+
+
 @needs_browser
 def test_a_person_sees_the_run(local: LocalCluster, tmp_path: Path) -> None:
     """In a browser: the empty page, then a busy run whose numbers, reasons and bars are readable and do not overlap
@@ -325,6 +377,7 @@ def test_a_person_sees_the_run(local: LocalCluster, tmp_path: Path) -> None:
                 await tab.wait_for("Nothing has run on this cluster")
                 await tab.screenshot(tmp_path / "empty.png")
                 await asyncio.to_thread(client.log_event, dashboard.TOPIC, message(full()))
+                remember_a_morning(board_of(local))
                 text = await tab.wait_for("phase6a")
                 for words in (
                     "186 / 600 trials done 9 running 160.0 GiB headroom 1 d 02 h elapsed",
