@@ -385,7 +385,7 @@ def race(url: str, run: str, quota: int) -> None:
             continue
 
 
-def _race(url: str, drivers: int = 2, quota: int = 12) -> None:
+def _race(url: str, drivers: int = 2, quota: int = 10) -> None:
     code = "from tests.test_study import race; race({!r}, {!r}, {})"
     children = [_python(code.format(url, f"run{n}", quota)) for n in range(drivers)]
     assert [child.wait(100) for child in children] == [0] * drivers
