@@ -6,11 +6,10 @@ peaks is not here: see scheduler/policy/footprint.py.
 
 The formula (fp32; B micro-batch, T patches, d d_model, f d_ff, h heads, L layers, P parameters, N = B T rows):
 
-    peak = runtime + data + weights 4P + optimizer_state 8P + gradients + activations + workspace + heap
+    peak = runtime + data + weights 4P + gradients 4P + optimizer_state 8P + activations + workspace + heap
 
-weights, optimizer_state  AdamW keeps two moments, allocated with the optimizer; its fused kernel needs nothing more.
-gradients    4P throughout under accumulation (`AdamW.keep_gradients`). Without, they grow while backward frees the
-             activations, so that the peak is either before the first or after the last of them: the larger one counts.
+weights, gradients, optimizer_state  all allocated before the first step (AdamW says why the gradients are); the fused
+             kernel needs nothing more. So accumulation changes nothing.
 activations  what a layer keeps for backward, in the order of `EncoderLayer.forward`, each 4 N d bytes unless noted:
              norm1, q, k, v, attended, x after attention, norm2, up (4 N f), gelu (4 N f), x after feed-forward: 8 N d +
              2 N f floats; one-byte masks of the three dropouts, N (2 d + f); mean and 1/deviation of two norms, 16 N;
@@ -18,9 +17,12 @@ activations  what a layer keeps for backward, in the order of `EncoderLayer.forw
              embedding and its mask, the last norm.
 workspace    the top of backward, at the last layer's `down`: the gradient of the stream, its scaled copy and that of
              the hidden units beside a new weight gradient (4 d f), less the stream and mask already freed.
-heap         what the allocator adds: fitted, see the constants.
-runtime      interpreter, torch, the indicator library; measured. Threads bring stacks and packing buffers.
-data         the days of the file and the windows' indices.
+heap         what the allocator adds under glibc-stack (training/runtime.py), fitted on real trials (the draw of
+             FIT_SEED in tests/benchmarks/footprint.py): the last layer's blocks are freed out of order, which costs up
+             to four fifths of a layer once more; each layer's small objects (nodes of the graph, tensor headers); and
+             one percent of everything for what no term names. Other heaps: HEAP_SHARE.
+runtime      interpreter, torch, the indicator library, libraries' buffers; measured, nearly the same for all trials.
+data         the days of the file, the windows' labels and order: they hardly show beside the runtime.
 """
 
 from __future__ import annotations
@@ -37,6 +39,16 @@ MIB = 2**20
 # formula. Until a study has observed peaks of its own on that device, twice the formula is the prior.
 MPS_FACTOR = 2.0
 METAL_SHARE = 0.75  # of RAM, what Metal can safely hold (torch.mps.recommended_max_memory)
+RUNTIME_BYTES = 248 * MIB
+THREAD_BYTES = MIB  # each thread after the first: stack and packing buffers in use
+DATA_BYTES = 6 * MIB
+LAYER_OBJECTS_BYTES = int(0.13 * MIB)
+HOLES = 0.8  # of one layer's activations
+UNNAMED = 0.01
+# Heaps that keep and fragment (glibc's defaults: 6 to 14 % over the bytes in use, more at worst): a wider prior, which
+# observed peaks then narrow.
+HEAP_SHARE = {runtime.STACK: 0.0, "glibc": 0.15, "system": 0.15}
+CUDA_CONTEXT_BYTES = 600 * MIB  # the driver's own, on the device, and about as much on the host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +60,6 @@ class Shape:
     heads: int
     layers: int
     batch: int
-    accumulation: int
     features: int
     length: int
     patch: int
@@ -58,15 +69,12 @@ class Shape:
 
     @classmethod
     def of(cls, params: Mapping[str, Any], context: Mapping[str, Any]) -> Shape:
-        batch = int(params.get("micro_batch", 1))
-        effective = int(context.get("target_effective_batch", 256))
         return cls(
             d=int(params["d_model"]),
             f=int(params["d_ff"]),
             heads=int(params.get("n_heads", 8)),
             layers=int(params["n_layers"]),
-            batch=batch,
-            accumulation=int(params.get("accumulation_steps") or max(1, effective // batch)),
+            batch=int(params.get("micro_batch", 1)),
             features=int(context.get("n_features", 25)),
             length=int(context.get("context_length", 60)),
             patch=int(context.get("patch_length", 10)),
@@ -97,45 +105,60 @@ def input_bytes(s: Shape) -> int:
     return windows + patches + 4 * s.rows * s.d + (s.rows * s.d if s.dropout else 0)
 
 
-def peak_parts(s: Shape) -> dict[str, int]:
-    """Gradients, activations and workspace at the moment when their sum is largest."""
+def workspace_bytes(s: Shape) -> int:
+    """What backward needs at its top, beside all activations: see `workspace` above."""
     stream, hidden, weight = 4 * s.rows * s.d, 4 * s.rows * s.f, 4 * s.d * s.f
-    kept = input_bytes(s) + s.layers * layer_bytes(s)
     freed = s.rows * s.d if s.dropout else 0
-    top = {
-        "gradients": 4 * s.params if s.accumulation > 1 else 0,
-        "activations": kept,
-        "workspace": stream + hidden + weight - freed,
-    }
-    bottom = {"gradients": 4 * s.params, "activations": input_bytes(s), "workspace": 2 * stream}
-    return max(top, bottom, key=lambda parts: sum(parts.values()))
+    return stream + hidden + weight - freed
 
 
 def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
-    """Peak bytes of one attempt: host_bytes, device_bytes, components (their sum is host + device), family."""
+    """Peak bytes of one attempt.
+
+    params: d_model, n_layers, n_heads, d_ff, micro_batch (1 when absent), dropout. context: the study's; what it lacks
+    is taken from the defaults of the published model. Returns host_bytes, device_bytes, components (name -> bytes,
+    their sum is all the trial takes, wherever) and family (what shares one correction).
+    """
     s = Shape.of(params, context)
+    device, heap = str(context.get("device", "cpu")), runtime.allocator(context)
     weights = 4 * s.params
     components = {
-        "runtime": 260 * MIB,
-        "data": 8 * MIB,
+        "runtime": RUNTIME_BYTES + THREAD_BYTES * (s.threads - 1),
+        "data": DATA_BYTES,
         "weights": weights,
+        "gradients": weights,
         "optimizer_state": 2 * weights,
-        **peak_parts(s),
+        "activations": input_bytes(s) + s.layers * layer_bytes(s),
+        "workspace": workspace_bytes(s),
     }
-    components["heap"] = int(0.03 * sum(components.values()))
-    device = str(context.get("device", "cpu"))
-    family = f"patchtst/{device}/{runtime.allocator(context)}"
+    live = sum(components.values())
+    components["heap"] = int(
+        HOLES * layer_bytes(s) + LAYER_OBJECTS_BYTES * s.layers + UNNAMED * live + HEAP_SHARE[heap] * live
+    )
+    host, on_device = _pools(components, device)
+    return {
+        "host_bytes": host,
+        "device_bytes": on_device,
+        "components": components,
+        "family": f"patchtst/{device}/{heap}",
+    }
+
+
+def _pools(components: dict[str, int], device: str) -> tuple[int, int]:
+    """Host and device bytes; adds what a device itself costs to the components.
+
+    One pool on CPU. Unified on MPS: every byte is the host's and counts against Metal's cap too. Apart on CUDA.
+    """
     total = sum(components.values())
     if device == "mps":
         components["metal"] = int(total * (MPS_FACTOR - 1))
-        total += components["metal"]
-        on_device = total
-    elif device == "cuda":
-        on_device = total - components["runtime"]
-        total = components["runtime"] + components["data"]
-    else:
-        on_device = 0
-    return {"host_bytes": total, "device_bytes": on_device, "components": components, "family": family}
+        return total + components["metal"], total + components["metal"]
+    if device == "cuda":
+        components["cuda_context"] = CUDA_CONTEXT_BYTES
+        host = components["runtime"] + components["data"]
+        components["cuda_host"] = CUDA_CONTEXT_BYTES
+        return host + CUDA_CONTEXT_BYTES, total - host + CUDA_CONTEXT_BYTES
+    return total, 0
 
 
 def micro_batch(
@@ -152,7 +175,7 @@ def micro_batch(
         device_limit_bytes = int(METAL_SHARE * limit_bytes)
     size = min(tier, 1 << (target_effective_batch.bit_length() - 1))
     while size >= 1:
-        need = estimate({**params, "micro_batch": size}, {**context, "target_effective_batch": target_effective_batch})
+        need = estimate({**params, "micro_batch": size}, context)
         if need["host_bytes"] * factor <= limit_bytes and (
             device_limit_bytes is None or need["device_bytes"] * factor <= device_limit_bytes
         ):
