@@ -123,8 +123,8 @@ def head(board: Board, run: Run | None, now: float) -> str:
     if run is None:
         return (
             '<div class="head"><h1>Headroom</h1><span class="badge">no run</span></div><div class="panel">'
-            "Nothing has run on this cluster since its scheduler started. Start a run with <code>bin/schedule --cluster"
-            " ADDRESS</code>; it appears here by itself.</div>"
+            "No run has reported to this Dask scheduler yet. One that starts appears here by itself within seconds; "
+            "start one with <code>bin/schedule --cluster ADDRESS</code>.</div>"
         )
     shot = run.snapshot
     done, quota = sum(s.done for s in shot.studies), sum(s.quota for s in shot.studies)

@@ -374,7 +374,7 @@ def test_a_person_sees_the_run(local: LocalCluster, tmp_path: Path) -> None:
             await asyncio.to_thread(client.register_plugin, HeadroomPage())
             url = local.dashboard_link.replace("/status", "/headroom")
             async with browser.browse(url, tmp_path) as tab:
-                await tab.wait_for("Nothing has run on this cluster")
+                await tab.wait_for("No run has reported")
                 await tab.screenshot(tmp_path / "empty.png")
                 await asyncio.to_thread(client.log_event, dashboard.TOPIC, message(full()))
                 remember_a_morning(board_of(local))
