@@ -26,12 +26,13 @@ from scheduler.adapters import vitals
 from scheduler.host import OVERHEAD_BYTES
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome
 from scheduler.process import TrialProcess, TrialStartError, Witness, conclude, tail
-from scheduler.registry import HostRegistry, KillStory, Registration, claim, write_json
+from scheduler.registry import HostRegistry, KillStory, Registration, claim, read_json, write_json
 
 READY_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
 KILL_STORY_TIMEOUT_S = 40.0  # the watchdog gives the memory 30 s to come back
 WATCHDOG_EXIT_S = 10.0
 WATCHDOG_GRACE_S = 10.0
+SPARE_TRIES = 3
 _BEAT_S = 0.25
 
 
@@ -63,6 +64,7 @@ class AttemptRun:
     seen: Witness
     started: float
     saved_at: float | None = None
+    observed: bool = False  # the watchdog has said that it would have ended it
     family: set[tuple[int, float]] = field(default_factory=set)  # (pid, start time) of every descendant ever sampled
 
 
@@ -129,8 +131,7 @@ class Agent(WorkerPlugin):
             if self.config.watchdog_mode != "off":
                 self.registry.thresholds(self.config.thresholds)
                 self._keep_watchdog()
-            self._spare = self._new_spare()
-            self._ready = self._spare.wait_ready(READY_TIMEOUT_S)
+            self._spare = self._first_spare()
             self._post({"type": "joined", **self._facts()})
         except (HeadroomError, OSError) as error:
             self._post({"type": "broken", "detail": str(error)})
@@ -143,6 +144,20 @@ class Agent(WorkerPlugin):
                 with contextlib.suppress(Exception):  # a probe that fails closes admission (None), it never ends this
                     self._keep_watchdog()
                     self._post(self._vitals())
+
+    def _first_spare(self) -> TrialProcess:
+        """A warm process, and with it the proof that trials can run here. Raises TrialStartError."""
+        for tries_left in reversed(range(SPARE_TRIES)):
+            spare = self._new_spare()
+            try:
+                self._ready = spare.wait_ready(READY_TIMEOUT_S)
+                break
+            except TrialStartError as error:
+                spare.close()
+                # Killed from outside says nothing of this worker; an import that fails will fail again.
+                if not tries_left or error.exit_status is None or error.exit_status >= 0:
+                    raise
+        return spare
 
     def _facts(self) -> Json:
         memory = vitals.host_memory()
@@ -171,6 +186,8 @@ class Agent(WorkerPlugin):
         with self._lock:
             runs = list(self._runs.values())
         used, peaks = self._measure(runs)
+        if self.config.watchdog_mode == "observe":
+            self._pass_on_observations(runs)
         level, closed_reason = self._pressure()
         return {
             "type": "vitals",
@@ -180,6 +197,15 @@ class Agent(WorkerPlugin):
             "used_bytes": used,
             "peak_bytes": peaks,
         }
+
+    def _pass_on_observations(self, runs: list[AttemptRun]) -> None:
+        """What the watchdog would have ended belongs into the run's journal, not only into the attempt's folder."""
+        for run in runs:
+            said = None if run.observed else read_json(os.path.join(run.registration.folder, "would_kill.json"))
+            if said is not None:
+                run.observed = True
+                words = {key: said.get(key) for key in ("kill_id", "rule", "reason", "evidence")}
+                self._post({"type": "would_kill", "attempt": run.attempt, **words})
 
     def _pressure(self) -> tuple[int, str | None]:
         """(level, why admission is closed) as the watchdog says. One that is silent closes the host: what is not

@@ -28,7 +28,14 @@ _PROJECT = Path(__file__).resolve().parent.parent
 
 
 class TrialStartError(HeadroomError):
-    """A trial process did not come up; the message ends with the last line it wrote."""
+    """A trial process did not come up; the message ends with the last line it wrote.
+
+    exit_status: of a process that died by itself (minus the signal's number), None of one that took too long.
+    """
+
+    def __init__(self, message: str, exit_status: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
 class TrialProcess:
@@ -79,7 +86,9 @@ class TrialProcess:
         status = self.exit_status
         self.kill()
         why = f"did not get ready within {timeout_s:.0f} s" if status is None else f"ended with status {status}"
-        raise TrialStartError(f"the trial process {why}; its log {self.log} ends: {tail(self.log, 300).strip()!r}")
+        raise TrialStartError(
+            f"the trial process {why}; its log {self.log} ends: {tail(self.log, 300).strip()!r}", status
+        )
 
     def send(self, message: Mapping[str, Any]) -> bool:
         """Write one line to its stdin; False when nobody reads it any more."""

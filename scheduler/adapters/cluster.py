@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dask
-from distributed import Client, Future, LocalCluster
+from distributed import Client, Future, LocalCluster, SchedulerPlugin
 from distributed.comm import CommClosedError
 from distributed.core import rpc
 
-from scheduler.model import ExitReason, Json, Outcome, UsageError
+from scheduler.model import ExitReason, HeadroomError, Json, Outcome, UsageError
 
 CONNECT_TIMEOUT_S = 10.0
+START_TRIES = 3
 
 # Dask must neither judge our workers by their memory (it sees only their RSS) nor run an attempt a second time; and a
 # worker whose host swaps must not be declared dead because its heartbeat is late.
@@ -74,16 +75,26 @@ class Cluster:
     def local(cls, *, slots: int, memory_bytes: int, topic: str, dashboard: str | None, scratch: str) -> Cluster:
         """One worker process on this machine with `slots` threads; memory_bytes: the limit its dashboard shows."""
         dask.config.set(DASK_CONFIG)
-        local = LocalCluster(
-            n_workers=1,
-            threads_per_worker=slots,
-            processes=True,
-            host="127.0.0.1",
-            memory_limit=memory_bytes,
-            dashboard_address=dashboard,
-            local_directory=scratch,
-            silence_logs=50,
-        )
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                local = LocalCluster(
+                    n_workers=1,
+                    threads_per_worker=slots,
+                    processes=True,
+                    host="127.0.0.1",
+                    memory_limit=memory_bytes,
+                    dashboard_address=dashboard,
+                    local_directory=scratch,
+                    silence_logs=50,
+                )
+                break
+            except RuntimeError as error:  # its nanny replaces a worker that dies, but not one that dies while starting
+                if not tries_left:
+                    why = error.__cause__ or error
+                    raise HeadroomError(
+                        f"Dask's worker process does not start ({type(why).__name__}: {why}); is there enough memory, "
+                        "and do processes of `python -m multiprocessing` work here?"
+                    ) from error
         cluster = cls(Client(local, set_as_default=False), local, topic)
         cluster._wants_dashboard = dashboard is not None
         return cluster
@@ -118,6 +129,8 @@ class Cluster:
         self._on_message, self._on_end = on_message, on_end
         self._client.subscribe_topic(self._topic, lambda event: on_message(dict(event[1])))
         self._client.subscribe_topic("all", self._on_cluster_event)
+        if self._local is None:
+            self._client.register_plugin(_reaper(self._client.id, agent.name))
         self._client.register_plugin(agent, name=agent.name)
         self._agent_name = agent.name
 
@@ -229,3 +242,24 @@ class Cluster:
         if not entry[0].done() and not self._closing:
             self._couriers.submit(entry[0].cancel, force=True)  # never here: this may be the client's own event loop
         self._on_end(attempt, outcome)
+
+
+def _reaper(client: str, agent: str) -> Any:
+    """A plugin for a foreign Dask scheduler: when this client is gone, however it died, its agent goes too.
+
+    Else every worker would keep the agent's spare and watchdog for a driver that never returns, and give them to each
+    worker that joins later. The class is local so that it travels by value: that scheduler need not have Headroom.
+    """
+
+    class Reaper(SchedulerPlugin): 
+        name = f"reaper-{agent}"
+
+        def remove_client(self, scheduler: Any, client: str) -> None:
+            if client != gone:
+                return
+            scheduler.plugins.pop(self.name, None)
+            if agent in scheduler.worker_plugins:
+                scheduler._ongoing_background_tasks.call_soon(scheduler.unregister_worker_plugin, None, agent)
+
+    gone = client
+    return Reaper()

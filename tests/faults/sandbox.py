@@ -1,0 +1,295 @@
+"""What the crash tests share: a run in a folder of its own, its processes found by a mark, killed by identity.
+
+Every process of a run inherits the variable CRASH_RUN with the folder's name, whatever becomes of its parent: so
+"no process of ours is left" is a question that /proc answers. Only such processes are ever signalled. Linux.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scheduler.adapters import vitals
+
+REPO = Path(__file__).resolve().parents[2]
+TINY = "tests.faults.tiny"
+SETTINGS: dict[str, Any] = {
+    "name": "crash",
+    "budgets": ["2M", "20M", "200M", "2B"],
+    "horizons": [1, 3, 5],
+    "trials": 2,
+    "max_epochs": 10,
+    "threads": 1,
+    "slots": 2,
+    "pruner": "none",
+    "dashboard": "off",
+    "max_retries": 100,
+    "training": {
+        "objective": f"{TINY}:objective",
+        "sample": f"{TINY}:sample",
+        "candidates": f"{TINY}:candidates",
+        "estimate": f"{TINY}:estimate",
+        "micro_batch": None,
+        "check_data": None,
+        "preload": [],
+    },
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process of a run. role: driver, worker, nanny, scheduler, watchdog, trial (at work), spare, or other."""
+
+    pid: int
+    start: float
+    role: str
+
+    @property
+    def lives(self) -> bool:
+        """Is this very process there, and no zombie?"""
+        found = vitals.system.process(self.pid)
+        return found is not None and found.start == self.start and found.state not in "ZX"
+
+    def kill(self, number: int = signal.SIGKILL) -> bool:
+        """Signal it, if it is still the same one; False when it is gone."""
+        if not self.lives:
+            return False
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def until(condition: Callable[[], Any], timeout_s: float, what: str, every_s: float = 0.02) -> Any:
+    """Wait until the condition is true and return its value; fail with `what` after the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        time.sleep(every_s)
+
+
+class Sandbox:
+    """One run folder, its registry, and everything that was started for it. A context manager that ends it all."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        self.settings = {**SETTINGS, **settings}
+        self.settings["training"] = {**SETTINGS["training"], **settings.get("training", {})}
+        self.config = root / "settings.yaml"
+        self.config.write_text(yaml.safe_dump(self.settings))
+        self.epochs_file = root / "epochs.jsonl"
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("HEADROOM_")},
+            "HEADROOM_HOST_DIR": str(root / "host"),
+            "CRASH_RUN": str(root),
+            "CRASH_EPOCHS": str(self.epochs_file),
+            "DASK_DISTRIBUTED__DIAGNOSTICS__NVML": "False",
+        }
+        self.started: list[subprocess.Popen[Any]] = []
+        self.starts = 0
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end_all()
+
+    # -- starting ---------------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.root / "runs" / self.settings["name"]
+
+    @property
+    def database(self) -> Path:
+        """The study database, where it is the default one."""
+        return self.folder / "study.db"
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line of a driver."""
+        base = [sys.executable, "-m", "scheduler", "--config", str(self.config), "--runs-dir", str(self.root / "runs")]
+        return [*base, *arguments]
+
+    def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[Any]:
+        """Start a driver without a terminal; its output goes to driver.<n>.log in the root."""
+        self.starts += 1
+        with open(self.log, "wb") as log:
+            return self.spawn(self.command(*arguments), log, environment)
+
+    @property
+    def log(self) -> Path:
+        """The output of the driver that was started last."""
+        return self.root / f"driver.{self.starts}.log"
+
+    def spawn(
+        self, command: list[str], output: Any, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[Any]:
+        """Start a marked process in a session of its own."""
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=REPO,
+            env={**self.environment, **(environment or {})},
+            start_new_session=True,
+        )
+        self.started.append(process)
+        return process
+
+    def start_cluster(self, workers: int = 1) -> tuple[str, subprocess.Popen[Any], list[subprocess.Popen[Any]]]:
+        """A Dask scheduler and workers as a user starts them by hand: (address, scheduler, nannies)."""
+        port = free_port()
+        address = f"tcp://127.0.0.1:{port}"
+        scheduler = self.start_scheduler(port)
+        return address, scheduler, [self.start_worker(address) for _ in range(workers)]
+
+    def start_scheduler(self, port: int) -> subprocess.Popen[Any]:
+        """`dask scheduler` on the loopback."""
+        arguments = ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+        with open(self.root / "scheduler.log", "ab") as log:
+            return self.spawn([sys.executable, "-m", "dask", "scheduler", *arguments], log)
+
+    def start_worker(self, address: str) -> subprocess.Popen[Any]:
+        """`dask worker` with a nanny."""
+        arguments = [address, "--nworkers", "1", "--nthreads", "2", "--memory-limit", "0", "--no-dashboard"]
+        arguments += ["--local-directory", str(self.root / "dask")]
+        with open(self.root / "worker.log", "ab") as log:
+            return self.spawn([sys.executable, "-m", "dask", "worker", *arguments], log)
+
+    # -- looking ----------------------------------------------------------------------------------------------------
+
+    def processes(self) -> list[Process]:
+        """Every living process that carries this run's mark."""
+        mark = b"CRASH_RUN=" + os.fsencode(self.root) + b"\0"
+        working = set(self._registered())
+        found = []
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit():
+                continue
+            with contextlib.suppress(OSError):
+                if mark not in Path(f"/proc/{entry}/environ").read_bytes():
+                    continue
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                seen = vitals.system.process(int(entry))
+                if seen is None or seen.state in "ZX":
+                    continue
+                role = _role(words)
+                if role == "spare" and int(entry) in working:
+                    role = "trial"
+                found.append(Process(pid=int(entry), start=seen.start, role=role))
+        return found
+
+    def of_role(self, role: str) -> list[Process]:
+        """Those of one role."""
+        return [process for process in self.processes() if process.role == role]
+
+    def _registered(self) -> Iterator[int]:
+        with contextlib.suppress(OSError):
+            for path in (self.root / "host" / "attempts").glob("*.json"):
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    yield int(json.loads(path.read_text())["pid"])
+
+    def journal(self) -> list[dict[str, Any]]:
+        """The whole lines of the journal."""
+        return read_lines(self.folder / "journal.jsonl")
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """What the trials noted of their epochs."""
+        return read_lines(self.epochs_file)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The journal's lines of one name."""
+        return [record for record in self.journal() if record["event"] == name]
+
+    def done(self) -> int:
+        """Epochs that were trained so far."""
+        return sum(line["what"] == "done" for line in self.epochs())
+
+    def trials(self, database: Path | None = None) -> list[dict[str, Any]]:
+        """Every trial in the study database, read without the code under test."""
+        connection = sqlite3.connect(f"file:{database or self.database}?mode=ro", uri=True, timeout=30)
+        with contextlib.closing(connection):
+            rows = connection.execute(
+                "SELECT t.trial_id, s.study_name, t.number, t.state FROM trials t JOIN studies s USING (study_id)"
+            ).fetchall()
+            attrs: dict[int, dict[str, Any]] = {}
+            for trial_id, key, value in connection.execute(
+                "SELECT trial_id, key, value_json FROM trial_user_attributes"
+            ):
+                attrs.setdefault(trial_id, {})[key] = json.loads(value)
+            params: dict[int, dict[str, float]] = {}
+            for trial_id, name, value in connection.execute(
+                "SELECT trial_id, param_name, param_value FROM trial_params"
+            ):
+                params.setdefault(trial_id, {})[name] = value
+        return [
+            {"study": s, "number": n, "state": st, "attrs": attrs.get(i, {}), "params": params.get(i, {})}
+            for i, s, n, st in rows
+        ]
+
+    # -- ending -----------------------------------------------------------------------------------------------------
+
+    def end_all(self) -> None:
+        """SIGKILL to everything that carries the mark, until nothing does."""
+        deadline = time.monotonic() + 20.0
+        while (left := self.processes()) and time.monotonic() < deadline:
+            for process in left:
+                process.kill()
+            for started in self.started:
+                started.poll()
+            time.sleep(0.05)
+        for started in self.started:
+            started.wait(10)
+
+
+def _role(words: list[str]) -> str:
+    text = " ".join(words)
+    for part, role in (
+        ("scheduler.watchdog", "watchdog"),
+        ("training.trial", "spare"),
+        ("-m dask scheduler", "scheduler"),
+        ("-m dask worker", "nanny"),
+        ("resource_tracker", "other"),
+        ("multiprocessing", "worker"),
+        ("-m scheduler", "driver"),
+    ):
+        if part in text:
+            return role
+    return "other"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file that are whole."""
+    found = []
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
