@@ -9,7 +9,6 @@ for-loop's two copies of the largest weight more.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,16 +72,7 @@ class AdamW:
         """
         torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
 
-    def state_dict(self) -> dict[str, Any]:
-        """The moments and step counts themselves, not copies."""
-        return {"first": self.first, "second": self.second, "steps": self.steps}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Copy a saved state in. Raises RuntimeError when a shape differs."""
-        for name, mine in (("first", self.first), ("second", self.second), ("steps", self.steps)):
-            theirs = state[name]
-            if len(theirs) != len(mine):
-                raise RuntimeError(f"optimizer state has {len(theirs)} tensors, the model {len(mine)}")
-            for target, source in zip(mine, theirs, strict=True):
-                target.copy_(source)
+    def state(self) -> dict[str, Tensor]:
+        """The moments and step counts by name: the tensors themselves, not copies."""
+        lists = {"first": self.first, "second": self.second, "steps": self.steps}
+        return {f"{name}.{i}": tensor for name, tensors in lists.items() for i, tensor in enumerate(tensors)}

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from training import checkpoint
 from training.adamw import AdamW
-from training.errors import CheckpointRejected, NonFiniteLoss, TrainingInputError
+from training.errors import NonFiniteLoss, TrainingInputError
 
 # Memory is flat once the second group is through: its backward pass meets gradients, moments and a used heap.
 SETTLE_STEPS = 2
@@ -322,31 +322,27 @@ class Trainer:
         """Write all it takes to go on as if nothing had happened. A full disk costs the checkpoint, not the run."""
         if self.checkpoint_path is None:
             return
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "trainer": {name: getattr(self, name) for name in self.SCALARS},
-            "rng": self._rng_state(),
-        }
+        facts = {name: getattr(self, name) for name in self.SCALARS}
+        facts["rng"] = {name: bytes(state.numpy()).hex() for name, state in self._rng_state().items()}
         try:
-            checkpoint.save(self.checkpoint_path, state, self.task)
+            checkpoint.save(self.checkpoint_path, self._tensors(), facts, self.task)
         except OSError as error:
             print(f"checkpoint not written, the one before is kept: {error}", file=sys.stderr, flush=True)
             return
         self._saved_at = (self.epoch, self.position)
         self.progress.checkpoint(str(self.checkpoint_path), self.epoch)
 
+    def _tensors(self) -> dict[str, Tensor]:
+        model = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return model | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
+
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint, bit-equal on CPU. Raises CheckpointRejected, with the trainer as it was."""
-        state = checkpoint.load(path, self.task)
-        shapes = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        if shapes != {name: tensor.shape for name, tensor in state["model"].items()}:
-            raise CheckpointRejected(f"{path}: has other tensors than the model")
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        facts = checkpoint.load(path, self._tensors(), self.task)
         for name in self.SCALARS:
-            setattr(self, name, state["trainer"][name])
-        self._set_rng_state(state["rng"])
+            setattr(self, name, facts[name])
+        generators = {name: bytearray.fromhex(state) for name, state in facts["rng"].items()}
+        self._set_rng_state({name: torch.frombuffer(state, dtype=torch.uint8) for name, state in generators.items()})
         self.progress.checkpoint(str(path), self.epoch)  # until we write one ourselves, this is the last good one
 
     def _rng_state(self) -> dict[str, Tensor]:
