@@ -111,8 +111,8 @@ class HostWatch:
                 holds = bool(free <= t.soft_free_share or swapped) and self.paging
                 reason = "swap_threshold" if swapped else "memory_low"
             self._soft.append((now, holds))
-            while self._soft and self._soft[0][0] < now - t.soft_for_s:
-                self._soft.popleft()
+            while len(self._soft) > 1 and self._soft[1][0] <= now - t.soft_for_s:
+                self._soft.popleft()  # one sample at the window's far end stays, so that it spans all of it
             met = sum(held for _, held in self._soft)
             if holds and now - self._soft[0][0] >= 0.8 * t.soft_for_s and met >= 0.8 * len(self._soft):
                 self.reason = reason

@@ -624,7 +624,8 @@ def fence(here: Host, tmp_path: Path, without: str | None) -> None:
     assert len((folder / "starts").read_text().splitlines()) == 1
 
 
-GUARDS: dict[str, tuple[Any, str]] = {
+# name -> (the fault, what takes the guard away, how the harm shows)
+GUARDS: dict[str, tuple[Any, str, str]] = {
     "recheck": (
         waking,
         """
@@ -634,6 +635,7 @@ GUARDS: dict[str, tuple[Any, str]] = {
             self._start_kill(now)
         kill.Kill._recheck = blind
         """,
+        "PRUNED",
     ),
     "identity": (
         reused_pid,
@@ -647,6 +649,7 @@ GUARDS: dict[str, tuple[Any, str]] = {
             return 0
         kill.send_all = blind
         """,
+        "a foreign process was hit",
     ),
     "token": (
         one_at_a_time,
@@ -661,14 +664,24 @@ GUARDS: dict[str, tuple[Any, str]] = {
             self.stuck = [each for each in self.stuck if not each.over]
         watchdog.Watchdog._drive = drive
         """,
+        "stalled.*stalled",
     ),
-    "lock": (one_watchdog, "from scheduler import watchdog\nwatchdog.Election.won = lambda self: True"),
+    "lock": (
+        one_watchdog,
+        "from scheduler import watchdog\nwatchdog.Election.won = lambda self: True",
+        "stalled.*stalled",
+    ),
     "cooldown": (
         cool_down,
         "from scheduler.policy import eviction\neviction.Evaluator.kill_ended = lambda self, at: None",
+        "^0[.]",
     ),
-    "gap": (gap, "from scheduler.policy import eviction\neviction.Evaluator._is_gap = lambda self, sample: False"),
-    "fence": (fence, "no fence"),
+    "gap": (
+        gap,
+        "from scheduler.policy import eviction\neviction.Evaluator._is_gap = lambda self, sample: False",
+        "PRUNED",
+    ),
+    "fence": (fence, "no fence", "2 == 1"),
 }
 
 
@@ -681,5 +694,6 @@ def test_guarded(here: Host, tmp_path: Path, guard: str) -> None:
 @pytest.mark.parametrize("guard", GUARDS)
 def test_without_the_guard_the_fault_does_harm(here: Host, tmp_path: Path, guard: str) -> None:
     """Each guard is needed: taken away, the same fault is no longer survived."""
-    with pytest.raises(AssertionError):
-        GUARDS[guard][0](here, tmp_path, GUARDS[guard][1])
+    fault, without, harm = GUARDS[guard]
+    with pytest.raises(AssertionError, match=harm):
+        fault(here, tmp_path, without)
