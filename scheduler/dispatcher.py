@@ -236,6 +236,9 @@ class Dispatcher:
                     peak_bytes=message["peak_bytes"],
                     device_bytes=message.get("device_bytes") or 0,
                 )
+            case "would_kill", m.AttemptId():
+                said = {key: message.get(key) for key in ("kill_id", "rule", "reason", "evidence")}
+                self._log("watchdog.would_kill", durable=True, attempt=str(attempt), **said)
             case "checkpoint", m.AttemptId():
                 if (flight := self._inflight.get(attempt)) is not None:
                     flight.checkpoint = message["path"]
