@@ -75,7 +75,9 @@ def command(
     limits = Limits(context["device"], memory, device_memory)
     if budget is not None:
         if d_model is not None or n_layers is not None:
-            raise UsageError("--budget and --d-model/--n-layers exclude each other: a budget is a list of architectures")
+            raise UsageError(
+                "--budget and --d-model/--n-layers exclude each other: a budget is a list of architectures"
+            )
         return _budget(budget, context, limits, micro_batch, as_json)
     if d_model is None or n_layers is None:
         raise UsageError("name an architecture (--d-model and --n-layers) or a --budget")

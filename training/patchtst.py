@@ -2,14 +2,14 @@
 
 Covers the network and its parameter count. It does not cover training (trainer.py) nor memory (footprint.py), but
 footprint.py counts the very tensors this file keeps for the backward pass: whoever changes `EncoderLayer.forward`
-changes `footprint._layer_activation_bytes` too (tests/test_footprint_measured.py compares the two).
+changes `footprint.layer_bytes` too (tests/test_footprint_measured.py compares the two).
 
 Why the layers are written by hand instead of with `torch.nn.TransformerEncoderLayer`: for the heap.
 - Attention goes through `scaled_dot_product_attention` and the attention weights are not dropped (PatchTST's own
   default), so that no (batch, heads, patches, patches) tensor is ever kept.
 - Dropout, scaling and the residual sum work in place on the branch's last product. A kept tensor is then never
   allocated above a temporary one, so that the heap is a stack: backward gives it back from the top, and no holes are
-  left between (a hole of the right size cannot even be used again, because an aligned allocation needs some bytes more).
+  left between (one of the right size cannot even be used again, because an aligned allocation needs some bytes more).
 - Dropout keeps one byte an element, `nn.Dropout` on CPU a float.
 - The stream is (B * T, d): `addmm` then makes a tensor of its own, and not a view, which in-place operators would have
   to copy in backward.

@@ -31,8 +31,8 @@ class Caution:
     """
 
     miss_rate: float = 0.01
-    spread: float = 0.04
-    trusted_samples: int = 8
+    spread: float = 0.03
+    trusted_samples: int = 12
     kill_growth: float = 1.1
 
 
