@@ -30,6 +30,7 @@ class BatchState:
         self.studies: dict[str, Study] = {}
         self.trials: dict[m.TrialId, Trial] = {}
         self.draining: str | None = None
+        self.failed = False
         self.ended = False
         self._drain_since = 0.0
         self._now = 0.0
@@ -96,7 +97,7 @@ class BatchState:
     # -- events -----------------------------------------------------------------------------------------------------
 
     def _on_study_opened(self, event: m.StudyOpened) -> None:
-        self.studies[event.study.name] = Study(spec=event.study, counted=event.counted)
+        self.studies[event.study.name] = Study(spec=event.study, counted=event.counted, best=event.best)
         self.sizing.open(event.study.name, event.observations)
 
     def _on_worker_joined(self, event: m.WorkerJoined) -> None:
@@ -196,6 +197,7 @@ class BatchState:
 
     def _on_quit(self, event: m.QuitRequested) -> None:
         again = self.draining is not None
+        self.failed |= event.failed
         if not again:
             self.draining, self._drain_since = event.source, self._now
             for trial in list(self.trials.values()):
@@ -315,14 +317,24 @@ class BatchState:
         if state is m.FinalState.COMPLETE:
             study.durations_s.append(outcome.duration_s)
             study.expected_s = median(study.durations_s)
-            if outcome.value is not None and (study.best is None or outcome.value < study.best):
-                study.best = outcome.value
         attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak)
         value = outcome.value if state is m.FinalState.COMPLETE else None
         self._tell(trial, state, value, attrs, constraint=verdict.constraint)
+        self._drop_checkpoints(study, trial, value)
         study.failures_in_row = retry.failures_in_row(study.failures_in_row, state)
         if retry.is_broken(study.failures_in_row, self.rules.retry):
             self._close(study, f"{study.failures_in_row} failures in a row; last: {outcome.detail}", early=True)
+
+    def _drop_checkpoints(self, study: Study, trial: Trial, value: float | None) -> None:
+        """A run of days must not fill the disk: a checkpoint of 2B parameters has 24 GB, and a study 50 trials."""
+        over: int | None = trial.id.number
+        if value is not None and (study.best is None or value < study.best[0]):
+            over = None if study.best is None else study.best[1]
+            study.best = (value, trial.id.number)
+            if self.rules.keep_checkpoints == "none":
+                over = trial.id.number
+        if over is not None and self.rules.keep_checkpoints != "all":
+            self._out.append(m.DropCheckpoints(trial=m.TrialId(study.spec.name, over)))
 
     def _tell(
         self, trial: Trial, state: m.FinalState, value: float | None, attrs: dict[str, Any], constraint: float | None
@@ -367,7 +379,7 @@ class BatchState:
         elif over:
             code, reason = 0, "all studies reached their quota"
         else:
-            code, reason = 130, f"stopped by {self.draining}"
+            code, reason = 1 if self.failed else 130, f"stopped by {self.draining}"
         self._out.append(m.EndBatch(exit_code=code, reason=reason))
 
     # -- small things -----------------------------------------------------------------------------------------------

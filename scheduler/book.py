@@ -28,13 +28,17 @@ class IllegalTransition(RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What the user decided, as numbers. reserve_bytes: kept free on each host for the system itself."""
+    """What the user decided. reserve_bytes: kept free on each host for the system itself.
+
+    keep_checkpoints: of finished trials: "best" (each study's best trial), "all" or "none".
+    """
 
     memory_budget: MemoryBudget
     reserve_bytes: int
     retry: RetryPolicy
     max_misfits: int = 20
     drain_timeout_s: float = 20.0
+    keep_checkpoints: str = "best"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,7 +60,7 @@ class Study:
     untold: int = 0
     closed: str | None = None
     closed_early: bool = False
-    best: float | None = None
+    best: tuple[float, int] | None = None
     durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     expected_s: float | None = None
 

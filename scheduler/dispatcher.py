@@ -11,11 +11,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scheduler import agent, decisions
+from scheduler import agent, checkpoints, decisions
 from scheduler import model as m
 from scheduler.adapters.cluster import Cluster
 from scheduler.batch import BatchState
@@ -62,8 +63,10 @@ class Dispatcher:
         self.recorder = recorder(self.post)
         self._objective, self._folder, self._log, self._recover, self._watch = objective, folder, log, recover, watch
         self._inflight: dict[m.AttemptId, _InFlight] = {}
+        self._tidy = ThreadPoolExecutor(1, thread_name_prefix="headroom-tidy")  # unlinking 24 GB takes its time
         self._end: m.EndBatch | None = None
         self._connected_at = self._nagged_at = time.monotonic()
+        self._connected, self._abandoned = True, False
         self._failure: m.HeadroomError | None = None
 
     def post(self, event: m.Event) -> None:
@@ -79,6 +82,7 @@ class Dispatcher:
             except queue.Empty:
                 event = m.Tick()
             now = time.monotonic()
+            self._watch_connection(now)
             if now >= next_tick:
                 next_tick = now + TICK_S
                 self._look_after(now)
@@ -87,6 +91,7 @@ class Dispatcher:
                 self._take(event, now)
             if self._failure is not None:
                 raise self._failure
+        self._tidy.shutdown(wait=True)
         return self._end
 
     def _take(self, event: m.Event, now: float) -> None:
@@ -99,14 +104,28 @@ class Dispatcher:
         if self.brain.draining and not draining:
             self.recorder.drain()
 
+    def _watch_connection(self, now: float) -> None:
+        """Before each event: a trial that was lost with the connection must not be launched again without one."""
+        if self.cluster.is_connected:
+            if not self._connected:
+                self._log("cluster.back", after_s=round(now - self._connected_at, 1))
+                self.cluster.rejoin()
+            self._connected, self._connected_at = True, now
+            return
+        if self._connected:
+            self._connected = False
+            self._log("cluster.disconnected", durable=True)
+            for view in self.brain.ledger.views():
+                self._take(m.WorkerLost(worker=view.address), now)
+        if self._abandoned or not (self.cluster.is_lost or now - self._connected_at > CLUSTER_LOST_AFTER_S):
+            return
+        self._abandoned = True
+        self._log("cluster.lost", durable=True, after_s=round(now - self._connected_at, 1))
+        self.cluster.abandon("the Dask scheduler is gone")
+        self.post(m.QuitRequested(source="the loss of the Dask scheduler", now=True, failed=True))
+
     def _look_after(self, now: float) -> None:
         self._watch(self.brain)
-        if self.cluster.is_connected:
-            self._connected_at = now
-        elif now - self._connected_at > CLUSTER_LOST_AFTER_S and not self.brain.draining:
-            self._log("cluster.lost", durable=True, after_s=round(now - self._connected_at, 1))
-            self.cluster.abandon("the Dask scheduler is gone")
-            self.post(m.QuitRequested(source="the loss of the Dask scheduler", now=True))
         if self.brain.ledger.views():
             self._nagged_at = now
         elif now - self._nagged_at > WORKER_NAG_S:
@@ -124,6 +143,8 @@ class Dispatcher:
                 name, fields = decisions.write(command)
                 self._log(name, durable=True, **fields)
                 self.recorder.submit(command)
+            case m.DropCheckpoints(trial=trial):
+                self._tidy.submit(checkpoints.drop, self._folder / "attempts", trial)
             case m.LaunchAttempt():
                 self._launch(command)
             case m.StopAttempt(attempt=attempt, worker=worker, reason=reason):

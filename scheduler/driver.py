@@ -227,6 +227,7 @@ class _Driver:
                 max_retries=settings.max_retries, max_consecutive_failures=settings.max_consecutive_failures
             ),
             drain_timeout_s=settings.drain_timeout_s,
+            keep_checkpoints=settings.keep_checkpoints,
         )
 
     def _open_studies(self, store: StudyStore, evidence: settle.Evidence, policy: RetryPolicy) -> list[m.StudyOpened]:
@@ -251,7 +252,12 @@ class _Driver:
                 self.log("study.note", study=study.spec.name, note=note)
             self.log("study.opened", study=study.spec.name, counted=found.counted, quota=study.spec.quota)
             opened.append(
-                m.StudyOpened(study=study.spec, counted=found.counted, observations=tuple(found.observations))
+                m.StudyOpened(
+                    study=study.spec,
+                    counted=found.counted,
+                    observations=tuple(found.observations),
+                    best=found.best,
+                )
             )
         return opened
 

@@ -217,6 +217,7 @@ class Settings(StudyKeys):
     training: Training = Training()
     watchdog: Watchdog = Watchdog()  # type: ignore[valid-type]
     drain_timeout_s: Annotated[Number, Field(gt=0)] = 20.0
+    keep_checkpoints: Literal["best", "all", "none"] = "best"
     lease_s: Annotated[Number, Field(ge=1)] = 300.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     dashboard: str | None = ":8787"

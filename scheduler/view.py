@@ -82,6 +82,6 @@ def _study(brain: BatchState, study: Study) -> StudyLine:
         quota=study.spec.quota,
         running=len(study.live) - len(pending),
         waiting=waiting,
-        best=study.best,
+        best=None if study.best is None else study.best[0],
         closed=study.closed,
     )

@@ -405,3 +405,17 @@ def test_smaller_worker_that_joins_later_is_taken_for_what_it_has() -> None:
     batch.join()
     batch.join(address="tcp://127.0.0.1:5000", limit_bytes=10 * GIB)
     assert sorted(view.capacity_bytes // GIB for view in batch.brain.ledger.views()) == [9, 20]
+
+
+@pytest.mark.parametrize(("keep", "dropped"), [("best", [0, 2, 3]), ("none", [0, 1, 2, 3]), ("all", [])])
+def test_checkpoints_of_finished_trials_go(keep: str, dropped: list[int]) -> None:
+    """Only what nobody resumes from goes: by default each study keeps its best trial's checkpoint."""
+    batch = Batch(b.study(quota=9), keep_checkpoints=keep)
+    batch.join()
+    for number, value in enumerate([0.5, 0.3, 0.4]):
+        batch.end(batch.start(number).attempt, value=value)
+    batch.end(batch.start(3).attempt, m.ExitReason.STALLED)
+    batch.start(4)
+    batch.tell(m.QuitRequested(source="key q"))
+    batch.end(b.attempt_id(4), m.ExitReason.INTERRUPTED, checkpoint="/c")
+    assert sorted(drop.trial.number for drop in kinds(batch.log, m.DropCheckpoints)) == dropped

@@ -122,7 +122,7 @@ def test_journal_and_database_agree(run: Run) -> None:
 
 
 def test_run_folder_is_complete(run: Run) -> None:
-    """Settings, results, the best trial, and a folder per attempt with its spec, log, result and checkpoint."""
+    """Settings, results, the best trial, and a folder per attempt; only the best trial's checkpoint is kept."""
     assert (run.folder / "settings.yaml").read_text().count("memory_budget: 6GiB") == 1
     rows = list(csv.DictReader((run.folder / "results.csv").open()))
     assert [row["state"] for row in rows] == ["COMPLETE", "COMPLETE"]
@@ -132,7 +132,8 @@ def test_run_folder_is_complete(run: Run) -> None:
     assert attempts == ["run_2M_h1.t0000.a1", "run_2M_h1.t0001.a1"]
     for name in attempts:
         files = {path.name for path in (run.folder / "attempts" / name).iterdir()}
-        assert {"spec.json", "trial.log", "result.json", "checkpoint.pt"} <= files
+        assert {"spec.json", "trial.log", "result.json"} <= files
+        assert ("checkpoint.pt" in files) == (f"t{best['number']:04d}" in name)
 
 
 def test_reservations_were_tightened_and_learned_from(run: Run) -> None:

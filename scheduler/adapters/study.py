@@ -99,13 +99,17 @@ class LeftTrial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedStudy:
-    """What a study holds at the start. left: this run's RUNNING trials, to be settled before the first ask."""
+    """What a study holds at the start. best: (value, number) of its best complete trial.
+
+    left: this run's RUNNING trials, to be settled before the first ask.
+    """
 
     spec: StudySpec
     counted: int
     architectures: Sequence[Mapping[str, Any]]
     observations: Sequence[Observation] = ()
     left: Sequence[LeftTrial] = ()
+    best: tuple[float, int] | None = None
     waiting: int = 0
     running_elsewhere: int = 0
     notes: Sequence[str] = ()
@@ -195,6 +199,10 @@ class StudyStore:
                     for t in running
                     if t.user_attrs["run"] == self.run and t.user_attrs["owner"] != self.owner
                 ],
+                best=min(
+                    ((t.value, t.number) for t in trials if t.state is TrialState.COMPLETE and t.value is not None),
+                    default=None,
+                ),
                 waiting=sum(t.state is TrialState.WAITING for t in trials),
                 running_elsewhere=sum(t.user_attrs["run"] != self.run for t in running),
                 notes=notes,

@@ -104,6 +104,13 @@ class EnqueueRetry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DropCheckpoints:
+    """The trial is over and nobody will resume it: its checkpoints, and those it was resumed from, may go."""
+
+    trial: TrialId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CloseStudy:
     """No further trial of this study starts. `early`: before its quota, which makes the exit code 1."""
 
@@ -130,6 +137,7 @@ Command = (
     | ReportValue
     | TellTrial
     | EnqueueRetry
+    | DropCheckpoints
     | CloseStudy
     | EndBatch
 )

@@ -21,11 +21,15 @@ from scheduler.model.nouns import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyOpened:
-    """A study is open. counted: its trials that already count towards the quota; observations: of its finished ones."""
+    """A study is open. counted: its trials that already count towards the quota; observations: of its finished ones.
+
+    best: (value, trial number) of the best complete one, None while there is none.
+    """
 
     study: StudySpec
     counted: int = 0
     observations: Sequence[Observation] = ()
+    best: tuple[float, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +143,11 @@ class TrialTold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuitRequested:
-    """The user wants to stop: drain first, at once the second time."""
+    """The user wants to stop: drain first, at once the second time. failed: nobody wants it, it cannot go on."""
 
     source: str
     now: bool = False
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
