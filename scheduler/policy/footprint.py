@@ -31,7 +31,7 @@ class Caution:
     """
 
     miss_rate: float = 0.01
-    spread: float = 0.03
+    spread: float = 0.05
     trusted_samples: int = 12
     kill_growth: float = 1.1
 

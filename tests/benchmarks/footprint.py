@@ -32,7 +32,8 @@ from scheduler.policy.footprint import Corrections, tightened
 from training import arch_grid, footprint, runtime
 
 ROOT = Path(__file__).resolve().parents[2]
-FIT_SEEDS, JUDGE_SEED = (20261123, 7081), 90210
+# 90210 was the judge until its figures suggested to take the unnamed percent of the tensors only.
+FIT_SEEDS, JUDGE_SEED = (20261123, 7081), 314159
 MIB = 2**20
 LIMIT_BYTES = 6 * 2**30  # of one measured trial, so that the benchmark runs beside other work
 WORK_LIMIT = 4e10  # parameters x rows of an optimizer step: up to half a minute of one core for each trial
