@@ -172,7 +172,9 @@ class BatchState:
         held = self.ledger.reservation(event.attempt)
         assert held is not None  # a current attempt that runs holds one: `check` proves it
         device_bytes = tightened(event.device_bytes) if event.device_bytes else held.device_bytes
-        self._resize(event.attempt, tightened(held.peak_bytes), "settled", device_bytes)
+        # Never upwards: a prior that was right to the MiB leaves less room than the margin above what was seen.
+        host_bytes = max(held.peak_bytes, min(held.host_bytes, tightened(held.peak_bytes)))
+        self._resize(event.attempt, host_bytes, "settled", device_bytes)
 
     def _on_ended(self, event: m.AttemptEnded) -> None:
         trial = self._current(event.attempt)

@@ -419,3 +419,13 @@ def test_checkpoints_of_finished_trials_go(keep: str, dropped: list[int]) -> Non
     batch.tell(m.QuitRequested(source="key q"))
     batch.end(b.attempt_id(4), m.ExitReason.INTERRUPTED, checkpoint="/c")
     assert sorted(drop.trial.number for drop in kinds(batch.log, m.DropCheckpoints)) == dropped
+
+
+def test_settling_never_raises_a_reservation() -> None:
+    """A prior that was right leaves less room than the margin above what was seen: it stays as it is."""
+    batch = Batch()
+    batch.join()
+    launch = batch.start(0, GIB)
+    assert kinds(batch.tell(m.AttemptSettled(attempt=launch.attempt, peak_bytes=GIB - 1)), m.ResizeReservation) == []
+    over = batch.tell(m.AttemptSettled(attempt=launch.attempt, peak_bytes=GIB + 5))
+    assert only(over, m.ResizeReservation).reserved_bytes >= GIB + 5
