@@ -135,9 +135,11 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
         "workspace": workspace_bytes(s),
     }
     live = sum(components.values()) - components["runtime"] - components["data"]
+    # A device's tensors are not in the C library's heap; what Metal keeps beside them is in its factor.
+    share = UNNAMED + (HEAP_SHARE[heap] if device == "cpu" else 0.0)
     layer = layer_bytes(s)
     holes = min(HOLES * layer + WEIGHT_HOLES * 4 * s.d * s.f, MOST_HOLES * layer)
-    components["heap"] = int(holes + LAYER_OBJECTS_BYTES * s.layers + (UNNAMED + HEAP_SHARE[heap]) * live)
+    components["heap"] = int(holes + LAYER_OBJECTS_BYTES * s.layers + share * live)
     host, on_device = _pools(components, device)
     return {
         "host_bytes": host,
