@@ -21,10 +21,14 @@ from scheduler.story import final_attrs
 
 
 class BatchState:
-    """All scheduling state. The one mutator is `handle`; everything else reads."""
+    """All scheduling state. The one mutator is `handle`; everything else reads.
 
-    def __init__(self, rules: Rules) -> None:
+    studies: how many will be opened; before that the batch is not over, although all that are open may be complete.
+    """
+
+    def __init__(self, rules: Rules, studies: int = 1) -> None:
         self.rules = rules
+        self._expected = studies
         self.ledger = Ledger()
         self.sizing = Sizing()
         self.studies: dict[str, Study] = {}
@@ -370,7 +374,7 @@ class BatchState:
             self._requeue(trial, reason="study closed", outcome=None)
 
     def _end_if_done(self) -> None:
-        over = bool(self.studies) and all(s.closed is not None for s in self.studies.values())
+        over = len(self.studies) >= self._expected and all(s.closed is not None for s in self.studies.values())
         if not (over or self.draining) or self.trials:
             return
         if any(s.asking or s.untold for s in self.studies.values()):

@@ -124,7 +124,7 @@ class _Driver:
         return end.exit_code
 
     def _dispatcher(self, folder: Path, cluster: Cluster, store: StudyStore, evidence: settle.Evidence) -> Dispatcher:
-        brain = BatchState(self._rules())
+        brain = BatchState(self._rules(), studies=len(self.plan.runnable))
         policy = brain.rules.retry
         return Dispatcher(
             brain,

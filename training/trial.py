@@ -79,7 +79,8 @@ def main() -> int:
     try:
         write_durably(folder / "result.json", last)
     except OSError as error:  # the scheduler is still there to hear it
-        print(f"result.json not written: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print(f"result.json not written: {error}", file=sys.stderr)
     outbox.send(last)
     return 0 if last["type"] == "result" else 1
 
@@ -93,7 +94,8 @@ def run(task: Mapping[str, Any], progress: TrialProgress) -> dict[str, Any]:
         return {"type": "result", "result": check_result(found)}
     except BaseException as error:  # also SystemExit and KeyboardInterrupt: a user's sys.exit() is an outcome
         trace = traceback.format_exc()
-        print(trace, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # the log's disk is full, which may be why we are here
+            print(trace, file=sys.stderr, flush=True)
         # `error` is formatted by hand: for SystemExit the last line of the traceback would be bare.
         return {"type": "error", "error": one_line(f"{type(error).__name__}: {error}"), "traceback": trace[-16_000:]}
 

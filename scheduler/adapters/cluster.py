@@ -83,7 +83,7 @@ class Cluster:
                     processes=True,
                     host="127.0.0.1",
                     memory_limit=memory_bytes,
-                    dashboard_address=dashboard,
+                    dashboard_address=dashboard or "127.0.0.1:0",
                     local_directory=scratch,
                     silence_logs=50,
                 )
@@ -124,15 +124,28 @@ class Cluster:
         """False once the scheduler is gone (the client then tries to reconnect)."""
         return self._client.status == "running"
 
+    @property
+    def is_lost(self) -> bool:
+        """True once the client has given up reconnecting."""
+        return self._client.status in ("closing", "closed")
+
     def start(self, agent: Any, on_message: OnMessage, on_end: OnEnd) -> None:
         """Subscribe, then put the agent on every worker there is and will be."""
         self._on_message, self._on_end = on_message, on_end
-        self._client.subscribe_topic(self._topic, lambda event: on_message(dict(event[1])))
+        self._agent_name = agent.name
+        self._join = lambda: self._put(agent)
+        self._join()
+
+    def rejoin(self) -> None:
+        """The scheduler is back, maybe a new one: what `start` did there is done again."""
+        self._couriers.submit(self._join)
+
+    def _put(self, agent: Any) -> None:
+        self._client.subscribe_topic(self._topic, lambda event: self._on_message(dict(event[1])))
         self._client.subscribe_topic("all", self._on_cluster_event)
         if self._local is None:
             self._client.register_plugin(_reaper(self._client.id, agent.name))
         self._client.register_plugin(agent, name=agent.name)
-        self._agent_name = agent.name
 
     def install(self, plugin: Any) -> None:
         """Put a plugin on the Dask scheduler. Raises OSError when that is out of reach, else what the plugin raised."""
@@ -161,16 +174,20 @@ class Cluster:
     def submit(self, function: Callable[..., Any], task: Mapping[str, Any], worker: str) -> None:
         """Run `function(task, topic)` on that worker; its end comes through `on_end`, once."""
         attempt = str(task["attempt"])
-        future = self._client.submit(
-            function,
-            dict(task),
-            self._topic,
-            key=f"headroom-{self._topic}-{attempt}",
-            workers=[worker],
-            allow_other_workers=False,
-            pure=False,
-            retries=0,
-        )
+        try:
+            future = self._client.submit(
+                function,
+                dict(task),
+                self._topic,
+                key=f"headroom-{self._topic}-{attempt}",
+                workers=[worker],
+                allow_other_workers=False,
+                pure=False,
+                retries=0,
+            )
+        except Exception as error:  # the connection was lost this moment: the same as if it were lost in the next
+            self._on_end(attempt, Outcome(reason=ExitReason.LOST, detail=f"not sent: {type(error).__name__}: {error}"))
+            return
         with self._lock:
             self._inflight[attempt] = (future, worker)
         future.add_done_callback(lambda done: self._on_done(attempt, done))
@@ -251,7 +268,7 @@ def _reaper(client: str, agent: str) -> Any:
     worker that joins later. The class is local so that it travels by value: that scheduler need not have Headroom.
     """
 
-    class Reaper(SchedulerPlugin): 
+    class Reaper(SchedulerPlugin):
         name = f"reaper-{agent}"
 
         def remove_client(self, scheduler: Any, client: str) -> None:

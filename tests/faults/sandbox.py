@@ -74,14 +74,14 @@ class Process:
         return True
 
 
-def until(condition: Callable[[], Any], timeout_s: float, what: str, every_s: float = 0.02) -> Any:
-    """Wait until the condition is true and return its value; fail with `what` after the deadline."""
+def until(condition: Callable[[], Any], timeout_s: float, what: Callable[[], str] | str, every_s: float = 0.02) -> Any:
+    """Wait until the condition is true and return its value; fail with `what` (asked then) after the deadline."""
     deadline = time.monotonic() + timeout_s
     while True:
         if value := condition():
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s} s: {what}")
+            raise AssertionError(f"not within {timeout_s} s: {what if isinstance(what, str) else what()}")
         time.sleep(every_s)
 
 

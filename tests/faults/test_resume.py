@@ -39,9 +39,14 @@ def box(tmp_path: Path) -> Iterator[Sandbox]:
 
 
 def training(box: Sandbox, epochs: int = 4) -> None:
-    """Wait until trials have trained so many epochs more than now."""
+    """Wait until trials have trained so many epochs more than now, and two of them have a checkpoint."""
     before = box.done()
-    until(lambda: box.done() >= before + epochs, START_S, f"{epochs} epochs; {tail(box)}")
+
+    def trained() -> bool:
+        attempts = {line["attempt"] for line in box.epochs() if line["what"] == "done"}
+        return box.done() >= before + epochs and len(attempts) >= 2
+
+    until(trained, START_S, lambda: f"{epochs} epochs; {tail(box)}")
 
 
 def tail(box: Sandbox) -> str:
@@ -51,13 +56,13 @@ def tail(box: Sandbox) -> str:
 
 def ends(driver: subprocess.Popen[Any], box: Sandbox, timeout_s: float) -> int:
     """The driver's exit code."""
-    until(lambda: driver.poll() is not None, timeout_s, f"the end of the driver; it said {tail(box)}")
+    until(lambda: driver.poll() is not None, timeout_s, lambda: f"the end of the driver; it said {tail(box)}")
     return int(driver.returncode)
 
 
 def nothing_left(box: Sandbox, timeout_s: float = GONE_S) -> None:
     """No process of the run lives after so long."""
-    until(lambda: not box.processes(), timeout_s, f"all processes gone: {box.processes()}")
+    until(lambda: not box.processes(), timeout_s, lambda: f"all processes gone: {box.processes()}")
 
 
 def goes_on(box: Sandbox, *arguments: str, kills: int = 0) -> None:
@@ -141,13 +146,13 @@ def test_q_drains_in_tmux(box):
 
     try:
         training(box)
-        until(lambda: "q: stop" in screen(), 10, f"the tables: {screen()}")
+        until(lambda: "q: stop" in screen(), 10, lambda: f"the tables: {screen()}")
         subprocess.run([*socket, "send-keys", "q"], check=True)
-        until(lambda: "ended with" in screen(), DRAIN_S, f"the end: {screen()}")
+        until(lambda: "ended with" in screen(), DRAIN_S, lambda: f"the end: {screen()}")
         said = screen()
         assert "ended with 130" in said, said
         assert "trials remain" in said, said
-        until(lambda: " icanon" in screen() and " echo" in screen(), 5, f"the terminal as it was: {screen()}")
+        until(lambda: " icanon" in screen() and " echo" in screen(), 5, lambda: f"the terminal as it was: {screen()}")
     finally:
         subprocess.run([*socket, "kill-server"], check=False)
     nothing_left(box)
@@ -221,12 +226,25 @@ def test_the_loss_of_the_dask_scheduler_is_a_clear_end(box):
     scheduler.kill()
     until(lambda: not box.of_role("trial"), 30, "the end of the trials")
     assert ends(driver, box, 60) == 1, tail(box)
-    until(lambda: not {p.role for p in box.processes()} & {"trial", "spare"}, GONE_S, f"{box.processes()}")
-    assert "Dask scheduler" in tail(box) and "Traceback" not in tail(box), tail(box)
+    until(lambda: not {p.role for p in box.processes()} & {"trial", "spare"}, GONE_S, lambda: f"{box.processes()}")
+    assert "the Dask scheduler" in tail(box) and "Traceback" not in tail(box), tail(box)
     for worker in workers:
         worker.kill()
     address, _, _ = box.start_cluster()
     goes_on(box, "--cluster", address, kills=1)
+
+
+def test_a_dask_scheduler_that_comes_back_goes_on(box):
+    """Started again on its port within seconds, with a worker: the same driver goes on."""
+    address, scheduler, _ = box.start_cluster()
+    driver = box.start("--cluster", address)
+    training(box)
+    scheduler.kill()
+    scheduler.wait()
+    box.start_scheduler(int(address.rpartition(":")[2]))
+    box.start_worker(address)
+    assert ends(driver, box, 120) == 0, tail(box)
+    keeps_its_promises(box, kills=1)
 
 
 def test_no_trial_survives_a_driver_killed_on_a_cluster(box):
@@ -236,8 +254,8 @@ def test_no_trial_survives_a_driver_killed_on_a_cluster(box):
     training(box)
     driver.kill()
     ours = {"trial", "spare", "watchdog"}
-    until(lambda: not {p.role for p in box.processes()} & {"trial"}, GONE_S, f"trials gone: {box.processes()}")
-    until(lambda: not {p.role for p in box.processes()} & ours, GONE_S, f"the rest gone: {box.processes()}")
+    until(lambda: not {p.role for p in box.processes()} & {"trial"}, GONE_S, lambda: f"trials gone: {box.processes()}")
+    until(lambda: not {p.role for p in box.processes()} & ours, GONE_S, lambda: f"the rest gone: {box.processes()}")
     goes_on(box, "--cluster", address, kills=1)
 
 
@@ -289,7 +307,7 @@ def test_trials_of_a_driver_that_is_gone_are_taken_over_after_its_lease(tmp_path
     """The other driver finishes them from their checkpoints; not before, and not while it lives."""
     one, two, database = pair(tmp_path, horizons=[1], trials=2, lease_s=4)
     with one, two:
-        first = one.start()
+        first = one.start(environment={"CRASH_EPOCH_S": "0.5"})  # 30 s each: long enough for the second to see them
         training(one)
         second = two.start()
         until(lambda: two.events("study.opened"), START_S, "the second driver")
@@ -302,6 +320,7 @@ def test_trials_of_a_driver_that_is_gone_are_taken_over_after_its_lease(tmp_path
         problems = list(quota_problems(two.trials(database), 2, 1))
         assert not problems, problems
         assert one.done() + two.done() <= 2 * 60 + 1
+        assert two.done() < 2 * 60  # from their checkpoints
 
 
 # -- the database ------------------------------------------------------------------------------------------------------
@@ -309,10 +328,10 @@ def test_trials_of_a_driver_that_is_gone_are_taken_over_after_its_lease(tmp_path
 
 def outage_is_survived(box: Sandbox, driver: subprocess.Popen[Any], end: Any, database: Path, outage_s: float) -> None:
     """Training goes on through the outage, and all is written after it."""
-    until(lambda: box.events("study.unavailable"), outage_s, f"the outage noticed: {tail(box)}")
+    until(lambda: box.events("study.unavailable"), outage_s, lambda: f"the outage noticed: {tail(box)}")
     training(box, 10)
     end()
-    until(lambda: box.events("study.available"), 40, f"the end of the outage noticed: {tail(box)}")
+    until(lambda: box.events("study.available"), 40, lambda: f"the end of the outage noticed: {tail(box)}")
     assert ends(driver, box, 120) == 0, tail(box)
     studies = len(box.settings["horizons"])
     trials = box.trials(database)
@@ -388,28 +407,6 @@ def test_a_full_disk_under_the_run_folder_loses_no_line(tmp_path, small_disk):
         trials = box.trials(tmp_path / "study.db")
         problems = [*quota_problems(trials, 1, 2), *replay_problems(trials, box.folder)]
         assert all("ended FAIL" in problem and "No space" in problem for problem in problems), problems
-
-
-def test_a_read_only_database_stops_no_training(tmp_path, small_disk):
-    """The file system turns read-only and back."""
-    database = small_disk / "study.db"
-    settings = {**SMALL, "max_epochs": 200, "trials": 1, "storage": f"sqlite:///{database}"}
-    with Sandbox(tmp_path / "run", **settings) as box:
-        driver = box.start()
-        training(box)
-        freeze(database, True)
-
-        outage_is_survived(box, driver, lambda: freeze(database, False), database, 30)
-
-
-def freeze(database: Path, frozen: bool) -> None:
-    """Make the mount read-only below its writers (a plain remount refuses while files are open), or undo it."""
-    # A second mount of the same tmpfs, bound over the folder: the path is read-only, open descriptors are not. So the
-    # open ones are what the flag is for: SQLite opens the WAL anew after each checkpoint, writes to it fail with EROFS.
-    options = "remount,ro" if frozen else "remount,rw"
-    done = subprocess.run(["mount", "-o", options, str(database.parent)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this kernel does not remount a file system in use: {done.stderr.strip()}")
 
 
 # -- what users do wrong -----------------------------------------------------------------------------------------------
