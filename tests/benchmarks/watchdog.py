@@ -266,6 +266,7 @@ if __name__ == "__main__":
         time.sleep(0.02)
     if not child: time.sleep(12)
     print("status", future.status, flush=True)
+    if child: os._exit(0)  # closing would wait for the child; the workers go with their parent
     client.close(); cluster.close()
 """
 
@@ -286,13 +287,10 @@ def pressure_nanny() -> None:
             path, crossed = hog(root, mib=600, line=300)
             main = root / "main.py"
             main.write_text(NANNY.format(seconds=15))
-            out = subprocess.run(
-                [sys.executable, str(main), path, kind, str(root / "starts")],
-                capture_output=True,
-                text=True,
-                timeout=120,
-                cwd=root,
-            ).stdout
+            words = [sys.executable, str(main), path, kind, str(root / "starts")]
+            with open(root / "out", "wb") as file:  # not a pipe: the child would hold it open
+                subprocess.run(words, stdout=file, stderr=subprocess.DEVNULL, timeout=90, cwd=root)
+            out = (root / "out").read_text()
             starts = len((root / "starts").read_text().splitlines())
             killed = re.search(r"killed ([\d.]+)", out)
             if kind == "worker" and killed:
