@@ -16,7 +16,6 @@ import os
 import random
 import socket
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from scheduler.adapters.study_rdb import (
     Begun,
@@ -37,8 +36,8 @@ from scheduler.adapters.study_rdb import (
     is_storage_error,
     translated,
 )
+from scheduler.adapters.study_rows import LeftTrial, is_dead, left_trial, observation, row
 from scheduler.model import (
-    MEMORY_REASONS,
     AskTrial,
     AttemptId,
     EnqueueRetry,
@@ -53,6 +52,7 @@ from scheduler.model import (
     TrialAsked,
     TrialId,
 )
+from scheduler.registry import boot_id
 
 __all__ = ["Functions", "LeftTrial", "NotOurs", "OpenedStudy", "StudyStore", "StudyUnavailable", "check"]
 
@@ -60,8 +60,6 @@ MAX_MISFITS = 20  # proposals in a row that fit nowhere before asking is given u
 DEAD_GRACE_S = 60.0  # a driver known dead on this host: time for its own restart to settle its trials first
 LEASE_S = 300.0
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # "A new study created": our own log says that
-
-HIDDEN_ATTRS = frozenset({"owner", "run"})  # bookkeeping that no table of results needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,25 +74,6 @@ class Functions:
     sample: Callable[..., Mapping[str, Any]]
     micro_batch: Callable[..., int | None] | None = None
     estimate: Callable[..., Mapping[str, Any]] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftTrial:
-    """A RUNNING trial whose driver is gone. attempt: its first attempt's number (a folder may show later ones).
-
-    retries: attempts lost so far. asked: whether sampling had finished. steps: intermediate values it has.
-    folder: its run's folder as that driver saw it, None when unknown. lease: what a takeover must still find.
-    """
-
-    trial: TrialId
-    run: str
-    attempt: int = 1
-    retries: int = 0
-    asked: bool = True
-    steps: int = 0
-    attrs: Mapping[str, Any] = field(default_factory=dict)
-    folder: str | None = None
-    lease: tuple[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +174,7 @@ class StudyStore:
                 architectures=architectures,
                 observations=[o for o in map(observation, trials) if o is not None],
                 left=[
-                    _left(spec.name, t, self._folder)
+                    left_trial(spec.name, t, self._folder)
                     for t in running
                     if t.user_attrs["run"] == self.run and t.user_attrs["owner"] != self.owner
                 ],
@@ -454,7 +433,7 @@ class StudyStore:
                 limit = min(DEAD_GRACE_S, self.lease_s) if is_dead(lease) else self.lease_s
                 if now - since >= limit:
                     folder = lease.get("folder") if lease else None
-                    found.append(_left(name, trial, folder, (key, lease)))
+                    found.append(left_trial(name, trial, folder, (key, lease)))
         return found
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -480,70 +459,3 @@ def make_pruner(name: str) -> optuna.pruners.BasePruner:
         case "none":
             return optuna.pruners.NopPruner()
     raise HeadroomError(f"unknown pruner {name!r}: choose median, hyperband or none")
-
-
-def row(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial as one flat mapping; times are ISO 8601, local."""
-    attrs = {key: value for key, value in trial.user_attrs.items() if key not in HIDDEN_ATTRS}
-    started, ended = trial.datetime_start, trial.datetime_complete
-    return {
-        "number": trial.number,
-        "state": trial.state.name,
-        "value": trial.values[0] if trial.values else None,
-        "started": started.isoformat(timespec="seconds") if started else None,
-        "ended": ended.isoformat(timespec="seconds") if ended else None,
-        "steps": len(trial.intermediate_values),
-        **trial.params,
-        **attrs,
-    }
-
-
-def observation(trial: FrozenTrial) -> Observation | None:
-    """What a finished trial teaches about footprints; None when it says nothing.
-
-    Only a peak that can be trusted is under this name (`story.final_attrs`). A trial killed for memory has shown "at
-    least this much".
-    """
-    attrs = trial.user_attrs
-    family, observed = attrs.get("footprint.family"), attrs.get("footprint.observed_peak_bytes")
-    predicted = attrs.get("footprint.prior_bytes")
-    if not trial.state.is_finished() or not (family and observed and predicted):
-        return None
-    killed = attrs.get("watchdog.reason") in {reason.value for reason in MEMORY_REASONS}
-    return Observation(family=family, predicted_bytes=int(predicted), observed_bytes=int(observed), at_least=killed)
-
-
-def _left(study: str, trial: FrozenTrial, folder: str | None, lease: tuple[str, Any] | None = None) -> LeftTrial:
-    attrs = trial.user_attrs
-    return LeftTrial(
-        trial=TrialId(study, trial.number),
-        run=attrs["run"],
-        attempt=attrs.get("attempt", 1),
-        retries=attrs.get("retries", 0),
-        asked="asked_unix" in attrs,
-        steps=len(trial.intermediate_values),
-        attrs=dict(attrs),
-        folder=folder,
-        lease=lease,
-    )
-
-
-def boot_id() -> str:
-    """What tells this start of this machine from any other; the same for all processes."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return f"{uuid.getnode():x}"  # macOS: the machine at least; a reboot then waits for the lease
-
-
-def is_dead(lease: Mapping[str, Any] | None) -> bool:
-    """Whether the lease's driver is known to be gone: on this host, in this boot, no process has its number."""
-    if not lease or lease.get("host") != socket.gethostname() or lease.get("boot_id") != boot_id():
-        return False
-    try:
-        os.kill(int(lease["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, KeyError, ValueError):
-        return False
-    return False
