@@ -2,8 +2,8 @@
 
 What they rest on: kern.memorystatus_vm_pressure_level is 1 (normal), 2 (warn) or 4 (critical); the total of swap grows
 with its use; there is no PSI and no cgroup; which part of a process is compressed or swapped is not told, but
-phys_footprint includes it; MPS work needs little CPU; background programs run some 12 times slower. Run it again after a change of the
-sample format: `python tests/traces/make_macos.py`.
+phys_footprint includes it; MPS work needs little CPU; background programs run some 12 times slower. Run it again
+after a change of the sample format: `python tests/traces/make_macos.py`.
 """
 
 from __future__ import annotations
