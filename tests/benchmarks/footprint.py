@@ -323,7 +323,7 @@ print(json.dumps([(seconds() - start) / steps, peak_bytes()]))
 """
 
 
-def allocator_cost(rounds: int = 5) -> None:
+def allocator_cost(rounds: int = 3) -> None:
     """CPU per step and peak of the same training under three heaps, processes interleaved; medians."""
     heaps: dict[str, Mapping[str, str]] = {
         "glibc default": {},
@@ -331,8 +331,7 @@ def allocator_cost(rounds: int = 5) -> None:
         runtime.STACK: {"GLIBC_TUNABLES": runtime.environment({})["GLIBC_TUNABLES"]},
     }
     print(f"\nCPU per step against glibc's default (median of {rounds} interleaved pairs), peak against the exact one")
-    print(f"{'':<26}" + "".join(f" d={s['d_model']} L={s['n_layers']} B={s['micro_batch']}".rjust(18) for s in SHAPES))
-    table: dict[str, list[str]] = {name: [] for name in heaps}
+    print(f"{'':<22}" + "".join(name.rjust(26) for name in heaps), flush=True)
     for shape in SHAPES:
         script = STEPS.format(root=str(ROOT), params=dict(shape))
         found: dict[str, list[tuple[float, int]]] = {name: [] for name in heaps}
@@ -342,14 +341,15 @@ def allocator_cost(rounds: int = 5) -> None:
                 out = subprocess.run(
                     [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
                 )
-                found[name].append(tuple(json.loads(out.stdout)))
+                cpu_s, peak_bytes = json.loads(out.stdout)
+                found[name].append((cpu_s, peak_bytes))
         exact = statistics.median(peak for _, peak in found["glibc, threshold 64 KiB"])
-        for name, runs in found.items():
+        row = f"d={shape['d_model']} L={shape['n_layers']} B={shape['micro_batch']}".ljust(22)
+        for runs in found.values():
             ratio = statistics.median(a / b for (a, _), (b, _) in zip(runs, found["glibc default"], strict=True))
             peak = statistics.median(peak for _, peak in runs)
-            table[name].append(f"{ratio:.2f}, {peak / exact - 1:+.1%}")
-    for name, columns in table.items():
-        print(f"{name:<26}" + "".join(column.rjust(18) for column in columns), flush=True)
+            row += f"{ratio:.2f}, {peak / exact - 1:+.1%}".rjust(26)
+        print(row, flush=True)
 
 
 def main() -> None:
