@@ -100,12 +100,13 @@ class LiveView(View):
         live, self._live = self._live, None
         try:
             if live is not None:
-                live.stop()
+                with contextlib.suppress(OSError, ValueError):
+                    live.stop()
         finally:
             super().stop()
 
     def line(self, text: str) -> None:
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError, ValueError):  # a window that was closed: the batch drains
             self._console.print(Text(text), soft_wrap=True)
 
     def update(self, snapshot: Snapshot) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -77,16 +79,17 @@ class Cluster:
         dask.config.set(DASK_CONFIG)
         for tries_left in reversed(range(START_TRIES)):
             try:
-                local = LocalCluster(
-                    n_workers=1,
-                    threads_per_worker=slots,
-                    processes=True,
-                    host="127.0.0.1",
-                    memory_limit=memory_bytes,
-                    dashboard_address=dashboard or "127.0.0.1:0",
-                    local_directory=scratch,
-                    silence_logs=50,
-                )
+                with _deaf_to_the_terminal():
+                    local = LocalCluster(
+                        n_workers=1,
+                        threads_per_worker=slots,
+                        processes=True,
+                        host="127.0.0.1",
+                        memory_limit=memory_bytes,
+                        dashboard_address=dashboard or "127.0.0.1:0",
+                        local_directory=scratch,
+                        silence_logs=50,
+                    )
                 break
             except RuntimeError as error:  # its nanny replaces a worker that dies, but not one that dies while starting
                 if not tries_left:
@@ -280,3 +283,18 @@ def _reaper(client: str, agent: str) -> Any:
 
     gone = client
     return Reaper()
+
+
+@contextlib.contextmanager
+def _deaf_to_the_terminal() -> Iterator[None]:
+    """Threads and processes begun in here never get Ctrl-C or a hang-up, which a terminal sends to all of a command.
+
+    They are the driver's business: a worker that dies of them takes its trials along before they can checkpoint. What
+    the driver itself gets meanwhile is delivered afterwards.
+    """
+    resource_tracker.ensure_running()  # it would unblock SIGINT in whichever thread starts the first worker
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

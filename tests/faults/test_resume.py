@@ -14,7 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,33 +131,65 @@ def test_a_stop_drains_and_the_next_start_goes_on(box, how):
     goes_on(box)
 
 
-def test_q_drains_in_tmux(box):
-    """The key q in a tmux window does the same, and the terminal is usable afterwards."""
-    exported = " ".join(f"{k}={shlex.quote(v)}" for k, v in box.environment.items() if k.startswith(("HEAD", "CRASH")))
-    command = f"cd {REPO}; {exported} {shlex.join(box.command())}; echo ended with $?; stty -a | tr ';' '\\n'"
-    script = box.root / "in_tmux.sh"
-    script.write_text(command + "\nexec sleep 60\n")
-    socket = ["tmux", "-L", f"headroom-{os.getpid()}", "-f", "/dev/null"]
-    environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
-    subprocess.run([*socket, "new-session", "-d", "-x", "140", "-y", "60", f"sh {script}"], check=True, env=environment)
+class Window:
+    """A tmux window in which the command runs, on a server of its own."""
 
-    def screen() -> str:
-        return subprocess.run([*socket, "capture-pane", "-p", "-S", "-200"], capture_output=True, text=True).stdout
+    def __init__(self, box: Sandbox) -> None:
+        marks = {k: v for k, v in box.environment.items() if k.startswith(("HEAD", "CRASH"))}
+        exported = " ".join(f"{key}={shlex.quote(value)}" for key, value in marks.items())
+        script = box.root / "in_tmux.sh"
+        command = f"cd {REPO}; {exported} {shlex.join(box.command())}; echo ended with $?; stty -a | tr ';' '\\n'"
+        # As in a shell that a person uses: Ctrl-C ends the command, not the shell.
+        script.write_text(f"trap : INT\n{command}\nexec sleep 60\n")
+        self.tmux = ["tmux", "-L", f"headroom-{os.getpid()}", "-f", "/dev/null"]
+        environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}
+        self.do("new-session", "-d", "-x", "140", "-y", "60", f"sh {script}", environment=environment)
 
-    try:
-        training(box)
-        until(lambda: "q: stop" in screen(), 10, lambda: f"the tables: {screen()}")
-        subprocess.run([*socket, "send-keys", "q"], check=True)
-        until(lambda: "ended with" in screen(), DRAIN_S, lambda: f"the end: {screen()}")
-        said = screen()
-        assert "ended with 130" in said, said
-        assert "trials remain" in said, said
-        until(lambda: " icanon" in screen() and " echo" in screen(), 5, lambda: f"the terminal as it was: {screen()}")
-    finally:
-        subprocess.run([*socket, "kill-server"], check=False)
+    def do(self, *words: str, environment: Mapping[str, str] | None = None) -> str:
+        """A command to the server; returns what it prints."""
+        return subprocess.run([*self.tmux, *words], capture_output=True, text=True, env=environment).stdout
+
+    def screen(self) -> str:
+        """What stands in the window and above it."""
+        return self.do("capture-pane", "-p", "-S", "-200")
+
+
+@pytest.fixture
+def window(box: Sandbox) -> Iterator[Window]:
+    """The command in a window; the server is ended."""
+    window = Window(box)
+    yield window
+    window.do("kill-server")
+
+
+@pytest.mark.parametrize("key", ["q", "C-c"])
+def test_a_key_drains_in_tmux(box, window, key):
+    """q and Ctrl-C (which the terminal sends to every process of the run) drain; the terminal is usable afterwards."""
+    training(box)
+    until(lambda: "q: stop" in window.screen(), 10, lambda: f"the tables: {window.screen()}")
+    window.do("send-keys", key)
+    until(lambda: "ended with" in window.screen(), DRAIN_S, lambda: f"the end: {window.screen()}")
+    said = window.screen()
+    assert "ended with 130" in said, said
+    assert "trials remain" in said and "Traceback" not in said, said
+    until(
+        lambda: " icanon" in window.screen() and " echo" in window.screen(), 5, lambda: f"as it was: {window.screen()}"
+    )
     nothing_left(box)
     left_resumable(box)
+    reasons = {r["reason"] for r in box.events("attempt.ended")}
+    assert reasons == {"interrupted"}, reasons  # not lost: the worker outlived the key
     goes_on(box)
+
+
+def test_a_closed_terminal_drains(box, window):
+    """The window is closed: what runs is put back with its checkpoint, nothing stays behind."""
+    training(box)
+    window.do("kill-session")
+    nothing_left(box, DRAIN_S + GONE_S)
+    left_resumable(box)
+    assert box.events("batch.ended"), box.journal()[-3:]
+    goes_on(box, kills=1)
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
