@@ -20,8 +20,9 @@ workspace    the top of backward, at the last layer's `down`: the gradient of th
 heap         what the allocator adds under glibc-stack (training/runtime.py), fitted on real trials (FIT_SEEDS and
              WIDE in tests/benchmarks/footprint.py): the last layer's blocks are freed out of order, which costs up
              to two thirds of a layer once more; a weight gradient too large for what is freed goes on top, which
-             wastes up to 2.35 layers in all; each layer's small objects (nodes of the graph, tensor headers); and 1.2
-             percent of the tensors for what no term names. Other heaps: HEAP_SHARE.
+             wastes up to 2.35 layers in all; each layer's small objects (nodes of the graph, tensor headers); of
+             the activations 2.5 and of all other tensors 1.0 percent for what no term names (alignment, holes that
+             come with depth). Other heaps: HEAP_SHARE.
 runtime      interpreter, torch, the indicator library, libraries' buffers; measured, nearly the same for all trials.
 data         the days of the file, the windows' labels and order: they hardly show beside the runtime.
 """
@@ -47,7 +48,8 @@ LAYER_OBJECTS_BYTES = int(0.135 * MIB)
 HOLES = 0.65  # of one layer's activations
 WEIGHT_HOLES = 1.1  # of the largest weight gradient, where that is small beside a layer's activations
 MOST_HOLES = 2.35  # layers' activations
-UNNAMED = 0.012  # of all tensors
+UNNAMED = 0.01  # of all tensors
+UNNAMED_ACTIVATIONS = 0.015  # of the activations, once more
 # Heaps that keep and fragment (glibc's defaults: 6 to 14 % over the bytes in use, more at worst): a wider prior, which
 # observed peaks then narrow.
 HEAP_SHARE = {runtime.STACK: 0.0, "glibc": 0.15, "system": 0.15}
@@ -139,6 +141,7 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     share = UNNAMED + (HEAP_SHARE[heap] if device == "cpu" else 0.0)
     layer = layer_bytes(s)
     holes = min(HOLES * layer + WEIGHT_HOLES * 4 * s.d * s.f, MOST_HOLES * layer)
+    holes += UNNAMED_ACTIVATIONS * components["activations"]
     components["heap"] = int(holes + LAYER_OBJECTS_BYTES * s.layers + share * live)
     host, on_device = _pools(components, device)
     return {
