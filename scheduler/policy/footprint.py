@@ -32,7 +32,7 @@ class Caution:
 
     miss_rate: float = 0.01
     spread: float = 0.05
-    trusted_samples: int = 12
+    trusted_samples: int = 16
     kill_growth: float = 1.1
 
 
