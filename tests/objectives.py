@@ -134,3 +134,11 @@ def real_and_modules(task, progress):
     result = hpo.objective(task, progress)
     result["metrics"] = {"large": [name for name in ("pandas", "torch._dynamo", "scipy") if name in sys.modules]}
     return result
+
+
+def leaves_a_daemon(task, progress):
+    """Start a process that leaves the session and whose parent is gone: it stays below the trial all the same."""
+    code = "import os, time; os.fork() and os._exit(0); time.sleep(600)"
+    subprocess.run([sys.executable, "-c", code], start_new_session=True, check=True)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {"value": float(len(children)), "metrics": {"children": children}}

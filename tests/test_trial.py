@@ -334,6 +334,20 @@ def test_orphan_takes_its_children_along(process):
         os.sched_yield()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to a subreaper")
+def test_what_escapes_the_session_stays_below_and_ends_with_the_trial(process):
+    """A daemon that the training function left behind is the trial's to end, whatever session it is in."""
+    process.give("objectives:leaves_a_daemon")
+    assert process.ended() == 0
+    result = last_of(process)["result"]
+    assert result["value"] == 1.0
+    daemon = int(result["metrics"]["children"][0])
+    deadline = time.monotonic() + DEADLINE_S
+    while Path(f"/proc/{daemon}").exists() and "Z" not in Path(f"/proc/{daemon}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline, "the daemon lives on"
+        os.sched_yield()
+
+
 def test_spare_leaves_quietly_without_a_task(process):
     """A spare that is not needed any more ends with status 0."""
     process.wait_for("ready")

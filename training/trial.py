@@ -12,6 +12,7 @@ stdin means that whoever started it is gone: it exits at once, whatever it is do
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import importlib
 import json
@@ -34,6 +35,7 @@ from training.errors import NonFiniteLoss, TrainingInputError
 
 PROTOCOL = 1
 TICK_INTERVAL_S = 1.0
+PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 ORPHANED = 3  # exit status after the end of stdin
 # A log that a user's loop floods: its beginning says what it is, its end why it died; the middle can go.
 LOG_LIMIT_BYTES = 64 * 2**20
@@ -46,6 +48,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the driver, which drains
     faulthandler.enable(file=2, all_threads=True)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the watchdog asks where a stalled trial is
+    _adopt_orphans()
     outbox, inbox = Outbox(_private_stdout()), Inbox(_private_stdin())
     inbox.start()
     _preload(sys.argv[1:])
@@ -255,6 +258,12 @@ def _private_stdout() -> int:
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # or a crash loses the last prints
     return private
+
+
+def _adopt_orphans() -> None:
+    """Keep what double-forks or changes its session below this process, where whoever ends the trial finds it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _private_stdin() -> int:
