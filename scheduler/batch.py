@@ -35,6 +35,7 @@ class BatchState:
         self.trials: dict[m.TrialId, Trial] = {}
         self.draining: str | None = None
         self.failed = False
+        self.at_once = False  # do not even wait for the study: what it has not heard, the next start tells it
         self.ended = False
         self._drain_since = 0.0
         self._now = 0.0
@@ -212,6 +213,7 @@ class BatchState:
                 else:
                     self._stop(trial, "drain")
         if again or event.now:
+            self.at_once = True
             self._kill_all(event.source)
 
     # -- what follows -----------------------------------------------------------------------------------------------
@@ -377,7 +379,7 @@ class BatchState:
         over = len(self.studies) >= self._expected and all(s.closed is not None for s in self.studies.values())
         if not (over or self.draining) or self.trials:
             return
-        if any(s.asking or s.untold for s in self.studies.values()):
+        if not self.at_once and any(s.asking or s.untold for s in self.studies.values()):
             return
         self.ended = True
         if any(s.closed_early for s in self.studies.values()):

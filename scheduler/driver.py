@@ -42,6 +42,7 @@ FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importi
 CLUSTER_FACTS_TIMEOUT_S = 10.0
 STORAGE_PATIENCE_S = 60.0  # at the start only; once it runs, a run waits for its database without end
 CLOSE_TIMEOUT_S = 30.0
+HASTY_CLOSE_S = 2.0  # the user has asked twice
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
 
 
@@ -113,7 +114,7 @@ class _Driver:
             self._watch(dispatcher.brain, folder)
             if self.page is not None:
                 self.page.end(end.reason)
-            unwritten = dispatcher.recorder.close(CLOSE_TIMEOUT_S)
+            unwritten = dispatcher.recorder.close(HASTY_CLOSE_S if dispatcher.brain.at_once else CLOSE_TIMEOUT_S)
         finally:
             cluster.close()
         self.log("batch.ended", durable=True, exit_code=end.exit_code, reason=end.reason, unwritten=len(unwritten))
@@ -146,10 +147,12 @@ class _Driver:
             try:
                 rows[spec.name] = store.rows(spec.name)
             except StudyUnavailable as error:
-                self.view.line(f"{spec.name}: no results, the database is out of reach ({error})")
+                self.view.line(f"no results now, the database is out of reach ({error})")
+                break
         notes = {s.spec.name: f"closed: {s.closed}" for s in brain.studies.values() if s.closed_early}
         try:
-            report.finish(folder, self.plan.runnable, rows, notes=notes)
+            if len(rows) == len(self.plan.runnable):
+                report.finish(folder, self.plan.runnable, rows, notes=notes)
         except OSError as error:
             self.view.line(f"cannot write the results into {folder}: {error}")
         left = sum(max(0, s.spec.quota - s.counted) for s in brain.studies.values() if not s.closed_early)

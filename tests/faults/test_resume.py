@@ -394,6 +394,25 @@ def test_a_database_that_is_locked_for_20_s_stops_no_training(tmp_path):
         outage_is_survived(box, driver, end, box.database, 15)
 
 
+def test_a_second_signal_ends_a_drain_that_waits_for_the_database(tmp_path):
+    """While the study is locked a drain waits for it; the second signal does not, and the next start writes it."""
+    with Sandbox(tmp_path / "run", **SMALL) as box:
+        driver = box.start()
+        training(box)
+        lock = sqlite3.connect(box.database, isolation_level=None, timeout=30)
+        lock.execute("BEGIN EXCLUSIVE")
+        driver.send_signal(signal.SIGTERM)
+        until(lambda: len(box.events("trial.requeued")) >= 2, 10, lambda: f"the drain: {tail(box)}")
+        assert driver.poll() is None
+        driver.send_signal(signal.SIGTERM)
+        assert ends(driver, box, 20) == 130, tail(box)
+        assert "Traceback" not in tail(box)
+        lock.execute("ROLLBACK")
+        lock.close()
+        nothing_left(box)
+        goes_on(box)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB of its own."""
