@@ -27,13 +27,19 @@ from scheduler.host import OVERHEAD_BYTES
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome
 from scheduler.process import TrialProcess, TrialStartError, Witness, conclude, tail
 from scheduler.registry import HostRegistry, KillStory, Registration, claim, read_json, write_json
+from scheduler.spare import WarmSpare
 
-READY_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
 KILL_STORY_TIMEOUT_S = 40.0  # the watchdog gives the memory 30 s to come back
 WATCHDOG_EXIT_S = 10.0
 WATCHDOG_GRACE_S = 10.0
-SPARE_TRIES = 3
 _BEAT_S = 0.25
+NO_VITALS: Json = {
+    "available_bytes": None,
+    "pressure": 0,
+    "closed_reason": "the host's vitals cannot be read",
+    "used_bytes": {},
+    "peak_bytes": {},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +89,9 @@ class Agent(WorkerPlugin):
         self.registry = HostRegistry.default()
         self.scratch = Path(worker.local_directory)
         self._runs: dict[str, AttemptRun] = {}
-        self._stops: dict[str, str] = {}
+        self._early: dict[str, tuple[str, str]] = {}  # attempt -> (stop or kill, why), also before it has begun
         self._lock = threading.Lock()
-        self._spare: TrialProcess | None = None
-        self._ready: Json = {}
-        self._spare_lock = threading.Lock()
+        self._spare = WarmSpare(self._new_process)
         self._closing = threading.Event()
         self._watchdog: Any = None
         self._tree_bytes = 0
@@ -104,16 +108,11 @@ class Agent(WorkerPlugin):
         for run in runs:
             run.seen.ended_by = run.seen.ended_by or "orphaned"
             run.process.kill()
-        if self._spare is not None:
-            self._spare.kill()
         # Not on the event loop: whoever is just warming one up is waited for, so that nothing is left behind.
         threading.Thread(target=self._clear_away, name="headroom-teardown").start()
 
     def _clear_away(self) -> None:
-        with self._spare_lock:
-            if self._spare is not None:
-                self._spare.kill()
-                self._spare.close()
+        self._spare.close()
         if self._watchdog is not None:
             if self._watchdog.stdin is not None:
                 self._watchdog.stdin.close()
@@ -131,8 +130,8 @@ class Agent(WorkerPlugin):
             if self.config.watchdog_mode != "off":
                 self.registry.thresholds(self.config.thresholds)
                 self._keep_watchdog()
-            self._spare = self._first_spare()
-            self._post({"type": "joined", **self._facts()})
+            ready = self._spare.warm()
+            self._post({"type": "joined", **self._facts(), "device": ready.get("device")})
         except (HeadroomError, OSError) as error:
             self._post({"type": "broken", "detail": str(error)})
             return
@@ -141,23 +140,11 @@ class Agent(WorkerPlugin):
             self._end_orphans()
             if time.monotonic() >= next_vitals:
                 next_vitals = time.monotonic() + self.config.vitals_every_s
-                with contextlib.suppress(Exception):  # a probe that fails closes admission (None), it never ends this
+                try:
                     self._keep_watchdog()
                     self._post(self._vitals())
-
-    def _first_spare(self) -> TrialProcess:
-        """A warm process, and with it the proof that trials can run here. Raises TrialStartError."""
-        for tries_left in reversed(range(SPARE_TRIES)):
-            spare = self._new_spare()
-            try:
-                self._ready = spare.wait_ready(READY_TIMEOUT_S)
-                break
-            except TrialStartError as error:
-                spare.close()
-                # Killed from outside says nothing of this worker; an import that fails will fail again.
-                if not tries_left or error.exit_status is None or error.exit_status >= 0:
-                    raise
-        return spare
+                except Exception:  # whatever a probe runs into: it closes admission, it never ends this thread
+                    self._post({"type": "vitals", **NO_VITALS})
 
     def _facts(self) -> Json:
         memory = vitals.host_memory()
@@ -169,7 +156,6 @@ class Agent(WorkerPlugin):
             "limit_bytes": memory.limit_bytes,
             "available_bytes": memory.available_bytes,
             "overhead_bytes": self._tree_bytes,  # this worker, its watchdog and the warm spare: no trial runs yet
-            "device": self._ready.get("device"),
         }
 
     def _keep_watchdog(self) -> None:
@@ -254,14 +240,15 @@ class Agent(WorkerPlugin):
     def stop(self, attempt: str, reason: str) -> None:
         """Ask the attempt to checkpoint and leave; remembered when it has not started yet."""
         with self._lock:
-            self._stops[attempt] = reason
+            self._early.setdefault(attempt, ("stop", reason))
             run = self._runs.get(attempt)
         if run is not None:
             run.process.send({"cmd": "stop", "reason": reason})
 
     def kill(self, attempt: str, reason: str) -> None:
+        """End the attempt's processes now; remembered when it has not started yet."""
         with self._lock:
-            self._stops[attempt] = reason
+            self._early[attempt] = ("kill", reason)
             run = self._runs.get(attempt)
         if run is not None:
             self._end(run, reason)
@@ -271,6 +258,14 @@ class Agent(WorkerPlugin):
         with self._lock:
             if (run := self._runs.get(attempt)) is not None:
                 run.registration = self.registry.resize(run.registration, reserved_bytes)
+
+    def _new_process(self) -> TrialProcess:
+        environment = _resolve(self.config.environment)(self.config.context)
+        return TrialProcess(
+            environment=environment,
+            log=self.scratch / f"spare-{self.config.topic}.log",
+            preload=self.config.preload,
+        )
 
     def _end(self, run: AttemptRun, reason: str) -> None:
         if run.seen.ended_by is None:
@@ -287,7 +282,7 @@ class Agent(WorkerPlugin):
             if not claim(folder):
                 return Outcome(reason=ExitReason.LOST, detail="started before; an attempt is never started twice")
             write_json(os.fspath(folder / "spec.json"), task, durable=True)
-            process = self._take_spare()
+            process = self._spare.take()
         except (OSError, TrialStartError) as error:
             return Outcome(reason=ExitReason.LOST, detail=str(error))
         run = self._begin(task, key, folder, process)
@@ -297,7 +292,7 @@ class Agent(WorkerPlugin):
         finally:
             with self._lock:
                 self._runs.pop(run.attempt, None)
-                self._stops.pop(run.attempt, None)
+                self._early.pop(run.attempt, None)
             self.registry.deregister(run.registration)
 
     def _begin(self, task: Json, key: str, folder: Path, process: TrialProcess) -> AttemptRun:
@@ -335,9 +330,11 @@ class Agent(WorkerPlugin):
         process.send({k: v for k, v in task.items() if k != "reserved_bytes"})
         process.log = Path(run.registration.folder) / "trial.log"
         with self._lock:
-            early = self._stops.get(run.attempt)
-        if early is not None:
-            process.send({"cmd": "stop", "reason": early})
+            verb, why = self._early.get(run.attempt, ("", ""))
+        if verb == "stop":
+            process.send({"cmd": "stop", "reason": why})
+        elif verb == "kill":
+            self._end(run, why)
         oom = vitals.OomWitness()
         for message in process.messages():
             self._on_message(run, message)
@@ -397,36 +394,6 @@ class Agent(WorkerPlugin):
             if pid != run.process.pid and vitals.start_time(pid) == started:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
-
-    # -- the warm spare -----------------------------------------------------------------------------------------------
-
-    def _new_spare(self) -> TrialProcess:
-        environment = _resolve(self.config.environment)(self.config.context)
-        return TrialProcess(
-            environment=environment,
-            log=self.scratch / f"spare-{self.config.topic}.log",
-            preload=self.config.preload,
-        )
-
-    def _take_spare(self) -> TrialProcess:
-        """The warm process (waiting for one that is still warming), and a new one in its place."""
-        with self._spare_lock:
-            process, self._spare = self._spare, None
-            if process is None or process.exit_status is not None:
-                process = self._new_spare()
-                process.wait_ready(READY_TIMEOUT_S)
-            elif not self._ready:
-                self._ready = process.wait_ready(READY_TIMEOUT_S)
-        threading.Thread(target=self._warm_up, name="headroom-warm-up", daemon=True).start()
-        return process
-
-    def _warm_up(self) -> None:
-        with self._spare_lock:
-            if self._spare is None and not self._closing.is_set():
-                with contextlib.suppress(TrialStartError, OSError):
-                    spare = self._new_spare()
-                    self._spare = spare
-                    spare.wait_ready(READY_TIMEOUT_S)
 
 
 def agent_name(topic: str) -> str:

@@ -19,6 +19,8 @@ from scheduler.policy.footprint import grown, tightened
 from scheduler.sizing import Sizing
 from scheduler.story import final_attrs
 
+VITALS_STALE_S = 15.0  # they come every second; a worker that is busy for some seconds is not silent
+
 
 class BatchState:
     """All scheduling state. The one mutator is `handle`; everything else reads.
@@ -81,6 +83,7 @@ class BatchState:
                 self._on_quit(event)
             case m.Tick():
                 self._stale = True
+                self._distrust_silent_workers()
                 if self.draining and now - self._drain_since > self.rules.drain_timeout_s:
                     self._kill_all("drain_timeout")
         self._advance()
@@ -122,6 +125,7 @@ class BatchState:
         row = self.ledger.row(event.worker)
         if row is None:
             return
+        row.vitals_at = self._now
         row.available_bytes, row.pressure = event.available_bytes, event.pressure
         row.closed_reason = event.closed_reason
         row.touch()
@@ -130,6 +134,13 @@ class BatchState:
                 self.ledger.saw(attempt, used_bytes=used, peak_bytes=event.peak_bytes.get(attempt))
                 self._grow(attempt)
         self._stale = True
+
+    def _distrust_silent_workers(self) -> None:
+        """No news of a host's memory is not good news: nothing is admitted there until it speaks again."""
+        for row in self.ledger:
+            if row.vitals_at is not None and self._now - row.vitals_at > VITALS_STALE_S:
+                row.available_bytes, row.vitals_at = None, None
+                row.touch()
 
     def _on_asked(self, event: m.TrialAsked) -> None:
         study = self.studies[event.trial.study]

@@ -25,7 +25,7 @@ OK, USAGE, NOTHING_FITS, STOPPED = 0, 2, 3, 130
 DEFAULT_MEMORY_SHARE = 0.9  # of this machine, as bin/schedule takes it by default
 # What tests/benchmarks/footprint.py found on architectures that no constant was fitted on.
 SURENESS = {
-    "cpu": "formula, no trial observed; of the held-out trials none was above it, it was 2 % too high (median; worst 4)",
+    "cpu": "formula, no trial observed; of the held-out trials none was above it, it was 2 % over (median; worst 4)",
     "cuda": "formula, no trial observed on CUDA: not measured there; leave a margin until a study has observed peaks",
     "mps": "formula times 2, from the only observation there is (115 GB at d=1024, L=256, batch 128)",
 }

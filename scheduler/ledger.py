@@ -40,6 +40,7 @@ class Row:
     pressure: Pressure = Pressure.NORMAL
     closed_reason: str | None = None
     gone: bool = False
+    vitals_at: float | None = None
     reservations: dict[AttemptId, Reservation] = field(default_factory=dict)
     _view: WorkerView | None = None
 

@@ -429,3 +429,13 @@ def test_settling_never_raises_a_reservation() -> None:
     assert kinds(batch.tell(m.AttemptSettled(attempt=launch.attempt, peak_bytes=GIB - 1)), m.ResizeReservation) == []
     over = batch.tell(m.AttemptSettled(attempt=launch.attempt, peak_bytes=GIB + 5))
     assert only(over, m.ResizeReservation).reserved_bytes >= GIB + 5
+
+
+def test_a_worker_that_falls_silent_is_closed_until_it_speaks() -> None:
+    """Vitals that stop coming close admission there; the next ones open it."""
+    batch = Batch()
+    batch.join()
+    batch.tell(m.WorkerVitals(worker=b.WORKER, available_bytes=24 * GIB))
+    batch.tell(m.Tick(), after=60)
+    assert only(batch.tell(b.asked(0)), m.NoteDeferral).reason == "probe_failed"
+    only(batch.tell(m.WorkerVitals(worker=b.WORKER, available_bytes=24 * GIB)), m.LaunchAttempt)
