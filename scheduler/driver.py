@@ -45,35 +45,6 @@ CLOSE_TIMEOUT_S = 30.0
 HASTY_CLOSE_S = 2.0  # the user has asked twice
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
 
-# A person at the terminal sees less than the journal holds: these only with --log-level debug ...
-QUIET = frozenset(
-    {
-        "attempt.progress",
-        "attempt.started",
-        "reservation.resized",
-        "study.refused",  # the command line has said it
-        "trial.asked",
-        "trial.ended",
-        "trial.told",
-    }
-)
-# ... and of these only some fields.
-SHOWN = {
-    "batch.started": ("run", "driver_pid"),
-    "worker.joined": ("host", "slots", "limit_bytes", "available_bytes", "overhead_bytes"),
-    "attempt.launched": ("attempt", "reserved_bytes", "source", "wait_s", "resume_from"),
-    "attempt.ended": (
-        "attempt",
-        "reason",
-        "value",
-        "epochs",
-        "duration_s",
-        "predicted_bytes",
-        "peak_bytes",
-        "detail",
-    ),
-}
-
 
 def run(settings: Settings, plan_: Plan, view_: View) -> int:
     """Run every study of the plan to its quota, or until the user stops it; print the results; return the exit code.
@@ -356,11 +327,7 @@ class _Driver:
     def log(self, event: str, durable: bool = False, **fields: Any) -> None:
         """One event to the journal as JSON and to the user as a readable line."""
         self.journal.write(event, durable=durable, **fields)
-        wanted = SHOWN.get(event, tuple(fields))
-        shown = {k: fields[k] for k in wanted if fields.get(k) is not None and not isinstance(fields[k], dict | list)}
-        shown.pop("traceback", None)
-        logger = log.get()
-        (logger.debug if event in QUIET else logger.info)(event, **shown)
+        log.show(event, fields)
 
 
 def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: settle.Evidence, folder: Path) -> m.Outcome:

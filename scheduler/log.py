@@ -21,6 +21,36 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 Sink = Callable[[str], None]
 
 
+# A person at the terminal sees less than the journal holds: these only with --log-level debug ...
+QUIET = frozenset(
+    {
+        "attempt.progress",
+        "attempt.started",
+        "reservation.resized",
+        "study.refused",  # the command line has said it
+        "trial.asked",
+        "trial.ended",
+        "trial.told",
+    }
+)
+# ... and of these only some fields.
+SHOWN = {
+    "batch.started": ("run", "driver_pid"),
+    "worker.joined": ("host", "slots", "limit_bytes", "available_bytes", "overhead_bytes"),
+    "attempt.launched": ("attempt", "reserved_bytes", "source", "wait_s", "resume_from"),
+    "attempt.ended": (
+        "attempt",
+        "reason",
+        "value",
+        "epochs",
+        "duration_s",
+        "predicted_bytes",
+        "peak_bytes",
+        "detail",
+    ),
+}
+
+
 def configure(level: str = "info", sink: Sink | None = None) -> None:
     """Send what `get()` logs at `level` and above to `sink` as readable lines (default: stderr).
 
@@ -55,6 +85,14 @@ def configure(level: str = "info", sink: Sink | None = None) -> None:
 def get(**context: Any) -> Any:
     """A logger; `context` stands on each of its lines."""
     return structlog.get_logger(**context)
+
+
+def show(event: str, fields: Mapping[str, Any]) -> None:
+    """Log an event of the journal for a person: the fields that matter, at the level it deserves."""
+    wanted = SHOWN.get(event, tuple(fields))
+    shown = {k: fields[k] for k in wanted if fields.get(k) is not None and not isinstance(fields[k], dict | list)}
+    shown.pop("traceback", None)
+    (get().debug if event in QUIET else get().info)(event, **shown)
 
 
 def readable(_logger: Any, _method: str, event: Mapping[str, Any]) -> str:

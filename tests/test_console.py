@@ -239,3 +239,14 @@ def test_the_live_view_draws_on_a_terminal_and_lets_lines_pass_above() -> None:
             time.sleep(0.02)
     assert "attempt.ended" in text.getvalue()
     assert "night_2M_h1" in text.getvalue()
+
+
+def test_a_person_sees_the_fields_that_matter() -> None:
+    """The canonical line of the journal has twenty fields; on the terminal it is one line. Chatter is for debug."""
+    lines: list[str] = []
+    log.configure("info", lines.append)
+    fields = {"attempt": "s/0/1", "reason": "completed", "peak_bytes": 2**30, "worker": "tcp://1", "params": {"a": 1}}
+    log.show("attempt.ended", fields)
+    log.show("attempt.progress", {"attempt": "s/0/1", "step": 1})
+    assert len(lines) == 1
+    assert lines[0].endswith("attempt.ended attempt=s/0/1 reason=completed peak=1.00GiB")
