@@ -41,6 +41,7 @@ ORPHANED = 3  # exit status after the end of stdin
 LOG_LIMIT_BYTES = 64 * 2**20
 LOG_KEEP_BYTES = 2**20
 LOG_CHECK_S = 0.5
+_CUTTING = threading.Lock()
 
 
 def main() -> int:
@@ -73,6 +74,8 @@ def main() -> int:
         last: dict[str, Any] = {"type": "error", "error": one_line(f"OSError: {error}"), "traceback": ""}
     else:
         last = run(task, TrialProgress(outbox, inbox))
+        with contextlib.suppress(OSError):  # a flood just before the end, which the regular look has not seen
+            bound_log(folder / "trial.log", LOG_LIMIT_BYTES, LOG_KEEP_BYTES)
     last |= {
         "peak_bytes": peak_bytes(),
         "device_peak_bytes": device_peak_bytes(),
@@ -309,15 +312,16 @@ def _bound_log(path: Path) -> None:
 
 def bound_log(path: Path, limit_bytes: int, keep_bytes: int) -> None:
     """Keep the first and the last `keep_bytes` of a log that is over its limit, in the same file."""
-    size = path.stat().st_size
-    if size <= limit_bytes:
-        return
-    with path.open("rb") as log:
-        log.seek(-keep_bytes, os.SEEK_END)
-        tail = log.read(keep_bytes)
-    os.truncate(path, keep_bytes)
-    with path.open("ab") as log:
-        log.write(f"\n... {size - 2 * keep_bytes} bytes of log cut ...\n".encode() + tail)
+    with _CUTTING:
+        size = path.stat().st_size
+        if size <= limit_bytes:
+            return
+        with path.open("rb") as log:
+            log.seek(-keep_bytes, os.SEEK_END)
+            tail = log.read(keep_bytes)
+        os.truncate(path, keep_bytes)
+        with path.open("ab") as log:
+            log.write(f"\n... {size - 2 * keep_bytes} bytes of log cut ...\n".encode() + tail)
 
 
 def write_durably(path: Path, message: Mapping[str, Any]) -> None:
