@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import queue
+import shutil
 import signal
 import threading
 import time
@@ -37,6 +38,7 @@ from scheduler.recorder import Recorder
 from scheduler.registry import HostRegistry
 from scheduler.settings import Settings
 
+SCRATCH = "dask"  # below the run folder, while it runs: the worker's own files and the spares' logs
 ENVIRONMENT = "training.runtime:environment"
 FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
 CLUSTER_FACTS_TIMEOUT_S = 10.0
@@ -117,6 +119,7 @@ class _Driver:
             unwritten = dispatcher.recorder.close(HASTY_CLOSE_S if dispatcher.brain.at_once else CLOSE_TIMEOUT_S)
         finally:
             cluster.close()
+            shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         self.log("batch.ended", durable=True, exit_code=end.exit_code, reason=end.reason, unwritten=len(unwritten))
         self.journal.close()
         self.view.stop()
@@ -157,7 +160,7 @@ class _Driver:
             self.view.line(f"cannot write the results into {folder}: {error}")
         left = sum(max(0, s.spec.quota - s.counted) for s in brain.studies.values() if not s.closed_early)
         if left:
-            self.view.line(f"{left} trials remain to be run")
+            self.view.line(f"{left} trials remain; the same command goes on with them")
 
     def _cluster(self, folder: Path) -> Cluster:
         if self.settings.cluster is not None:
@@ -168,7 +171,7 @@ class _Driver:
             memory_bytes=self.plan.rooms[0].capacity_bytes,
             topic=self.topic,
             dashboard=f"127.0.0.1{address}" if address and address.startswith(":") else address,
-            scratch=str(folder / "dask"),
+            scratch=str(folder / SCRATCH),
         )
 
     def _agents(self, cluster: Cluster) -> list[m.Json]:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,3 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
                 if isinstance(record, dict) and "event" in record:
                     yield record
-
-
-def final_states(records: Iterator[dict[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
-    """Trial -> the line that gave it its final state: what the study must say too. Later lines win (a resend)."""
-    return {str(r["trial"]): r for r in records if r["event"] == "trial.told"}
