@@ -22,6 +22,7 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
 
+from scheduler import watchdog
 from scheduler.adapters import vitals
 from scheduler.host import OVERHEAD_BYTES
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome
@@ -163,8 +164,6 @@ class Agent(WorkerPlugin):
         if self.config.watchdog_mode == "off" or self._closing.is_set():
             return
         if self._watchdog is None or self._watchdog.poll() is not None:
-            from scheduler import watchdog
-
             self._watchdog = watchdog.start(self.registry.root)
 
     def _vitals(self) -> Json:
@@ -287,13 +286,19 @@ class Agent(WorkerPlugin):
             return Outcome(reason=ExitReason.LOST, detail=str(error))
         run = self._begin(task, key, folder, process)
         try:
+            self.registry.register(run.registration)
             self._serve(run, task)
             return self._finish(run, folder)
+        except OSError as error:  # no room for the registration: what cannot be watched is not run
+            return Outcome(reason=ExitReason.LOST, detail=f"cannot be registered with the watchdog: {error}")
         finally:
+            process.kill()  # on every normal path it is dead and reaped, and this finds nobody
+            process.close()
             with self._lock:
                 self._runs.pop(run.attempt, None)
                 self._early.pop(run.attempt, None)
-            self.registry.deregister(run.registration)
+            with contextlib.suppress(OSError):
+                self.registry.deregister(run.registration)
 
     def _begin(self, task: Json, key: str, folder: Path, process: TrialProcess) -> AttemptRun:
         now = time.monotonic()
@@ -321,7 +326,6 @@ class Agent(WorkerPlugin):
         )
         with self._lock:
             self._runs[attempt] = run
-        self.registry.register(registration)
         return run
 
     def _serve(self, run: AttemptRun, task: Json) -> None:

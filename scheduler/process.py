@@ -63,6 +63,7 @@ class TrialProcess:
                 start_new_session=True,  # the terminal's Ctrl-C is the driver's; and its own session is its own tree
             )
         self._write = threading.Lock()
+        self._closed = False
         self._buffer = b""
         # The kernel, when it must kill for memory, should take a trial before the driver or the watchdog.
         with contextlib.suppress(OSError):
@@ -125,19 +126,28 @@ class TrialProcess:
                 return
 
     def kill(self) -> None:
-        """SIGKILL to it and to all of its session; what left the session is the registry's and the watchdog's."""
-        for kill, target in ((os.killpg, self.pid), (os.kill, self.pid)):
-            with contextlib.suppress(OSError):
-                if self._popen.returncode is None or kill is os.killpg:
-                    kill(target, signal.SIGKILL)
+        """SIGKILL to it and to all of its session; what left the session is the registry's and the watchdog's.
+
+        Nothing once its death is known: its number may be somebody else's by then. `close` sees to the session.
+        """
+        if self._popen.returncode is None:
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(OSError):
+                    kill(self.pid, signal.SIGKILL)
 
     def close(self, timeout_s: float = 10.0) -> int | None:
-        """End what is left of its session, reap it, free the pipes. Returns the exit status, None if it lives on."""
+        """Reap it, end what is left of its session, free the pipes. Returns the exit status, None if it lives on.
+
+        Again: nothing happens.
+        """
+        if self._closed:
+            return self._popen.returncode
         with contextlib.suppress(OSError, ValueError):
             if self._popen.stdin is not None:
                 self._popen.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(timeout_s)
+        self._closed = self._popen.returncode is not None
         with contextlib.suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)
         with contextlib.suppress(OSError):

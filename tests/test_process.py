@@ -132,6 +132,18 @@ def test_kill_takes_the_whole_session(module) -> None:
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child is dead")
 
 
+def test_a_closed_process_signals_nobody(module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is reaped its number may belong to another process: neither kill nor close touches it again."""
+    process = module("pass")
+    assert process.close() == 0
+    sent: list[int] = []
+    monkeypatch.setattr("os.killpg", lambda pid, number: sent.append(pid))
+    monkeypatch.setattr("os.kill", lambda pid, number: sent.append(pid))
+    process.kill()
+    assert process.close() == 0
+    assert sent == []
+
+
 def test_tail_of_a_long_file(tmp_path: Path) -> None:
     """The last bytes, whatever they are; nothing when there is no file."""
     path = tmp_path / "log"
