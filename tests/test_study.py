@@ -358,8 +358,8 @@ def test_death_between_enqueue_and_tell_leaves_both_or_neither(file: Path, fail_
     assert ask(store).trial.number == 1
 
 
-def _python(code: str, **environment: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, env={**os.environ, **environment})
+def _python(code: str, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, **options)
 
 
 # -- several drivers ---------------------------------------------------------------------------------------------------
@@ -374,6 +374,8 @@ def race(url: str, run: str, quota: int) -> None:
             break
         except StudyUnavailable:
             continue
+    print("open", flush=True)
+    sys.stdin.readline()  # until all have opened it: one that starts a second earlier would run the whole quota alone
     asked: Any = None
     while not isinstance(asked, QuotaReached):
         try:
@@ -385,10 +387,20 @@ def race(url: str, run: str, quota: int) -> None:
             continue
 
 
-def _race(url: str, drivers: int = 2, quota: int = 10) -> None:
+def _race(url: str, drivers: int = 2, quota: int = 20) -> None:
     code = "from tests.test_study import race; race({!r}, {!r}, {})"
-    children = [_python(code.format(url, f"run{n}", quota)) for n in range(drivers)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    children = [_python(code.format(url, f"run{n}", quota), **pipes) for n in range(drivers)]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"open\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write(b"go\n")
+        child.stdin.flush()
     assert [child.wait(100) for child in children] == [0] * drivers
+    for child in children:
+        child.communicate()
     store = store_at(url, owner="reader", run="reader")
     store.open(spec(quota), ARCHITECTURES)
     rows = store.rows(STUDY)
