@@ -66,6 +66,7 @@ class Cluster:
     def __init__(self, client: Client, local: LocalCluster | None, topic: str) -> None:
         self._client, self._local, self._topic = client, local, topic
         self._inflight: dict[str, tuple[Future, str]] = {}
+        self._gone: set[str] = set()  # workers that left: a task pinned to one would wait for ever
         self._lock = threading.Lock()
         self._couriers = ThreadPoolExecutor(4, thread_name_prefix="headroom-courier")
         self._on_end: OnEnd = lambda attempt, outcome: None
@@ -193,6 +194,10 @@ class Cluster:
             return
         with self._lock:
             self._inflight[attempt] = (future, worker)
+            gone = worker in self._gone
+        if gone:  # it left before this was sent, and its leaving was looked at before this was noted
+            self._report(attempt, Outcome(reason=ExitReason.LOST, detail=f"worker {worker} is gone"))
+            return
         future.add_done_callback(lambda done: self._on_done(attempt, done))
 
     def deliver(self, function: Callable[..., Any], worker: str, verb: str, attempt: str, value: Any) -> None:
@@ -244,11 +249,17 @@ class Cluster:
 
     def _on_cluster_event(self, event: tuple[float, Any]) -> None:
         message = event[1]
-        if not isinstance(message, dict) or message.get("action") != "remove-worker":
+        action = message.get("action") if isinstance(message, dict) else None
+        if action not in ("add-worker", "remove-worker"):
             return
-        worker = message.get("worker")
+        worker = str(message.get("worker"))
+        if action == "add-worker":
+            with self._lock:
+                self._gone.discard(worker)
+            return
         self._on_message({"type": "left", "worker": worker})
         with self._lock:
+            self._gone.add(worker)
             attempts = [a for a, (_, where) in self._inflight.items() if where == worker]
         # A scheduler with other settings than ours would keep the pinned task waiting for a worker that never returns.
         for attempt in attempts:
