@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from html import escape
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from scheduler.board import Board, Run
 from scheduler.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
 from scheduler.units import GIB
-
-if TYPE_CHECKING:
-    from scheduler.dashboard import Board, Run
 
 REFRESH_MS = 1000
 MAX_WORKERS, MAX_TRIALS, MAX_STUDIES = 32, 64, 64  # rows drawn; the rest is counted

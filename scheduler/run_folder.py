@@ -6,20 +6,16 @@ Locks, journal and attempts in the same folder are others' business.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from scheduler.model import UsageError
-
-if TYPE_CHECKING:
-    from scheduler.settings import Settings
+from scheduler.settings import Settings
 
 _ABSENT = "(not set)"
 
@@ -80,21 +76,6 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def content_hash(path: Path) -> str:
-    """Which data this is, wherever it lies: 16 hex digits of its SHA-256. Raises UsageError when it cannot be read."""
-    try:
-        stat = path.stat()
-        return _hash(path, stat.st_size, stat.st_mtime_ns)
-    except OSError as error:
-        raise UsageError(f"cannot read the data file {path}: {error.strerror or error}") from None
-
-
-@functools.lru_cache(maxsize=32)
-def _hash(path: Path, size: int, changed_ns: int) -> str:
-    with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _read_meaning(path: Path) -> dict[str, Mapping[str, Any]]:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from scheduler import sources
 from scheduler.host import cores, resolve_device
 from scheduler.model import StudySpec, UsageError
 from scheduler.policy.admission import parse_memory_budget
@@ -375,14 +376,12 @@ def _as_value_error(parse: Any, value: str) -> str:
 
 
 def _flat_meaning(context: Mapping[str, Any]) -> dict[str, Any]:
-    from scheduler.run_folder import content_hash
-
     flat: dict[str, Any] = {}
     for key, value in context.items():
         if key in ("device", "threads", "allocator", "budget", "horizon"):
             continue
         if key == "data":
-            flat["data"] = None if value is None else content_hash(Path(value))
+            flat["data"] = None if value is None else sources.content_hash(Path(value))
         elif key in ("training_search_space", "early_stopping"):
             flat.update({f"{key}.{inner}": each for inner, each in value.items()})
         else:

@@ -7,6 +7,8 @@ seen and the fix. Knows nothing of any particular key: see `settings`.
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,3 +255,18 @@ def _default_of(model: type[BaseModel], path: KeyPath) -> str | None:
 
 def _kind(value: Any) -> str:
     return "a list" if isinstance(value, list) else "text" if isinstance(value, str) else repr(value)
+
+
+def content_hash(path: Path) -> str:
+    """Which data this is, wherever it lies: 16 hex digits of its SHA-256. Raises UsageError when it cannot be read."""
+    try:
+        stat = path.stat()
+        return _hash(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise UsageError(f"cannot read the data file {path}: {error.strerror or error}") from None
+
+
+@functools.lru_cache(maxsize=32)
+def _hash(path: Path, size: int, changed_ns: int) -> str:
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()[:16]

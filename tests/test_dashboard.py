@@ -18,7 +18,8 @@ from distributed import Client, LocalCluster, Worker
 from scheduler import dashboard, page
 from scheduler.adapters.cluster import Cluster
 from scheduler.agent import Agent, AgentConfig
-from scheduler.dashboard import Board, HeadroomPage, PageFeed, Point
+from scheduler.board import Board, Point
+from scheduler.dashboard import HeadroomPage, PageFeed
 from scheduler.model import Json
 from scheduler.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
 from scheduler.units import GIB
