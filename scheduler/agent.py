@@ -363,7 +363,7 @@ class Agent(WorkerPlugin):
         if kind in ("progress", "tick", "checkpoint"):
             with contextlib.suppress(OSError):  # a full disk on the host must not end a healthy trial
                 self.registry.tick(run.registration, int(message.get("step", message.get("n", 0))), now, run.saved_at)
-        if kind in ("started", "progress", "settled", "checkpoint"):
+        if kind in ("started", "progress", "settled", "checkpoint", "note"):
             self._post({**message, "attempt": run.attempt, "pid": run.process.pid})
 
     def _finish(self, run: AttemptRun, folder: Path) -> Outcome:

@@ -260,6 +260,8 @@ class Dispatcher:
             case "would_kill", m.AttemptId():
                 said = {key: message.get(key) for key in ("kill_id", "rule", "reason", "evidence")}
                 self._log("watchdog.would_kill", durable=True, attempt=str(attempt), **said)
+            case "note", m.AttemptId():
+                self._log("attempt.note", attempt=str(attempt), text=message.get("text"))
             case "checkpoint", m.AttemptId():
                 if (flight := self._inflight.get(attempt)) is not None:
                     flight.checkpoint = message["path"]

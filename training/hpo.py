@@ -187,7 +187,7 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             resumed_epoch = trainer.epoch
         except CheckpointRejected as error:
             rejected = str(error)
-            print(f"starting over: checkpoint rejected: {rejected}", flush=True)
+            progress.note(f"starting over: checkpoint rejected: {rejected}")
     found = trainer.train(verbose=True)
     validation_labels = dataset.labels[dataset.validation.first : dataset.validation.last]
     metrics = {
@@ -262,6 +262,7 @@ class OptunaProgress:
     def tick(self) -> None: ...
     def settled(self) -> None: ...
     def checkpoint(self, path: str, step: int = 0) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 def create_architectural_objective(

@@ -12,7 +12,6 @@ is often done, gives a short last group too small a step.)
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,6 +48,9 @@ class Progress(Protocol):
     def checkpoint(self, path: str, step: int = 0) -> None:
         """A checkpoint is durable."""
 
+    def note(self, text: str) -> None:
+        """Something that whoever watches the run should hear of, in one line."""
+
 
 class Silent:
     """A progress nobody listens to."""
@@ -59,6 +61,7 @@ class Silent:
     def tick(self) -> None: ...
     def settled(self) -> None: ...
     def checkpoint(self, path: str, step: int = 0) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 class Trainer:
@@ -327,7 +330,7 @@ class Trainer:
         try:
             checkpoint.save(self.checkpoint_path, self._tensors(), facts, self.task)
         except OSError as error:
-            print(f"checkpoint not written, the one before is kept: {error}", file=sys.stderr, flush=True)
+            self.progress.note(f"checkpoint not written, the one before is kept: {error}")
             return
         self._saved_at = (self.epoch, self.position)
         self.progress.checkpoint(str(self.checkpoint_path), self.epoch)

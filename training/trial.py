@@ -247,6 +247,11 @@ class TrialProgress:
     def checkpoint(self, path: str, step: int = 0) -> None:
         self._outbox.send({"type": "checkpoint", "path": str(path), "step": step})
 
+    def note(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # the log's disk is full, which may be what is to be noted
+            print(text, file=sys.stderr, flush=True)
+        self._outbox.send({"type": "note", "text": one_line(text)})
+
     def _send(self, kind: str, **fields: Any) -> None:
         memory = {"peak_bytes": peak_bytes(), "device_bytes": device_peak_bytes()}
         self._outbox.send({"type": kind, **fields, **memory})
