@@ -1,8 +1,8 @@
-"""Log lines: JSON for programs, key=value for people.
+"""Log lines for people: key=value, and the standard library's warnings among them.
 
-Covers the two renderings and where the readable one goes. Event names are constant and dotted, units stand in the keys
-(`reserved_bytes`, `wait_s`): the readable line writes both for people (`reserved=31.2 GiB`, `wait=12.3 s`), the JSON
-line leaves them as they are.
+Covers the readable rendering and where it goes; the JSON line is the journal's (`adapters.journal`). Event names are
+constant and dotted, units stand in the keys (`reserved_bytes`, `wait_s`): the readable line writes both for people
+(`reserved=31.2 GiB`, `wait=12.3 s`), the JSON line leaves them as they are.
 """
 
 from __future__ import annotations
@@ -108,13 +108,6 @@ def readable(_logger: Any, _method: str, event: Mapping[str, Any]) -> str:
     ]
     line = " ".join(part for part in parts if part)
     return line if trace is None else f"{line}\n{trace}"
-
-
-def json_line(event: str, fields: Mapping[str, Any]) -> str:
-    """One event as one JSON line; values JSON does not know become text."""
-    rendered = structlog.processors.JSONRenderer(serializer=json.dumps, default=str, ensure_ascii=False)
-    text = rendered(None, "info", {"event": event, **fields})
-    return text if isinstance(text, str) else text.decode()
 
 
 def stderr_sink(line: str) -> None:

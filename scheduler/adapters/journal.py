@@ -16,7 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from structlog.processors import JSONRenderer
+
 VERSION = 1
+_render = JSONRenderer(default=str, ensure_ascii=False)
 _HELD_LINES = 100_000  # kept in memory while the disk is full; then the oldest go
 
 
@@ -42,7 +45,7 @@ class Journal:
     def write(self, event: str, *, durable: bool = False, **fields: Any) -> None:
         """Append one line. durable: it is on the disk when this returns (unless the disk refuses: then it is held)."""
         record = {"v": VERSION, "unix": round(time.time(), 3), "event": event, **fields}
-        line = json.dumps(record, default=str).encode() + b"\n"
+        line = str(_render(None, "info", record)).encode() + b"\n"
         with self._lock:
             self._held.append(line)
             self._flush(durable)

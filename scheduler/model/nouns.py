@@ -77,7 +77,6 @@ class FootprintSource(enum.Enum):
 
     PRIOR = "prior"  # the analytic formula alone
     CORRECTED = "corrected"  # the formula times a conformal quantile of observed/predicted
-    OBSERVED = "observed"  # this very attempt's own peak, after its memory went flat
     UNKNOWN = "unknown"  # no estimator: the trial runs alone and is measured
 
 
