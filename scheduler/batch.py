@@ -2,7 +2,7 @@
 
 Owns all scheduling state of a driver: studies, trials, the ledger, the corrections. It never sleeps, logs, samples or
 submits; everything that races (Dask callbacks, watchdog, signals, timers, keys) reaches it as an event. The same class
-runs in production, in the simulator and in the replay of a journal.
+runs in production and in the simulator (tests/simulator.py).
 """
 
 from __future__ import annotations
