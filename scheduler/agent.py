@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import signal
 import socket
@@ -27,7 +26,7 @@ from scheduler.adapters import vitals
 from scheduler.host import OVERHEAD_BYTES
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome
 from scheduler.process import TrialProcess, TrialStartError, Witness, conclude, tail
-from scheduler.registry import HostRegistry, KillStory, Registration, claim, read_json, write_json
+from scheduler.registry import HostRegistry, KillStory, Registration, claim, durable_result, read_json, write_json
 from scheduler.spare import WarmSpare
 
 KILL_STORY_TIMEOUT_S = 40.0  # the watchdog gives the memory 30 s to come back
@@ -369,17 +368,10 @@ class Agent(WorkerPlugin):
     def _finish(self, run: AttemptRun, folder: Path) -> Outcome:
         self._sweep(run)
         if run.seen.last is None:
-            run.seen.last = _durable_result(folder)
+            run.seen.last = durable_result(folder)
         story = self._kill_story(run)
         if story is not None:
-            run.seen.kill = {
-                "kill_id": story.kill_id,
-                "rule": story.rule,
-                "reason": story.reason,
-                "evidence": dict(story.evidence),
-                "seconds": story.seconds,
-                "steps": [list(step) for step in story.steps],
-            }
+            run.seen.kill = {**story.told(), "steps": [list(step) for step in story.steps]}
         run.seen.log_tail = tail(folder / "trial.log")
         return conclude(run.seen)
 
@@ -431,15 +423,6 @@ def describe(dask_worker: Worker) -> Json:
         "available_bytes": memory.available_bytes,
         "overhead_bytes": OVERHEAD_BYTES,
     }
-
-
-def _durable_result(folder: Path) -> Json | None:
-    """The last message as the trial wrote it to the disk before it sent it; None when there is none."""
-    try:
-        message = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        return None
-    return message if isinstance(message, dict) and message.get("type") in ("result", "error") else None
 
 
 def _resolve(path: str) -> Callable[..., Any]:

@@ -118,6 +118,16 @@ class KillStory:
     def has(self, step: str) -> bool:
         return any(name == step for name, _ in self.steps)
 
+    def told(self) -> dict[str, Any]:
+        """What an attempt's outcome holds of it: what was done, by which rule, and why."""
+        return {
+            "kill_id": self.kill_id,
+            "rule": self.rule,
+            "reason": self.reason,
+            "evidence": dict(self.evidence),
+            "seconds": self.seconds,
+        }
+
     @property
     def finished(self) -> bool:
         return self.has("released") or self.has("aborted")
@@ -395,3 +405,9 @@ def read_json(path: str) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None
+
+
+def durable_result(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """An attempt's last message as it wrote it to the disk before it sent it; None when there is none."""
+    message = read_json(os.path.join(folder, "result.json"))
+    return message if message is not None and message.get("type") in ("result", "error") else None

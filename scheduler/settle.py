@@ -36,7 +36,7 @@ from scheduler.model import (
 )
 from scheduler.policy import retry
 from scheduler.process import Witness, conclude, tail
-from scheduler.registry import HostRegistry, read_json
+from scheduler.registry import HostRegistry, durable_result, read_json
 from scheduler.story import final_attrs
 
 END_TIMEOUT_S = 10.0
@@ -144,7 +144,7 @@ class Evidence:
         attempt, folder = found[-1]
         return Remains(
             attempt=attempt,
-            result=_durable(folder),
+            result=durable_result(folder),
             kill=self._kill(AttemptId(trial, attempt), folder),
             process=self._process(folder),
             checkpoint=_checkpoint([path for _, path in reversed(found)]),
@@ -170,19 +170,8 @@ class Evidence:
             where = story.records[0].get("folder") if story.records else None
             elsewhere = where is not None and os.path.realpath(where) != os.path.realpath(folder)
             if story.attempt == str(attempt) and story.signalled and not story.aborted and not elsewhere:
-                return {
-                    "kill_id": story.kill_id,
-                    "rule": story.rule,
-                    "reason": story.reason,
-                    "evidence": dict(story.evidence),
-                    "seconds": story.seconds,
-                }
+                return story.told()
         return {}
-
-
-def _durable(folder: Path) -> Json | None:
-    message = read_json(os.fspath(folder / "result.json"))
-    return message if message is not None and message.get("type") in ("result", "error") else None
 
 
 def _checkpoint(newest_first: Sequence[Path]) -> str | None:
