@@ -379,7 +379,7 @@ def test_a_person_sees_the_run(local: LocalCluster, tmp_path: Path) -> None:
                 await tab.screenshot(tmp_path / "empty.png")
                 await asyncio.to_thread(client.log_event, dashboard.TOPIC, message(full()))
                 remember_a_morning(board_of(local))
-                text = await tab.wait_for("phase6a")
+                await tab.wait_for("phase6a")
                 for words in (
                     "186 / 600 trials done 9 running 160.0 GiB headroom 1 d 02 h elapsed",
                     "mac-studio tcp://10.0.0.7:41233 pressure normal 5 of 8 slots free",
@@ -389,7 +389,7 @@ def test_a_person_sees_the_run(local: LocalCluster, tmp_path: Path) -> None:
                     "200M_h3 3 / 50 – 0.594 waits for memory (needs 31.2 GiB)",
                     "closed: 5 trials in a row failed: ValueError: NaN loss",
                 ):
-                    assert words in text
+                    assert words in await tab.wait_for(words)  # the parts of the page are filled one after another
                 assert await tab.value(COLLISIONS) == []
                 assert await tab.value("document.documentElement.scrollWidth <= window.innerWidth")
                 used = await tab.value("deepAll('.worker .bar .used')[0].getBoundingClientRect().width")
