@@ -282,14 +282,14 @@ class Agent(WorkerPlugin):
             write_json(os.fspath(folder / "spec.json"), task, durable=True)
             process = self._spare.take()
         except (OSError, TrialStartError) as error:
-            return Outcome(reason=ExitReason.LOST, detail=str(error))
+            return Outcome(reason=ExitReason.NOT_STARTED, detail=str(error))
         run = self._begin(task, key, folder, process)
         try:
             self.registry.register(run.registration)
             self._serve(run, task)
             return self._finish(run, folder)
         except OSError as error:  # no room for the registration: what cannot be watched is not run
-            return Outcome(reason=ExitReason.LOST, detail=f"cannot be registered with the watchdog: {error}")
+            return Outcome(reason=ExitReason.NOT_STARTED, detail=f"cannot be registered with the watchdog: {error}")
         finally:
             process.kill()  # on every normal path it is dead and reaped, and this finds nobody
             process.close()
@@ -344,6 +344,7 @@ class Agent(WorkerPlugin):
         run.seen.exit_status = process.close()
         run.seen.duration_s = time.monotonic() - run.started
         run.seen.oom_killed = oom.blames_kernel(run.seen.exit_status)
+        run.seen.promised_bytes = run.registration.promised
 
     def _on_message(self, run: AttemptRun, message: Json) -> None:
         now, seen = time.monotonic(), run.seen

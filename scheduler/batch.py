@@ -8,13 +8,14 @@ runs in production and in the simulator (tests/simulator.py).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from scheduler import model as m
 from scheduler.book import IllegalTransition, Rules, Study, Trial
 from scheduler.ledger import Ledger, Reservation, Row
-from scheduler.policy import admission, placement, retry
+from scheduler.policy import admission, fault, placement
 from scheduler.policy.footprint import grown, tightened
 from scheduler.sizing import Sizing
 from scheduler.story import final_attrs
@@ -154,7 +155,7 @@ class BatchState:
             attempt=event.attempt,
             resume_from=event.resume_from,
             max_epochs=event.max_epochs,
-            lost=event.retries,
+            retries=event.retries,
             since=self._now,
             story=[f"asked at {self._now:.1f}"],
         )
@@ -197,21 +198,33 @@ class BatchState:
         if trial is None:
             return
         outcome, study = event.outcome, self.studies[trial.id.study]
+        verdict = fault.judge(outcome, trial.facts(outcome), self.rules.retry)
+        if isinstance(verdict, fault.Final):
+            outcome = replace(outcome, reason=verdict.reason)
         self.ledger.saw(event.attempt, peak_bytes=outcome.peak_bytes)
+        worker = self.ledger.worker_of(event.attempt)
         self.ledger.release(event.attempt)
         self._stale = True
         trusted = self.sizing.learn(study.spec.name, trial, outcome)
         trial.resume_from = outcome.checkpoint or trial.resume_from
-        trial.lost += outcome.reason is m.ExitReason.LOST
-        verdict = retry.after(outcome, trial.lost, self.rules.retry)
-        if isinstance(verdict, retry.Final):
+        if isinstance(verdict, fault.Final):
             self._finish(trial, verdict, outcome, trusted_peak=trusted)
-        elif self.draining:
+            return
+        trial.retries, trial.fruitless = verdict.spent, verdict.fruitless
+        if verdict.closes_host and worker is not None:
+            self._close_host(worker, outcome.detail)
+        if self.draining:
             trial.attempt += 1
             self._requeue(trial, reason=outcome.reason.value, outcome=outcome)
         else:
-            trial.retry(self._now, verdict.delay_s, f"attempt {trial.attempt} {outcome.reason.value}")
+            trial.retry(self._now, verdict, f"attempt {trial.attempt} {outcome.reason.value}")
             study.pending.add(trial.id)
+
+    def _close_host(self, worker: str, reason: str) -> None:
+        """Nothing more starts there until its agent has looked and says otherwise: with its next vitals."""
+        if (row := self.ledger.row(worker)) is not None:
+            row.closed_reason = reason
+            row.touch()
 
     def _on_quit(self, event: m.QuitRequested) -> None:
         again = self.draining is not None
@@ -316,6 +329,7 @@ class BatchState:
                 reserved_bytes=start.host_bytes,
                 slots=study.spec.slots,
                 resume_from=trial.resume_from,
+                retries=trial.retries,
                 wait_s=self._now - trial.since,
             )
         )
@@ -329,7 +343,7 @@ class BatchState:
         if study.misfits_in_row >= self.rules.max_misfits:
             self._close(study, f"{study.misfits_in_row} trials in a row fit no worker ({never.reason})", early=True)
 
-    def _finish(self, trial: Trial, verdict: retry.Final, outcome: m.Outcome, *, trusted_peak: bool) -> None:
+    def _finish(self, trial: Trial, verdict: fault.Final, outcome: m.Outcome, *, trusted_peak: bool) -> None:
         study, state = self.studies[trial.id.study], verdict.state
         study.misfits_in_row = 0
         study.counted += 1
@@ -340,8 +354,8 @@ class BatchState:
         value = outcome.value if state is m.FinalState.COMPLETE else None
         self._tell(trial, state, value, attrs, constraint=verdict.constraint)
         self._drop_checkpoints(study, trial, value)
-        study.failures_in_row = retry.failures_in_row(study.failures_in_row, state)
-        if retry.is_broken(study.failures_in_row, self.rules.retry):
+        study.failures_in_row = fault.failures_in_row(study.failures_in_row, state)
+        if fault.is_broken(study.failures_in_row, self.rules.retry):
             self._close(study, f"{study.failures_in_row} failures in a row; last: {outcome.detail}", early=True)
 
     def _drop_checkpoints(self, study: Study, trial: Trial, value: float | None) -> None:
@@ -366,7 +380,12 @@ class BatchState:
         attrs = {} if outcome is None else final_attrs(outcome, trial.footprint, trial.attempt - 1, trusted_peak=False)
         self._out.append(
             m.EnqueueRetry(
-                trial=trial.id, attempt=trial.attempt, resume_from=trial.resume_from, reason=reason, attrs=attrs
+                trial=trial.id,
+                attempt=trial.attempt,
+                resume_from=trial.resume_from,
+                reason=reason,
+                retries=trial.retries,
+                attrs=attrs,
             )
         )
 

@@ -9,9 +9,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.model import AttemptId, Footprint, StudySpec, TrialId, TrialState
+from scheduler.model import AttemptId, Footprint, Outcome, StudySpec, TrialId, TrialState
 from scheduler.policy.admission import MemoryBudget
-from scheduler.policy.retry import RetryPolicy
+from scheduler.policy.fault import Again, Facts, RetryPolicy
 
 # A trial's life as a table: where it may go from where it is. Anything else is a bug and raises with its story.
 TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
@@ -98,7 +98,8 @@ class Trial:
     step: int = 0
     value: float | None = None
     settled: bool = False
-    lost: int = 0
+    retries: int = 0
+    fruitless: int = 0
     stopping: str | None = None
     killed: bool = False
 
@@ -113,11 +114,16 @@ class Trial:
             raise IllegalTransition(f"{self.id}: {'; '.join(self.story)}")
         self.state = state
 
-    def retry(self, now: float, delay_s: float, why: str) -> None:
+    def facts(self, outcome: Outcome) -> Facts:
+        """What `fault.judge` must know besides the end of the present attempt."""
+        progress = outcome.checkpoint is not None and outcome.checkpoint != self.resume_from
+        return Facts(progress=progress, spent=self.retries, fruitless=self.fruitless)
+
+    def retry(self, now: float, again: Again, why: str) -> None:
         """Wait for its next attempt, from the checkpoint it has."""
         self.move(TrialState.PENDING, now, why)
         self.attempt += 1
-        self.since, self.not_before = now, now + delay_s
+        self.since, self.not_before = now, now + again.delay_s
         self.started_at = self.first_step = self.progressed_at = self.deferred = self.stopping = None
         self.settled = self.killed = False
 

@@ -18,7 +18,8 @@ def write(command: TellTrial | EnqueueRetry) -> tuple[str, Json]:
     if isinstance(command, TellTrial):
         fields |= {"state": command.state.value, "value": command.value, "constraint": command.constraint}
         return "trial.ended", fields
-    fields |= {"next_attempt": command.attempt, "resume_from": command.resume_from, "reason": command.reason}
+    fields |= {"next_attempt": command.attempt, "resume_from": command.resume_from}
+    fields |= {"reason": command.reason, "retries": command.retries}
     return "trial.requeued", fields
 
 
@@ -73,5 +74,6 @@ def _read(record: Mapping[str, Any]) -> TellTrial | EnqueueRetry:
         attempt=record["next_attempt"],
         resume_from=record["resume_from"],
         reason=record["reason"],
+        retries=record.get("retries", 0),
         attrs=record["attrs"],
     )

@@ -191,6 +191,7 @@ class Dispatcher:
             "resume_from": command.resume_from,
             "threads": spec.context.get("threads", 1),
             "reserved_bytes": command.reserved_bytes,
+            "retries": command.retries,
         }
         self.cluster.submit(agent.execute, task, command.worker)
 

@@ -32,7 +32,7 @@ from scheduler.dispatcher import Dispatcher, worker_facts
 from scheduler.lock import DriverLock
 from scheduler.plan import Plan
 from scheduler.policy.admission import parse_memory_budget
-from scheduler.policy.retry import RetryPolicy
+from scheduler.policy.fault import RetryPolicy
 from scheduler.process import Witness, conclude
 from scheduler.recorder import Recorder
 from scheduler.registry import HostRegistry

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler.model import ExitReason, HeadroomError, Json, Outcome
+from scheduler.model import MEMORY_REASONS, ExitReason, HeadroomError, Json, Outcome
 
 LOG_TAIL_BYTES = 4096
 _POLL_S = 0.25  # how soon a death is noticed whose pipe a grandchild keeps open
@@ -161,7 +161,8 @@ class Witness:
     """All that was seen of one attempt; `conclude` makes the outcome of it.
 
     last: the `result` or `error` message, None when none came. ended_by: why the agent itself ended it, None if it
-    did not. kill: the watchdog's record, empty without one. oom_killed: the kernel killed it and counted that.
+    did not. kill: the watchdog's record, empty without one (within_promise: it held no more than was promised to it).
+    oom_killed: the kernel killed it and counted that. promised_bytes: what it was promised, None where unknown.
     """
 
     last: Json | None = None
@@ -169,6 +170,7 @@ class Witness:
     ended_by: str | None = None
     kill: Json = field(default_factory=dict)
     oom_killed: bool = False
+    promised_bytes: int | None = None
     epochs: int = 0
     value: float | None = None
     peak_bytes: int | None = None
@@ -197,6 +199,8 @@ def conclude(seen: Witness) -> Outcome:
             value = None
     elif seen.kill:
         reason = ExitReason(seen.kill["reason"])
+        if reason in MEMORY_REASONS and seen.kill.get("within_promise"):
+            reason = ExitReason.PREEMPTED
         detail = f"watchdog: {seen.kill.get('rule', '')}"
     elif seen.last is not None:
         detail, traceback = str(seen.last.get("error", "")), seen.last.get("traceback")
@@ -204,7 +208,9 @@ def conclude(seen: Witness) -> Outcome:
         reason = ExitReason.LOST if seen.ended_by == "orphaned" else ExitReason.INTERRUPTED
         detail = f"ended: {seen.ended_by}"
     elif seen.oom_killed:
-        reason, detail = ExitReason.KERNEL_OOM, "killed by the kernel: out of memory"
+        within = seen.peak_bytes and seen.promised_bytes and seen.peak_bytes <= seen.promised_bytes
+        reason = ExitReason.PREEMPTED if within else ExitReason.KERNEL_OOM
+        detail = f"killed by the kernel: out of memory{', within its promise' if within else ''}"
     else:
         detail = describe_status(seen.exit_status)
         if seen.exit_status in _FROM_OUTSIDE:

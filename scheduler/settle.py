@@ -1,7 +1,7 @@
 """What becomes of trials that a dead driver left RUNNING.
 
 Covers the rule (`decide`), the reader of what an attempt left on disk (`Evidence`), and `resume`, which opens a study
-and settles it. Uses the same conclusions as a living driver: `process.conclude`, `policy.retry`, `story`. Does not
+and settles it. Uses the same conclusions as a living driver: `process.conclude`, `policy.fault`, `story`. Does not
 write to the study except through the store, and ends a process only after checking that it is still the same one.
 
 In order: what the dead driver had decided (its journal); a durable result; a kill by the watchdog; nothing at all,
@@ -11,6 +11,7 @@ which is a lost attempt and is retried from its checkpoint. A process that still
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -34,7 +35,7 @@ from scheduler.model import (
     TellTrial,
     TrialId,
 )
-from scheduler.policy import retry
+from scheduler.policy import fault
 from scheduler.process import Witness, conclude, tail
 from scheduler.registry import HostRegistry, durable_result, read_json
 from scheduler.story import final_attrs
@@ -60,7 +61,8 @@ class Remains:
 
     attempt: its number, 0 when none was ever started. result: the last message, durable before the process left.
     kill: the watchdog's record of a kill that was carried out. process: (pid, start_time) while it lives.
-    checkpoint: the newest of any attempt. reachable: False when the folder is on another host, so nothing is known.
+    checkpoint: the newest of any attempt; progress: it is the last attempt's own. retries: those spent when it began,
+    None where that is not known. reachable: False when the folder is on another host, so nothing is known.
     """
 
     attempt: int = 0
@@ -68,12 +70,14 @@ class Remains:
     kill: Mapping[str, Any] = field(default_factory=dict)
     process: tuple[int, float] | None = None
     checkpoint: str | None = None
+    progress: bool = False
+    retries: int | None = None
     log_tail: str = ""
     reachable: bool = True
 
 
 def decide(
-    left: LeftTrial, remains: Remains, policy: retry.RetryPolicy, decided: Decided | None = None
+    left: LeftTrial, remains: Remains, policy: fault.RetryPolicy, decided: Decided | None = None
 ) -> Decided | EndProcess:
     """What to do about a trial whose driver is gone. decided: what that driver had decided and not yet recorded."""
     if remains.process is not None and remains.result is None:
@@ -82,7 +86,9 @@ def decide(
         return decided
     checkpoint = remains.checkpoint or left.attrs.get("resume_from")
     if remains.reachable and remains.attempt == 0:
-        return EnqueueRetry(trial=left.trial, attempt=left.attempt, resume_from=checkpoint, reason="not started")
+        return EnqueueRetry(
+            trial=left.trial, attempt=left.attempt, resume_from=checkpoint, reason="not started", retries=left.retries
+        )
     attempt = max(remains.attempt, left.attempt)
     message = remains.result or {}
     outcome = conclude(
@@ -96,17 +102,23 @@ def decide(
             log_tail=remains.log_tail,
         )
     )
+    spent = left.retries + (attempt - left.attempt) if remains.retries is None else remains.retries
+    verdict = fault.judge(outcome, fault.Facts(progress=remains.progress, spent=spent), policy)
+    if isinstance(verdict, fault.Final):
+        outcome = dataclasses.replace(outcome, reason=verdict.reason)
     trusted = outcome.peak_bytes is not None and outcome.reason is ExitReason.COMPLETED
     attrs = {
         **final_attrs(outcome, _footprint(left.attrs), attempt, trusted_peak=trusted),
         "settled": "after the driver's death",
     }
-    # Attempts that this trial has lost, this one included; those the user interrupted are nobody's failure.
-    lost = left.retries + (attempt - left.attempt) + 1
-    verdict = retry.after(outcome, lost, policy)
-    if isinstance(verdict, retry.Retry):
+    if isinstance(verdict, fault.Again):
         return EnqueueRetry(
-            trial=left.trial, attempt=attempt + 1, resume_from=checkpoint, reason=outcome.reason.value, attrs=attrs
+            trial=left.trial,
+            attempt=attempt + 1,
+            resume_from=checkpoint,
+            reason=outcome.reason.value,
+            retries=verdict.spent,
+            attrs=attrs,
         )
     value = outcome.value if verdict.state is FinalState.COMPLETE else None
     return TellTrial(trial=left.trial, state=verdict.state, value=value, attrs=attrs, constraint=verdict.constraint)
@@ -142,12 +154,15 @@ class Evidence:
         if not found:
             return Remains()
         attempt, folder = found[-1]
+        spent = (read_json(os.fspath(folder / "spec.json")) or {}).get("retries")
         return Remains(
             attempt=attempt,
             result=durable_result(folder),
             kill=self._kill(AttemptId(trial, attempt), folder),
             process=self._process(folder),
             checkpoint=_checkpoint([path for _, path in reversed(found)]),
+            progress=(folder / "checkpoint.pt").is_file(),
+            retries=spent if isinstance(spent, int) else None,
             log_tail=tail(folder / "trial.log"),
         )
 
@@ -206,7 +221,7 @@ def resume(
     candidates: Sequence[Mapping[str, Any]],
     *,
     evidence: Evidence,
-    policy: retry.RetryPolicy,
+    policy: fault.RetryPolicy,
     decided: Mapping[TrialId, Decided] | None = None,
     journal: Callable[..., None] | None = None,
 ) -> OpenedStudy:
@@ -234,7 +249,7 @@ def resume(
 
 
 def settle(
-    left: LeftTrial, evidence: Evidence, policy: retry.RetryPolicy, decided: Decided | None = None
+    left: LeftTrial, evidence: Evidence, policy: fault.RetryPolicy, decided: Decided | None = None
 ) -> Decided | None:
     """Decide about one trial, ending its process first where it lives. None: it cannot be ended."""
     for _ in range(2):

@@ -19,7 +19,7 @@ from scheduler import model as m
 from scheduler.batch import BatchState
 from scheduler.book import Rules
 from scheduler.policy.admission import parse_memory_budget
-from scheduler.policy.retry import RetryPolicy
+from scheduler.policy.fault import RetryPolicy
 from scheduler.units import GIB
 from tests.builders import asked, facts, outcome, study
 

@@ -10,8 +10,8 @@ from scheduler import model as m
 from scheduler.batch import BatchState
 from scheduler.book import IllegalTransition, Rules
 from scheduler.policy.admission import parse_memory_budget
+from scheduler.policy.fault import RetryPolicy
 from scheduler.policy.footprint import tightened
-from scheduler.policy.retry import RetryPolicy
 from scheduler.units import GIB
 from tests import builders as b
 
@@ -160,17 +160,58 @@ def test_failed_probe_and_pressure_close_admission() -> None:
 
 
 def test_lost_attempt_is_retried_from_its_checkpoint_then_fails() -> None:
-    """LOST is retried max_retries times with the last checkpoint, then told FAIL; the trial keeps its number."""
+    """LOST without progress is retried max_retries times, then told FAIL; the trial keeps its number."""
     batch = Batch(b.study(quota=1))
     batch.join()
     launch = batch.start()
-    for attempt in (2, 3):
-        commands = batch.end(launch.attempt, m.ExitReason.LOST, checkpoint=f"/c{attempt}")
+    for attempt, retries in ((2, 0), (3, 0), (4, 1), (5, 2)):
+        checkpoint = f"/c{min(attempt, 3)}"
+        commands = batch.end(launch.attempt, m.ExitReason.LOST, checkpoint=checkpoint)
         launch = only(commands or batch.tell(m.Tick(), after=60), m.LaunchAttempt)
-        assert (launch.attempt.attempt, launch.resume_from) == (attempt, f"/c{attempt}")
+        assert (launch.attempt.attempt, launch.resume_from, launch.retries) == (attempt, checkpoint, retries)
     tell = only(batch.end(launch.attempt, m.ExitReason.LOST), m.TellTrial)
     assert tell.state is m.FinalState.FAIL
     assert tell.attrs["stop_reason"] == "lost"
+
+
+def test_a_trial_that_never_started_costs_nothing_and_closes_its_host() -> None:
+    """However often: no retry, no failure in a row; nothing else starts there until the worker's next word."""
+    batch = Batch(b.study(quota=9))
+    batch.join()
+    launch = batch.start()
+    for _ in range(10):
+        assert kinds(batch.end(launch.attempt, m.ExitReason.NOT_STARTED, detail="disk full: /runs"), m.TellTrial) == []
+        row = batch.brain.ledger.row(launch.worker)
+        assert row is not None and row.closed_reason == "disk full: /runs"
+        assert kinds(batch.tell(m.Tick(), after=600), m.LaunchAttempt) == []
+        launch = only(batch.tell(m.WorkerVitals(worker=launch.worker, available_bytes=24 * GIB)), m.LaunchAttempt)
+        assert (launch.retries, batch.brain.studies["study"].failures_in_row) == (0, 0)
+    assert batch.brain.studies["study"].counted == 0
+
+
+def test_a_preempted_trial_runs_again_from_its_checkpoint() -> None:
+    """Killed within its promise: nothing is told to the study, no constraint, and its checkpoint is used."""
+    batch = Batch(b.study(quota=1))
+    batch.join()
+    launch = batch.start()
+    kill = {"kill_id": "k", "rule": "pressure", "within_promise": True}
+    commands = batch.end(launch.attempt, m.ExitReason.PREEMPTED, checkpoint="/c", kill=kill)
+    again = only(commands or batch.tell(m.Tick(), after=600), m.LaunchAttempt)
+    assert (again.attempt.attempt, again.resume_from, again.retries) == (2, "/c", 0)
+    assert kinds(batch.log, m.TellTrial) == []
+
+
+def test_the_kernels_third_kill_in_a_row_is_the_trials_own() -> None:
+    """What leaps between two samples looks like a bystander; told as what it is, it teaches the next estimate."""
+    batch = Batch(b.study(quota=9))
+    batch.join()
+    launch = batch.start(0, 2 * GIB)
+    for _ in range(2):
+        commands = batch.end(launch.attempt, m.ExitReason.PREEMPTED, peak_bytes=2 * GIB)
+        launch = only(commands or batch.tell(m.Tick(), after=600), m.LaunchAttempt)
+    tell = only(batch.end(launch.attempt, m.ExitReason.PREEMPTED, peak_bytes=2 * GIB), m.TellTrial)
+    assert (tell.state, tell.attrs["stop_reason"]) == (m.FinalState.PRUNED, "kernel_oom")
+    assert (tell.constraint or 0) > 0
 
 
 def test_late_news_of_an_earlier_attempt_is_ignored() -> None:

@@ -73,7 +73,7 @@ def pure_parts() -> list[Path]:
         found.add(path)
         for module in imports(path):
             parts = module.split(".")
-            # `scheduler.units.gib` is a name in a file, `scheduler.policy.retry` a file.
+            # `scheduler.units.gib` is a name in a file, `scheduler.policy.fault` a file.
             stems = [ROOT.joinpath(*parts[:length]) for length in range(len(parts), 1, -1)]
             files = [file for stem in stems for file in (stem.with_suffix(".py"), stem / "__init__.py")]
             wanted += [file for file in files if parts[0] == "scheduler" and file.exists()]
@@ -94,7 +94,7 @@ def test_the_pure_parts_are_there() -> None:
         "admission.py",
         "placement.py",
         "eviction.py",
-        "retry.py",
+        "fault.py",
     } <= names
 
 

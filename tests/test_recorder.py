@@ -30,7 +30,7 @@ from scheduler.model import (
     TrialId,
     TrialTold,
 )
-from scheduler.policy.retry import RetryPolicy
+from scheduler.policy.fault import RetryPolicy
 from scheduler.recorder import Recorder
 from tests.test_study import ARCHITECTURES, FUNCTIONS, STUDY, spec, states, store_at, told
 from tests.waiting import wait_until

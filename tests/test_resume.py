@@ -11,7 +11,7 @@ from scheduler.batch import BatchState
 from scheduler.book import Rules
 from scheduler.model import ExitReason
 from scheduler.policy.admission import parse_memory_budget
-from scheduler.policy.retry import RetryPolicy
+from scheduler.policy.fault import RetryPolicy
 from scheduler.process import Witness, conclude
 from tests import builders as b
 

@@ -14,7 +14,7 @@ from scheduler import settle
 from scheduler.adapters import vitals
 from scheduler.adapters.study import LeftTrial
 from scheduler.model import AttemptId, EnqueueRetry, FinalState, TellTrial, TrialId
-from scheduler.policy.retry import RetryPolicy
+from scheduler.policy.fault import RetryPolicy
 from scheduler.registry import HostRegistry, Registration
 from tests.test_study import ARCHITECTURES, STUDY, ask, spec, states, store_at
 
@@ -59,6 +59,15 @@ def left(**more: Any) -> LeftTrial:
         (dict(attempt=4), {}, None, "FAIL None"),
         (dict(attempt=4), {"attempt": 4, "retries": 3}, None, "FAIL None"),
         (dict(attempt=4), {"attempt": 4, "retries": 0}, None, "retry 5 None lost"),
+        (dict(attempt=9, retries=2), {}, None, "retry 10 None lost"),
+        (dict(attempt=9, retries=3), {}, None, "FAIL None"),
+        (dict(attempt=9, retries=3, checkpoint="/c", progress=True), {}, None, "retry 10 /c lost"),
+        (
+            dict(attempt=1, kill=KILL | {"reason": "evicted", "within_promise": True}),
+            {},
+            None,
+            "retry 2 None preempted",
+        ),
         (dict(attempt=0), {}, None, "retry 1 None not started"),
         (dict(attempt=0), {"attempt": 3, "attrs": {"resume_from": "/b"}}, None, "retry 3 /b not started"),
         (dict(reachable=False), {"attempt": 2}, None, "retry 3 None lost"),

@@ -307,7 +307,9 @@ def test_a_retry_is_enqueued_once_with_its_parameters_and_checkpoint(store: Stud
     """Enqueued twice it is queued once; it carries fixed parameters, its curve, its attempt and its checkpoint."""
     asked = ask(store)
     store.report(AttemptId(asked.trial, 1), {1: 0.9, 2: 0.8})
-    retry = EnqueueRetry(trial=asked.trial, attempt=2, resume_from="/ckpt.pt", reason="lost", attrs={"epochs": 2})
+    retry = EnqueueRetry(
+        trial=asked.trial, attempt=2, resume_from="/ckpt.pt", reason="lost", retries=1, attrs={"epochs": 2}
+    )
     assert store.enqueue_retry(retry) == store.enqueue_retry(retry) == 1
     waiting = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{file}").trials[1]
     assert states(file) == ["FAIL", "WAITING"]

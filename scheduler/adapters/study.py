@@ -373,16 +373,14 @@ class StudyStore:
     def enqueue_retry(self, command: EnqueueRetry, *, left: LeftTrial | None = None) -> int | None:
         """Queue the trial again as attempt `command.attempt` and tell it FAIL (attribute `retried`: its successor).
 
-        Returns the successor's number, None when the trial has ended otherwise. Interruptions by the user are not
-        counted as lost attempts.
+        Returns the successor's number, None when the trial has ended otherwise.
         """
         opened, rdb = self._open[command.trial.study], self._connect()
         with translated():
             attrs = rdb.frozen(opened.id, command.trial.number).user_attrs
-        lost = command.attempt - attrs.get("attempt", 1) - (command.reason == "interrupted")
         successor = {
             "attempt": command.attempt,
-            "retries": attrs.get("retries", 0) + max(lost, 0),
+            "retries": command.retries,
             "resume_from": command.resume_from,
             "micro_batch": attrs.get("micro_batch") if command.resume_from else None,
         }

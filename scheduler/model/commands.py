@@ -32,6 +32,7 @@ class LaunchAttempt:
     slots: int
     resume_from: str | None
     wait_s: float
+    retries: int = 0  # spent so far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,13 +94,14 @@ class TellTrial:
 class EnqueueRetry:
     """Put the trial's parameters back into the study's queue (idempotent), then tell the old one FAIL.
 
-    Used when this driver will not run it again itself: interrupted by the user.
+    Used when this driver will not run it again itself: interrupted by the user. retries: those it has spent.
     """
 
     trial: TrialId
     attempt: int
     resume_from: str | None
     reason: str
+    retries: int = 0
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 

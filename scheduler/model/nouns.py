@@ -259,6 +259,9 @@ class ExitReason(enum.Enum):
     FAILED = "failed"  # exception, NaN, sys.exit, signal: the trial's own
     LOST = "lost"  # its worker, host or driver died
     INTERRUPTED = "interrupted"  # asked to stop; its checkpoint is kept
+    NOT_STARTED = "not_started"  # its process never came up: the host's disk, inodes, processes, folder, packages
+    PREEMPTED = "preempted"  # killed for memory although within its promise: another took the memory
+    TIMED_OUT = "timed_out"  # the limit per trial that the user set
 
 
 MEMORY_REASONS = frozenset({ExitReason.EVICTED, ExitReason.OVERSHOOT, ExitReason.KERNEL_OOM})
