@@ -25,6 +25,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from scheduler.adapters.study_ask import begun_trial
 from scheduler.adapters.study_rdb import (
     Begun,
     Full,
@@ -147,7 +148,7 @@ class StudyStore:
                 load_if_exists=True,
                 pruner=make_pruner(self._pruner),  # one each: Hyperband keeps its brackets in it
             )
-            study_id = study._study_id
+            study_id = self._cached.get_study_id_from_name(spec.name)
             notes = []
             given = [clean(architecture) for architecture in candidates]
             architectures = rdb.remember(study_id, "architectures", given)
@@ -237,12 +238,10 @@ class StudyStore:
         raise HeadroomError(f"{MAX_MISFITS} proposals in a row do not fit {command.limit_bytes} bytes")
 
     def _sample(self, opened: _Open, begun: Begun, command: AskTrial) -> TrialAsked:
-        opened.study.get_trials(deepcopy=False)  # the cache must know the trial before the sampler writes to it
         # Seeded by the trial's number: a restart or a second driver with the same seed does not repeat proposals, and
         # the same study gives the same ones.
         seed = zlib.crc32(f"{self._seed}/{opened.spec.name}/{begun.number}".encode())
-        opened.study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-        trial = optuna.Trial(opened.study, begun.trial_id)
+        trial = begun_trial(opened.spec.name, self._cached, begun, seed=seed, pruner=opened.study.pruner)
         context, previous = opened.spec.context, begun.attrs.get("micro_batch")
 
         def fit(params: Mapping[str, Any]) -> int | None:

@@ -1,0 +1,64 @@
+"""Sampling through Optuna's public `Study.ask`, for a trial that our own transaction has begun.
+
+Covers the sampler and the study that a sampler is given: one of its own for each trial. Optuna keeps the trials a
+sampler learns from in the study and forgets them in `Study.ask` and `Study.tell` only; `Rdb` finishes trials without
+`tell`, so a trial made without `ask` would be proposed from what the first one saw, for ever. Part of the study
+adapter. Does not claim trials (`study_rdb`) or know what their parameters mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from scheduler.adapters.study_rdb import Begun
+
+
+def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler of every study. Trials that run are counted as bad until they end (constant liar)."""
+    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+def begun_trial(
+    study_name: str, storage: BaseStorage, begun: Begun, *, seed: int, pruner: optuna.pruners.BasePruner
+) -> optuna.Trial:
+    """Return our RUNNING trial as `Study.ask` does, ready to suggest from all that is in the storage now."""
+    storage.get_all_trials(storage.get_study_id_from_name(study_name), deepcopy=False)  # its cache must know the trial
+    seen = _Begun(storage, begun.trial_id)
+    study = optuna.load_study(study_name=study_name, storage=seen, sampler=make_sampler(seed), pruner=pruner)
+    trial = study.ask()
+    assert trial.number == begun.number, f"Optuna asked trial {trial.number}, not {begun.number}"
+    return trial
+
+
+def _passed_on(name: str) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.behind, name)(*args, **kwargs)
+
+    return method
+
+
+# A storage whose every method is that of the one `behind` it; also those that a later release adds to the interface.
+_PassedOn: Any = type(
+    "_PassedOn",
+    (BaseStorage,),
+    {name: _passed_on(name) for name, member in vars(BaseStorage).items() if callable(member) and name[0] != "_"},
+)
+
+
+class _Begun(_PassedOn):
+    """The storage as `Study.ask` sees it: the trial it creates is there already, and no waiting one is left to take."""
+
+    def __init__(self, behind: BaseStorage, trial_id: int) -> None:
+        self.behind, self.trial_id = behind, trial_id
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        return self.trial_id
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
+        # False: another process was quicker. Which waiting trial is next was decided when this one was begun.
+        return False

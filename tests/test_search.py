@@ -1,0 +1,152 @@
+"""What the search promises: it learns from what has ended, sees what runs, and keeps away from what does not fit.
+
+Through the study store on a real database and through the command with real processes, on a function whose lowest
+value is known. How good the search is beside plain Optuna is `tests/benchmarks/search.py`'s to say.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+from scheduler.adapters.study import Functions, StudyStore
+from scheduler.model import AskTrial, FinalState, StudySpec, TellTrial, TrialAsked
+from tests import bowl
+
+PROJECT = Path(__file__).resolve().parent.parent
+STUDY = "bowl_2M_h1"
+STARTUP = 10  # trials before Optuna's TPE leaves random sampling
+
+
+def opened(file: Path, *, seed: int = 0, owner: str = "driver", run: str = "run", **settings: Any) -> StudyStore:
+    """A store with the bowl's study open."""
+    functions = settings.pop("functions", Functions(sample=bowl.sample, estimate=bowl.estimate))
+    store = StudyStore(f"sqlite:///{file}", owner=owner, run=run, functions=functions, seed=seed, **settings)
+    store.open(StudySpec(name=STUDY, budget="2M", horizon=1, quota=200, slots=1), bowl.ARCHITECTURES)
+    return store
+
+
+def ask(store: StudyStore, limit: int = 2**40) -> TrialAsked:
+    """Ask, and insist on a trial."""
+    asked = store.ask(AskTrial(study=STUDY, limit_bytes=limit))
+    assert isinstance(asked, TrialAsked)
+    return asked
+
+
+def complete(store: StudyStore, asked: TrialAsked) -> float:
+    """Tell the bowl's value."""
+    value = bowl.value(asked.params)
+    store.tell(TellTrial(trial=asked.trial, state=FinalState.COMPLETE, value=value))
+    return value
+
+
+def play(store: StudyStore, trials: int, parallel: int = 1) -> list[float]:
+    """Run so many trials, `parallel` at once, the oldest ending first; their values in the order of asking."""
+    running: list[TrialAsked] = []
+    values = []
+    for _ in range(trials):
+        running.append(ask(store))
+        if len(running) == parallel:
+            values.append(complete(store, running.pop(0)))
+    return values + [complete(store, asked) for asked in running]
+
+
+def learns(values: Sequence[float]) -> bool:
+    """Whether the mean of the last third is at most half of the first third's."""
+    third = len(values) // 3
+    return mean(values[-third:]) <= mean(values[:third]) / 2
+
+
+def trials_in(file: Path) -> list[optuna.trial.FrozenTrial]:
+    """The trials as Optuna itself reads them."""
+    return optuna.load_study(study_name=STUDY, storage=f"sqlite:///{file}").trials
+
+
+def at_random(number: int, seed: int = 0) -> dict[str, Any]:
+    """What random search proposes as trial `number` of this seed."""
+    sampler = optuna.samplers.RandomSampler(seed=zlib.crc32(f"{seed}/{STUDY}/{number}".encode()))
+    trial = optuna.create_study(sampler=sampler).ask()
+    bowl.sample(trial, {}, bowl.ARCHITECTURES, None)
+    return trial.params
+
+
+def test_after_the_startup_trials_no_proposal_is_random_search(tmp_path: Path) -> None:
+    """The first ten are what random search draws; none after them is, and each carries what TPE drew jointly."""
+    play(opened(tmp_path / "study.db"), 25)
+    trials = trials_in(tmp_path / "study.db")
+    assert [t.number for t in trials if t.params == at_random(t.number)] == list(range(STARTUP))
+    relative = [t.number for t in trials if any("relative_params" in key for key in t.system_attrs)]
+    assert relative == list(range(STARTUP, 25))
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 8])
+def test_it_learns(tmp_path: Path, parallel: int) -> None:
+    """The mean of the last third of 45 trials is at most half of the first third's, whatever the seed."""
+    for seed in range(3):
+        assert learns(play(opened(tmp_path / f"{seed}.db", seed=seed), 45, parallel)), seed
+
+
+def test_it_learns_across_restarts_and_two_drivers(tmp_path: Path) -> None:
+    """Nothing that is learnt is lost by a new process, or kept from the other driver of the same study."""
+    file = tmp_path / "study.db"
+    values = []
+    for start in range(3):
+        stores = [opened(file, owner=f"{run}.{start}", run=run) for run in ("run1", "run2")]
+        for _ in range(8):
+            asked = [ask(store) for store in stores]
+            values += [complete(store, trial) for store, trial in zip(stores, asked, strict=True)]
+        for store in stores:
+            store.close()
+    assert learns(values)
+
+
+# -- a real run --------------------------------------------------------------------------------------------------------
+
+
+def schedule(folder: Path, slots: int, trials: int = 45, trial_s: float = 0.0, **settings: Any) -> Path:
+    """Run the bowl's study through the command, from start to end; its database. trial_s: what a trial lasts."""
+    settings = {"name": "bowl", "budgets": ["2M"], "horizons": [1], "trials": trials, "threads": 1, "slots": slots,
+                "dashboard": "off", "training": bowl.FUNCTIONS, **settings}  # fmt: skip
+    (folder / "host").mkdir(exist_ok=True)
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, "-m", "scheduler", "--config", folder / "settings.yaml", "--runs-dir", folder / "runs"],
+        cwd=PROJECT,
+        env={**os.environ, "HEADROOM_HOST_DIR": str(folder / "host"), "BOWL_TRIAL_S": str(trial_s)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "bowl" / "study.db"
+
+
+def most_at_once(trials: Sequence[optuna.trial.FrozenTrial]) -> int:
+    """How many were RUNNING together, at the start of some trial."""
+    spans = [(t.datetime_start, t.datetime_complete) for t in trials]
+    return max(sum(start <= at < end for start, end in spans) for at, _ in spans)
+
+
+@pytest.mark.parametrize(("slots", "trial_s"), [(1, 0.0), (2, 0.1), (8, 0.6)])
+def test_a_run_of_the_command_learns(tmp_path: Path, slots: int, trial_s: float) -> None:
+    """One driver, never restarted: the mean of the last third is at most half of the first third's."""
+    trials = trials_in(schedule(tmp_path, slots, trial_s=trial_s))
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 45
+    assert learns([t.value for t in trials])
+    assert most_at_once(trials) > slots / 2, "the trials did run together"
+    relative = [t.number for t in trials if any("relative_params" in key for key in t.system_attrs)]
+    assert relative == list(range(relative[0], 45)), "once TPE has taken over, it draws every trial"
+    assert STARTUP <= relative[0] <= STARTUP + slots + 1
