@@ -3,7 +3,7 @@
 Covers: connecting (SQLite's settings), claiming or creating a trial, reports, final states, retries and leases, each as
 ONE transaction that takes the study's lock, so that a crash leaves either all of it or nothing and two drivers cannot
 both claim or finish a trial. Does not sample, prune or know what an attribute means: `study` does. Part of the study
-adapter; nothing else imports it. Uses Optuna's own tables through Optuna's own models (release 5).
+adapter; nothing else imports it. What it uses of Optuna that is not public is in `optuna_private`.
 
 SQLite: WAL with synchronous=NORMAL. A dying process loses nothing; a power cut may lose the last transactions (never
 the file): a trial that was told is then RUNNING again, and the next start tells it again from its durable result.
@@ -24,11 +24,12 @@ from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages._rdb import models
-from optuna.storages._rdb.storage import _create_scoped_session
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import event, exc, func
+from sqlalchemy.orm import Session
 
+from scheduler.adapters import optuna_private
+from scheduler.adapters.optuna_private import StudyAttr, StudyRow, TrialAttr, TrialRow
 from scheduler.model import HeadroomError, UsageError
 
 BUSY_TIMEOUT_S = 5.0  # how long one transaction waits for another process's; the recorder repeats it after that
@@ -72,6 +73,8 @@ def sqlite_path(url: str) -> Path | None:
 
 def check(url: str) -> None:
     """Prove that a study could be kept at `url`; creates nothing. Raises UsageError, one line, with what to do."""
+    if gone := optuna_private.missing():
+        raise UsageError(f"optuna {optuna.__version__} has no {', '.join(gone)}: pip install 'optuna>=5.0,<6'")
     try:
         path, backend = sqlite_path(url), sqlalchemy.engine.make_url(url).get_backend_name()
     except (exc.ArgumentError, ValueError) as error:
@@ -190,10 +193,11 @@ class Rdb:
                 with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")
             self.storage = self._create(url)
+            self.engine = optuna_private.engine(self.storage)
             if path is not None:
-                event.listen(self.storage.engine, "connect", _configure_sqlite)
-                event.listen(self.storage.engine, "begin", _begin_immediate)
-                self.storage.engine.dispose()  # those opened before the listeners have neither setting
+                event.listen(self.engine, "connect", _configure_sqlite)
+                event.listen(self.engine, "begin", _begin_immediate)
+                self.engine.dispose()  # those opened before the listeners have neither setting
 
     @staticmethod
     def _create(url: str) -> optuna.storages.RDBStorage:
@@ -211,13 +215,13 @@ class Rdb:
     def close(self) -> None:
         """Give the connections back. SQLite's write-ahead log is folded into the file by the last one."""
         self.storage.remove_session()
-        self.storage.engine.dispose()
+        self.engine.dispose()
 
     @contextmanager
     def _transaction(self, study_id: int) -> Iterator[Any]:
         """A session that holds the study's lock: its row's, or (SQLite has none) the whole file's."""
-        with translated(), _create_scoped_session(self.storage.scoped_session) as session:
-            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
+        with translated(), Session(self.engine) as session, session.begin():
+            session.query(StudyRow).filter_by(study_id=study_id).with_for_update().one()
             yield session
 
     # -- trials -----------------------------------------------------------------------------------------------------
@@ -257,9 +261,11 @@ class Rdb:
                     trial_id=waiting.trial_id, number=waiting.number, attrs=self._attrs(session, waiting.trial_id)
                 )
             template = create_trial(
-                state=TrialState.RUNNING, user_attrs=mine, system_attrs={"fixed_params": dict(fixed)} if fixed else {}
+                state=TrialState.RUNNING,
+                user_attrs=mine,
+                system_attrs={optuna_private.FIXED_PARAMS: dict(fixed)} if fixed else {},
             )
-            created = self.storage._get_prepared_new_trial(study_id, template, session)
+            created = optuna_private.add_trial(self.storage, session, study_id, template)
             return Begun(trial_id=created.trial_id, number=created.number, attrs=mine)
 
     def annotate(self, study_id: int, number: int, run: str, attrs: Mapping[str, Any]) -> None:
@@ -277,7 +283,7 @@ class Rdb:
             if trial.state is not TrialState.RUNNING:
                 return False
             for step, value in values.items():
-                self.storage._set_trial_intermediate_value_without_commit(session, trial.trial_id, step, float(value))
+                optuna_private.set_intermediate_value(self.storage, session, trial, step, float(value))
             return True
 
     def finish(
@@ -320,22 +326,22 @@ class Rdb:
             if trial.state.is_finished():
                 return self._attrs(session, trial.trial_id).get("retried")
             self._require_lease(session, study_id, lease)
-            frozen = self.storage._build_frozen_trial_from_trial_model(trial)
-            fixed = {**frozen.system_attrs.get("fixed_params", {}), **frozen.params}
+            frozen = optuna_private.frozen(self.storage, trial)
+            fixed = {**frozen.system_attrs.get(optuna_private.FIXED_PARAMS, {}), **frozen.params}
             template = create_trial(
                 state=TrialState.WAITING,
                 user_attrs=clean({**successor_attrs, "retry_of": number}),
-                system_attrs={"fixed_params": fixed},
+                system_attrs={optuna_private.FIXED_PARAMS: fixed},
                 intermediate_values=frozen.intermediate_values,
             )
-            successor = self.storage._get_prepared_new_trial(study_id, template, session)
+            successor = optuna_private.add_trial(self.storage, session, study_id, template)
             self._finish(session, trial, TrialState.FAIL, None, {**attrs, "retried": successor.number}, None)
             return int(successor.number)
 
     def frozen(self, study_id: int, number: int) -> FrozenTrial:
         """One trial as it is now."""
         with self._transaction(study_id) as session:
-            return self.storage._build_frozen_trial_from_trial_model(self._trial(session, study_id, number))
+            return optuna_private.frozen(self.storage, self._trial(session, study_id, number))
 
     def counted(self, study_id: int) -> int:
         """Trials that count towards the quota."""
@@ -347,11 +353,10 @@ class Rdb:
     def remember(self, study_id: int, key: str, value: Any) -> Any:
         """Store a study attribute unless it exists; what stands is returned."""
         with self._transaction(study_id) as session:
-            study = models.StudyModel.find_or_raise_by_id(study_id, session)
-            found = models.StudyUserAttributeModel.find_by_study_and_key(study, key, session)
+            found = session.query(StudyAttr).filter_by(study_id=study_id, key=key).one_or_none()
             if found is not None:
                 return json.loads(found.value_json)
-            session.add(models.StudyUserAttributeModel(study_id=study_id, key=key, value_json=json.dumps(value)))
+            session.add(StudyAttr(study_id=study_id, key=key, value_json=json.dumps(value)))
             return value
 
     def set_study_attr(self, study_id: int, key: str, value: Any) -> None:
@@ -368,12 +373,12 @@ class Rdb:
 
     @staticmethod
     def _trials(session: Any, study_id: int, state: TrialState) -> Any:
-        query = session.query(models.TrialModel).filter_by(study_id=study_id, state=state)
-        return query.order_by(models.TrialModel.trial_id)
+        query = session.query(TrialRow).filter_by(study_id=study_id, state=state)
+        return query.order_by(TrialRow.trial_id)
 
     @staticmethod
     def _trial(session: Any, study_id: int, number: int) -> Any:
-        query = session.query(models.TrialModel).filter_by(study_id=study_id, number=number)
+        query = session.query(TrialRow).filter_by(study_id=study_id, number=number)
         trial = query.with_for_update().one_or_none()
         if trial is None:
             raise KeyError(f"no trial {number} in study {study_id}")
@@ -392,42 +397,42 @@ class Rdb:
         if lease is None:
             return
         key, expected = lease
-        study = models.StudyModel.find_or_raise_by_id(study_id, session)
-        found = models.StudyUserAttributeModel.find_by_study_and_key(study, key, session)
+        found = session.query(StudyAttr).filter_by(study_id=study_id, key=key).one_or_none()
         if (None if found is None else json.loads(found.value_json)) != expected:
             raise NotOurs(f"{key} has been renewed")
 
     @staticmethod
     def _counted(session: Any, study_id: int) -> int:
-        attr, trial = models.TrialUserAttributeModel, models.TrialModel
-        finished = session.query(func.count(trial.trial_id)).filter(
-            trial.study_id == study_id, trial.state.in_([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL])
+        states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
+        finished = session.query(func.count(TrialRow.trial_id)).filter(
+            TrialRow.study_id == study_id, TrialRow.state.in_(states)
         )
         never_ran = [json.dumps(reason) for reason in UNCOUNTED]
         excluded = (
-            session.query(func.count(func.distinct(attr.trial_id)))
-            .join(trial, trial.trial_id == attr.trial_id)
-            .filter(trial.study_id == study_id)
-            .filter(trial.state.in_([TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]))
-            .filter((attr.key == "retried") | ((attr.key == "stop_reason") & attr.value_json.in_(never_ran)))
+            session.query(func.count(func.distinct(TrialAttr.trial_id)))
+            .join(TrialRow, TrialRow.trial_id == TrialAttr.trial_id)
+            .filter(TrialRow.study_id == study_id, TrialRow.state.in_(states))
+            .filter(
+                (TrialAttr.key == "retried") | ((TrialAttr.key == "stop_reason") & TrialAttr.value_json.in_(never_ran))
+            )
         )
         return int(finished.scalar()) - int(excluded.scalar())
 
     @staticmethod
     def _attrs(session: Any, trial_id: int) -> dict[str, Any]:
-        found = models.TrialUserAttributeModel.where_trial_id(trial_id, session)
+        found = session.query(TrialAttr).filter_by(trial_id=trial_id)
         return {attribute.key: json.loads(attribute.value_json) for attribute in found}
 
     @staticmethod
     def _put_attrs(session: Any, trial_id: int, attrs: Mapping[str, Any]) -> None:
         # Some twenty attributes per trial: one read and one batch of inserts instead of Optuna's transaction for each.
-        have = {a.key: a for a in models.TrialUserAttributeModel.where_trial_id(trial_id, session)}
+        have = {a.key: a for a in session.query(TrialAttr).filter_by(trial_id=trial_id)}
         for key, value in attrs.items():
             text = json.dumps(clean(value))
             if key in have:
                 have[key].value_json = text
             else:
-                session.add(models.TrialUserAttributeModel(trial_id=trial_id, key=key, value_json=text))
+                session.add(TrialAttr(trial_id=trial_id, key=key, value_json=text))
 
     def _finish(
         self,
@@ -440,17 +445,14 @@ class Rdb:
     ) -> None:
         self._put_attrs(session, trial.trial_id, attrs)
         if constraint is not None:
-            # The key under which `Trial.set_constraint` keeps it: the sampler reads it there.
-            self.storage._set_trial_attr_without_commit(
-                session, models.TrialSystemAttributeModel, trial.trial_id, "constraints:memory", float(constraint)
-            )
+            optuna_private.set_constraint(self.storage, session, trial, "memory", float(constraint))
         if state is TrialState.PRUNED:
             # As `study.tell` does: the last finite intermediate value becomes the trial's.
-            reports = self.storage._build_frozen_trial_from_trial_model(trial).intermediate_values
+            reports = optuna_private.frozen(self.storage, trial).intermediate_values
             last = reports[max(reports)] if reports else math.nan
             value = None if math.isnan(last) else last
         if value is not None and state is not TrialState.FAIL:
-            self.storage._set_trial_value_without_commit(session, trial, 0, float(value))
+            optuna_private.set_value(self.storage, session, trial, float(value))
         trial.state, trial.datetime_complete = state, datetime.now()
 
 
