@@ -20,6 +20,7 @@ from scheduler.registry import HostRegistry, KillStory, boot_id, read_json, writ
 from scheduler.signals import Identity, StackRequest, failpoint, release_memory, send_all
 
 STACK_WAIT_S = 0.5  # faulthandler answers within milliseconds unless the process is swapped out
+MEMORY_TAKEN_S = 1.0
 _RELEASE_AFTER_S = 10.0
 
 
@@ -94,6 +95,8 @@ class Kill:
             "grace_s": order.grace_s,
             "folder": folder,
             "footprint_bytes": self._footprint,
+            "promised_bytes": victim.promised_bytes,
+            "within_promise": order.evidence.get("within_promise"),
             "free_before_bytes": self._free_before,
             "evidence": dict(order.evidence),
             "members": sorted(self.known),
@@ -256,10 +259,15 @@ class Kill:
         free = _free(self._eyes.host(now))
         gained = None if free is None or self._free_before is None else free - self._free_before
         back = gained is not None and gained >= t.memory_back_share * self._footprint
-        if back or now - self._at >= t.memory_back_after_s:
+        # What a dead process held is free within the second. If the host still runs out, somebody else takes it, and
+        # the token must not be held meanwhile: it may be another of ours.
+        taken = now - self._at >= MEMORY_TAKEN_S and self._evaluator.host.left_s is not None
+        taken = taken and (self._evaluator.host.left_s or 0.0) <= t.run_out_s
+        if back or taken or now - self._at >= t.memory_back_after_s:
             self._try_record("memory_back", now, gained_bytes=gained, in_time=back)
             failpoint("memory_back")
-            self._release(now, gained, "memory is back" if back else "waited long enough")
+            why = "memory is back" if back else "others take it" if taken else "waited long enough"
+            self._release(now, gained, why)
 
     def _release(self, now: float, gained: int | None, why: str) -> None:
         # The file first: whoever is told that the kill is over finds its story complete.

@@ -25,6 +25,7 @@ from scheduler.election import Election, Lifeline, protect_self
 from scheduler.kill import STACK_WAIT_S, Kill, write_story
 from scheduler.model import Pressure
 from scheduler.policy.eviction import Decision, Evaluator, KillOrder, Over, State, Thresholds
+from scheduler.policy.pressure import pace_s
 from scheduler.policy.samples import (
     History,
     HostMemory,
@@ -226,17 +227,23 @@ class Watchdog:
         return min(pause, KILL_STEP_S, t.host_sample_s) if self.kill is not None else pause
 
     def _pace(self, t: Thresholds) -> float:
+        """Seconds until the next look. The less there is and the faster it goes, the sooner."""
         last = self.history.samples[-1].host if self.history.samples else None
-        free = None if last is None else last.free_share
-        near = self.evaluator.host.level >= Pressure.SOFT or (free is not None and free < t.soft_free_share_no_swap)
-        return t.host_sample_s / 4 if near else t.host_sample_s
+        return t.host_sample_s if last is None else pace_s(last, self.evaluator.host, t)
+
+    def _tree_pace(self, t: Thresholds) -> float:
+        """Seconds between two looks at the trees: dear, so only as often as the host once it is short of time."""
+        host = self.evaluator.host
+        if host.level is Pressure.NORMAL:
+            return t.sample_s
+        short = host.level >= Pressure.SOFT or (host.left_s is not None and host.left_s <= t.run_out_soon_s)
+        return min(t.sample_s, self._interval if short else t.host_sample_s)
 
     def _look(self, now: float) -> None:
         self._read_policy()
         t = self.evaluator.thresholds
         planned = self._interval if self._sampled_at > 0 else t.host_sample_s
-        every = t.sample_s if self.evaluator.host.level is Pressure.NORMAL else min(t.sample_s, t.host_sample_s)
-        if now - self._trees_at >= every - 0.01:
+        if now - self._trees_at >= self._tree_pace(t) - 0.01:
             sample = self.sampler.sample(now, planned)
             self._trees_at = now
         else:

@@ -4,8 +4,9 @@
 per trial, and at most one `KillOrder`. It reads no clock (samples carry their instant), so a recorded trace replays to
 the same decisions. The signals are sent by `scheduler.watchdog`, which asks again right before them.
 
-Order of victims: no progress left to lose (stalled, thrashing, orphaned), most over its promise, least work lost,
-largest. If our trials are not the cause, admission closes and nobody dies.
+Order of victims: no progress left to lose (stalled, thrashing, orphaned), far over its promise, most over it; then
+`policy.victims` says who may be ended at all. Where nobody is over its promise admission closes and nobody dies, until
+the kernel's killer would be next.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scheduler.model import Pressure
-from scheduler.policy.pressure import HostWatch, swap_limit
+from scheduler.policy.pressure import RUNNING_OUT, HostWatch, swap_limit
 from scheduler.policy.samples import HostMemory, HostSample, TrialSample
 from scheduler.policy.thresholds import Thresholds
 from scheduler.policy.trial_watch import Over, State, TrialWatch, Verdict
+from scheduler.policy.victims import Ground, Situation, explain, not_ours, rank
 
 __all__ = ["Decision", "Evaluator", "HostMemory", "HostSample", "KillOrder", "Over", "State", "Thresholds", "Verdict"]
 
@@ -28,7 +30,8 @@ class KillOrder:
     """One trial is to be killed.
 
     rule: what it broke (stalled, thrashing, orphaned, overshoot, or the host's: memory_low, swap_threshold, ...).
-    reason: value of model.ExitReason. since: instant of the first symptom. grace_s: from SIGTERM to SIGKILL.
+    reason: value of model.ExitReason (`preempted`: within its promise). since: instant of the first symptom.
+    grace_s: from SIGTERM to SIGKILL.
     candidates: every trial with its rank or why it was not chosen.
     """
 
@@ -78,8 +81,9 @@ class Evaluator:
         self._kills.append(at)
 
     def kill_ended(self, at: float) -> None:
-        """The victim is dead and its memory back: the cool-down starts."""
+        """The victim is dead and its memory back: the cool-down starts, and the pace at which it went is no news."""
         self._cool_until = at + self.thresholds.cooldown_s
+        self.host.drop_trend()
 
     def unkillable(self, attempt: str, stuck: bool) -> None:
         """A victim that SIGKILL does not end (stuck), or that went in the end."""
@@ -153,18 +157,13 @@ class Evaluator:
 
     def _choose(self, host: HostMemory, level: Pressure, now: float, busy: bool) -> tuple[KillOrder | None, str | None]:
         t = self.thresholds
-        own = [v for v in self._verdicts if v.doomed or (v.over is Over.FAR)]
-        pressed = level >= Pressure.SOFT
-        if not own and not pressed:
-            return None, None
-        deficit = self._deficit(host)
-        blame = self._not_ours(host, deficit) if pressed else None
-        ranked, why = self._rank(now, deficit, everyone=pressed and blame is None)
+        situation = self._situation(host, level, now)
+        ranked, why = rank(self._verdicts, situation, t, self._spared(now))
         if not ranked:
-            return None, blame or "no_victim"
+            return None, self._why_nobody(situation) if situation.pressed else None
         if busy:
             return None, "kill_under_way"
-        if now < self._cool_until:
+        if now < self._cool_until and not (situation.running_out or situation.dying):
             return None, "cooldown"
         self._kills = [at for at in self._kills if now - at < t.breaker_window_s]
         if level < Pressure.HARD:
@@ -172,7 +171,39 @@ class Evaluator:
                 return None, "unkillable"
             if len(self._kills) >= t.breaker_kills:
                 return None, "breaker"
-        return self._order(ranked, why, host, level, now, deficit), None
+        return self._order(ranked, why, host, situation), None
+
+    def _situation(self, host: HostMemory, level: Pressure, now: float) -> Situation:
+        used = None
+        if host.limit_bytes is not None and host.available_bytes is not None:
+            used = host.limit_bytes - host.available_bytes
+            if host.swap_total_bytes is not None and host.swap_free_bytes is not None:
+                used += host.swap_total_bytes - host.swap_free_bytes
+        return Situation(
+            now=now,
+            level=level,
+            running_out=level is Pressure.HARD and self.host.reason == RUNNING_OUT,
+            soon=self.host.runs_out_soon(host, self.thresholds),
+            dying=self.host.is_dying(host, self.thresholds),
+            rate_bytes_per_s=self.host.rate_bytes_per_s,
+            deficit_bytes=self._deficit(host),
+            used_bytes=used,
+        )
+
+    def _spared(self, now: float) -> dict[str, str]:
+        spared = {}
+        for v in self._verdicts:
+            if v.sample.attempt in self._unkillable:
+                spared[v.sample.key] = "unkillable"
+            elif now - self._observed.get(v.sample.key, -1e18) < self.thresholds.breaker_window_s:
+                spared[v.sample.key] = "observed only: already logged"
+        return spared
+
+    def _why_nobody(self, situation: Situation) -> str:
+        """Nobody may be ended although the host is in need: whose memory is it?"""
+        if not_ours(self._verdicts, situation, self.thresholds):
+            return "not_ours"
+        return "within_promise" if all(v.within_promise is True for v in self._verdicts) else "no_victim"
 
     def _deficit(self, host: HostMemory) -> int:
         """Bytes that must come back before the host is out of SOFT; 0 when it cannot be told."""
@@ -186,72 +217,63 @@ class Evaluator:
             missing = max(missing, swap - limit)
         return max(0, missing)
 
-    def _not_ours(self, host: HostMemory, deficit: int) -> str | None:
-        """Why killing our trials would not help; None when it would."""
-        held = [v.footprint_bytes for v in self._verdicts]
-        ours = sum(h for h in held if h is not None)
-        if host.limit_bytes is None or host.available_bytes is None:
-            return None
-        used = host.limit_bytes - host.available_bytes
-        if host.swap_total_bytes is not None and host.swap_free_bytes is not None:
-            used += host.swap_total_bytes - host.swap_free_bytes
-        if ours < self.thresholds.own_share * used or ours < deficit:
-            return "not_ours"
-        return None
-
-    def _rank(self, now: float, deficit: int, *, everyone: bool) -> tuple[list[Verdict], dict[str, str]]:
-        """Eligible trials, first victim first; and for the others why they are not."""
-        t = self.thresholds
-        least = max(t.victim_min_bytes, int(t.victim_min_share * deficit))
-        ranked, why = [], {}
-        for v in self._verdicts:
-            held = v.footprint_bytes
-            if v.sample.attempt in self._unkillable:
-                why[v.sample.key] = "unkillable"
-            elif now - self._observed.get(v.sample.key, -1e18) < t.breaker_window_s:
-                why[v.sample.key] = "observed only: already logged"
-            elif v.doomed or v.over is Over.FAR:
-                ranked.append(v)
-            elif not everyone:
-                why[v.sample.key] = f"healthy: {v.state.value}"
-            elif held is None:
-                why[v.sample.key] = "its memory could not be read"
-            elif held < least:
-                why[v.sample.key] = f"too small to help: {held} bytes of at least {least}"
-            else:
-                ranked.append(v)
-        ranked.sort(key=lambda v: _order_key(v, now))
-        return ranked, why
+    def _held(self) -> dict[str, int]:
+        """What ours hold of what they were promised: the first question before anybody is blamed."""
+        return {
+            "ours_held_bytes": sum(v.footprint_bytes or 0 for v in self._verdicts),
+            "ours_promised_bytes": sum(v.sample.promised_bytes for v in self._verdicts),
+        }
 
     def _order(
-        self, ranked: list[Verdict], why: dict[str, str], host: HostMemory, level: Pressure, now: float, deficit: int
+        self, ranked: list[tuple[Ground, Verdict]], why: dict[str, str], host: HostMemory, situation: Situation
     ) -> KillOrder:
-        t, victim = self.thresholds, ranked[0]
-        rule, reason, since, grace = victim.state.value, "stalled", victim.since, t.stall_grace_s
-        if victim.state is State.THRASHING:
-            reason = "evicted"
-        elif victim.state is not State.STALLED:
-            if victim.orphaned:
-                rule, reason, since = "orphaned", "lost", victim.orphaned_since
-            elif victim.over is Over.FAR and level < Pressure.SOFT:
-                rule, reason = "overshoot", "overshoot"
-            else:
-                rule, reason, since, grace = self.host.reason, "evicted", None, t.soft_grace_s
+        now, level = situation.now, situation.level
+        ground, victim = ranked[0]
+        rule, reason, since, grace = self._sentence(ground, victim, level)
         if level is Pressure.HARD:
             grace = 0.0
-        ranks = {v.sample.key: f"rank {i + 1}: {_explain(v, now)}" for i, v in enumerate(ranked)}
-        ranks[victim.sample.key] = f"chosen: {_explain(victim, now)}"
+        elif self.host.left_s is not None:  # a grace that outlasts the memory is none
+            grace = min(grace, max(0.0, self.host.left_s - self.thresholds.kill_needs_s))
+        for i, (_, v) in enumerate(ranked):
+            why[v.sample.key] = f"rank {i + 1}: {explain(v, now)}" if i else f"chosen: {explain(v, now)}"
         candidates = tuple(
             {
                 "attempt": v.sample.attempt,
                 "pid": v.sample.pid,
                 "footprint_bytes": v.footprint_bytes,
-                "why": ranks.get(v.sample.key) or why.get(v.sample.key, ""),
+                "promised_bytes": v.sample.promised_bytes,
+                "why": why.get(v.sample.key, ""),
             }
             for v in self._verdicts
         )
-        tree = victim.sample.tree
-        evidence = {
+        return KillOrder(
+            victim=victim.sample,
+            rule=rule,
+            reason=reason,
+            level=level,
+            since=now if since is None else since,
+            grace_s=grace,
+            evidence=self._evidence(victim, host, situation),
+            candidates=candidates,
+        )
+
+    def _sentence(self, ground: Ground, victim: Verdict, level: Pressure) -> tuple[str, str, float | None, float]:
+        """(rule, reason, instant of the first symptom, grace in seconds). A bystander's reason is `preempted`."""
+        t, state = self.thresholds, victim.state
+        if state is State.STALLED:
+            return state.value, "stalled", victim.since, t.stall_grace_s
+        if state is State.THRASHING:  # one that pages because others took the memory is a bystander too
+            within = victim.within_promise is True
+            return state.value, "preempted" if within else "evicted", victim.since, t.stall_grace_s
+        if victim.orphaned:
+            return "orphaned", "lost", victim.orphaned_since, t.stall_grace_s
+        if ground is Ground.FAR and level < Pressure.SOFT:
+            return "overshoot", "overshoot", victim.since, t.stall_grace_s
+        return self.host.reason, "preempted" if ground is Ground.WITHIN else "evicted", None, t.soft_grace_s
+
+    def _evidence(self, victim: Verdict, host: HostMemory, situation: Situation) -> dict[str, Any]:
+        now, tree = situation.now, victim.sample.tree
+        return {
             "state": victim.state.value,
             "quiet_s": None if victim.since is None else round(now - victim.since, 1),
             "limit_s": victim.limit_s,
@@ -261,27 +283,22 @@ class Evaluator:
             "swap_bytes": None if tree is None else tree.swap_bytes,
             "states": None if tree is None else tree.states,
             "promised_bytes": victim.sample.promised_bytes,
+            "within_promise": victim.within_promise,
             "over_bytes": victim.over_bytes,
+            "growth_bytes_per_s": round(victim.growth_bytes_per_s),
             "step": victim.sample.step,
             "tick_age_s": None if victim.sample.ticked_at is None else round(now - victim.sample.ticked_at, 1),
-            "level": level.name,
+            "level": situation.level.name,
             "level_reason": self.host.reason,
-            "deficit_bytes": deficit,
+            "deficit_bytes": situation.deficit_bytes,
+            "left_s": None if self.host.left_s is None else round(self.host.left_s, 2),
+            "rate_bytes_per_s": round(situation.rate_bytes_per_s),
             "available_bytes": host.available_bytes,
             "limit_bytes": host.limit_bytes,
             "swap_free_bytes": host.swap_free_bytes,
             "psi_full_avg10": host.psi_full_avg10,
+            **self._held(),
         }
-        return KillOrder(
-            victim=victim.sample,
-            rule=rule,
-            reason=reason,
-            level=level,
-            since=now if since is None else since,
-            grace_s=grace,
-            evidence=evidence,
-            candidates=candidates,
-        )
 
     def _closed(self, level: Pressure, now: float, held_back: str | None) -> str | None:
         if self._unkillable:
@@ -289,24 +306,7 @@ class Evaluator:
         recent = [at for at in self._kills if now - at < self.thresholds.breaker_window_s]
         if len(recent) >= self.thresholds.breaker_kills:
             return f"breaker: {len(recent)} kills in {self.thresholds.breaker_window_s:.0f} s"
-        if level >= Pressure.SOFT and held_back == "not_ours":
-            return "not_ours: other programs hold the memory"
+        if level >= Pressure.SOFT and held_back in ("not_ours", "within_promise"):
+            held = self._held()
+            return f"{held_back}: ours hold {held['ours_held_bytes']} bytes of {held['ours_promised_bytes']} promised"
         return None
-
-
-def _order_key(v: Verdict, now: float) -> tuple[bool, int, int, int, str]:
-    saved = max(v.sample.launched, v.sample.saved_at or v.sample.launched)
-    work_lost_min = int((now - saved) // 60)  # by the minute: among those of one age the largest goes
-    over = v.over_bytes if v.over >= Over.FIRST else 0
-    return (not v.doomed, -over, work_lost_min, -(v.footprint_bytes or 0), v.sample.key)
-
-
-def _explain(v: Verdict, now: float) -> str:
-    words = [v.state.value]
-    if v.orphaned:
-        words.append("its agent is gone")
-    if v.over is not Over.NO:
-        words.append(f"{v.over_bytes} bytes over its promise")
-    saved = max(v.sample.launched, v.sample.saved_at or v.sample.launched)
-    words.append(f"{now - saved:.0f} s of work to lose")
-    return ", ".join(words)

@@ -1,7 +1,8 @@
 """How hard-pressed the host is: NORMAL, ELEVATED, SOFT or HARD, from a window of readings, with hysteresis.
 
-Covers the level and whether the host pages actively. Who is to blame and who dies is `policy.eviction`'s business. A
-reading that is None says nothing: it neither raises the level nor clears it. The clock is the readings' own.
+Covers the level, whether the host pages actively, and how long its memory will last. Who is to blame and who dies is
+`policy.victims`' business. A reading that is None says nothing: it neither raises the level nor clears it. The clock is
+the readings' own.
 """
 
 from __future__ import annotations
@@ -12,16 +13,26 @@ from dataclasses import dataclass, field
 from scheduler.model import Pressure
 from scheduler.policy.samples import HostMemory
 from scheduler.policy.thresholds import Thresholds
+from scheduler.policy.trend import Trend
+
+RUNNING_OUT = "running_out"
 
 
 @dataclass(slots=True)
 class HostWatch:
-    """The host's recent readings and the level they amount to."""
+    """The host's recent readings and the level they amount to.
+
+    left_s: how long the memory lasts at the pace of the last seconds (swap included), None while it does not fall.
+    rate_bytes_per_s: that pace, 0 while it does not fall.
+    """
 
     level: Pressure = Pressure.NORMAL
     paging: bool = False
     reason: str = ""
     readings: int = 0
+    left_s: float | None = None
+    rate_bytes_per_s: float = 0.0
+    _trend: Trend = field(default_factory=lambda: Trend(window_s=3.0))
     _paged: deque[tuple[float, int]] = field(default_factory=deque)
     _soft: deque[tuple[float, bool]] = field(default_factory=deque)
     _hard_since: float | None = None
@@ -35,6 +46,12 @@ class HostWatch:
         self._paged.clear()
         self._soft.clear()
         self._hard_since = self._psi_since = self._critical_since = self._clean_since = None
+        self.drop_trend()
+
+    def drop_trend(self) -> None:
+        """Memory came back: the pace at which it went before is over until new readings show it."""
+        self._trend.clear()
+        self.left_s, self.rate_bytes_per_s = None, 0.0
 
     def observe(self, host: HostMemory, ours_swap_bytes: int | None, t: Thresholds) -> Pressure:
         """The level after this reading. ours_swap_bytes: our trials' part of the swap, None when unknown."""
@@ -43,7 +60,11 @@ class HostWatch:
         self.paging = self._pages_actively(host, t)
         if self.paging:
             self._paged_at = now
+        self._extrapolate(host, t)
         if self._is_hard(host, t):
+            return self._rise(Pressure.HARD)
+        if self._lasts(t.run_out_s, host, t):
+            self.reason = RUNNING_OUT
             return self._rise(Pressure.HARD)
         if self._is_soft(host, ours_swap_bytes, t):
             return self._rise(Pressure.SOFT)
@@ -66,6 +87,35 @@ class HostWatch:
         self._clean_since = None
         self.level = level
         return level
+
+    def _extrapolate(self, host: HostMemory, t: Thresholds) -> None:
+        """Swap counts as memory that is left, except on macOS, whose total grows by itself: there nothing is said."""
+        self._trend.window_s = t.trend_window_s
+        if host.available_bytes is not None and host.level is None:
+            self._trend.add(host.at, host.available_bytes + (host.swap_free_bytes or 0))
+            self.left_s, self.rate_bytes_per_s = self._trend.left_s(), max(0.0, -(self._trend.slope or 0.0))
+
+    def _lasts(self, seconds: float, host: HostMemory, t: Thresholds) -> bool:
+        """Will the memory be gone within so long, at a pace that is worth a word?"""
+        free = host.free_share
+        return self.left_s is not None and self.left_s <= seconds and free is not None and free <= t.run_out_free_share
+
+    def runs_out_soon(self, host: HostMemory, t: Thresholds) -> bool:
+        """Time to look closely, to admit nothing, and not to wait with one that is far over its promise."""
+        return self._lasts(t.run_out_soon_s, host, t)
+
+    def is_dying(self, host: HostMemory, t: Thresholds) -> bool:
+        """The kernel's killer is next unless something ends now: the only ground to end a trial within its promise.
+
+        Less time left than a kill needs, or almost nothing left and still falling, or the host has stopped making
+        progress (PSI; macOS: critical) for as long as HARD asks. Any earlier and a program that is about to stop taking
+        memory would cost a bystander its work.
+        """
+        free = host.free_share
+        last = free is not None and free <= t.last_free_share and self._lasts(t.run_out_s, host, t)
+        if last or self._lasts(t.kill_needs_s, host, t):
+            return True
+        return self.level is Pressure.HARD and self.reason in ("psi_full", "level_critical")
 
     def _pages_actively(self, host: HostMemory, t: Thresholds) -> bool:
         fast = False
@@ -123,6 +173,7 @@ class HostWatch:
         free = host.free_share
         paged_lately = host.at - self._paged_at <= t.clear_after_s
         for name, holds in (
+            (RUNNING_OUT, self.runs_out_soon(host, t)),
             ("memory_low", free is not None and free < t.elevated_free_share),
             ("swapping", ours_swap_bytes is not None and ours_swap_bytes > t.elevated_swap_bytes and paged_lately),
             ("psi_some", _psi_counts(host, t) and (host.psi_some_avg10 or 0.0) > t.elevated_psi_some),
@@ -132,6 +183,22 @@ class HostWatch:
                 self.reason = name
                 return True
         return False
+
+
+def pace_s(host: HostMemory, watch: HostWatch, t: Thresholds) -> float:
+    """Seconds until the host should be looked at again: `host_sample_s`, down to a tenth of it as time gets short.
+
+    A quarter where the memory that is left could be taken within some seconds by the fastest of programs, since the
+    pace can only be told after a few looks.
+    """
+    shortest = t.host_sample_s
+    if host.available_bytes is not None:
+        shortest = min(shortest, max(t.host_sample_s / 4, host.available_bytes / t.fastest_bytes_per_s))
+    if watch.level >= Pressure.SOFT:
+        shortest = min(shortest, t.host_sample_s / 4)
+    if watch.left_s is not None and watch.left_s <= t.run_out_soon_s:
+        shortest = min(shortest, max(t.host_sample_s / 10, watch.left_s / t.run_out_soon_s))
+    return shortest
 
 
 def swap_limit(host: HostMemory, t: Thresholds) -> int | None:

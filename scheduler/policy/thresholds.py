@@ -23,7 +23,7 @@ class Thresholds:
     sample_s: float = 5.0
     """Time between two looks at the process trees. 5 s: 16 trials then cost under 0.5 % of a core."""
     host_sample_s: float = 1.0
-    """Time between two looks at the host's memory; a quarter of it near HARD. 1 s: as systemd-oomd."""
+    """Time between two looks at the host's memory. 1 s: as systemd-oomd; down to a tenth as time gets short."""
 
     # -- stall
     stall_after_s: float = 600.0
@@ -97,7 +97,30 @@ class Thresholds:
     clear_after_s: float = 60.0
     """...for so long, so that admission does not flap."""
 
+    # -- time that is left
+    trend_window_s: float = 3.0
+    """The pace at which memory goes is taken over so long, from at least 4 readings. 3 s: no single allocation."""
+    run_out_soon_s: float = 20.0
+    """Gone within so long at that pace: ELEVATED; looked at more often; one already far over its promise ends now."""
+    run_out_s: float = 5.0
+    """Gone within so long: HARD, whatever the level; the one that is over its promise and grows is ended. 50 MiB/s
+    from 8 % of 2 GiB is 3 s: a window of 15 s is longer than the host lives."""
+    kill_needs_s: float = 1.0
+    """A kill takes so long at worst (two looks, two fsyncs, the exit of a large process: 0.3 to 0.5 s measured). With
+    less left and no one over its promise, the kernel's killer is next: one trial is preempted instead."""
+    last_free_share: float = 0.01
+    """The same with at most this part available that goes within `run_out_s`."""
+    fastest_bytes_per_s: int = 8 * GIB
+    """No host loses memory faster: with less available than that it is looked at more often than once a second."""
+    run_out_free_share: float = 0.5
+    """With more than this part available the pace of seconds is no forecast: it is a program that loads its data."""
+    growing_share: float = 0.1
+    """A trial that grows at this part of the host's pace takes part in it."""
+
     # -- victims
+    over_tolerance_share: float = 0.10
+    over_tolerance_bytes: int = 64 * MIB
+    """Over its promise by more than both: under pressure it is to blame. Below it is the estimate's error, not its."""
     own_share: float = 0.25
     """Our trials hold less than this part of the used memory: not the cause, so close admission, kill nobody."""
     victim_min_bytes: int = 256 * MIB

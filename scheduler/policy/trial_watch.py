@@ -1,13 +1,14 @@
 """One trial under watch: from samples of its process tree to a verdict.
 
-Covers stalled, thrashing, over its promise, paused, orphaned, and what a gap in sampling does to each. All counters are
-cumulative, so a sample that could not be read loses nothing: the next one covers its time too. Chooses no victim
-(`policy.eviction` does).
+Covers stalled, thrashing, over its promise, growing, paused, orphaned, and what a gap in sampling does to each. All
+counters are cumulative, so a sample that could not be read loses nothing: the next one covers its time too. Chooses no
+victim (`policy.victims` does).
 """
 
 from __future__ import annotations
 
 import enum
+from collections import deque
 from dataclasses import dataclass, field
 
 from scheduler.policy.samples import HostMemory, TrialSample
@@ -26,8 +27,11 @@ class State(enum.Enum):
     UNKNOWN = "unknown"  # it could not be read
 
 
+GROWTH_S = 1.0  # growth is what it took since it was last looked at, but over no less than this
+
+
 class Over(enum.IntEnum):
-    """How far a trial is over what it was promised."""
+    """How far a trial has been over what it was promised, for some time."""
 
     NO = 0
     OVER = 1  # the reservation is to grow
@@ -37,11 +41,19 @@ class Over(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What is thought of one trial now. since: instant of the first symptom; limit_s: when it would be killed."""
+    """What is thought of one trial now. since: instant of the first symptom; limit_s: when it would be killed.
+
+    within_promise: at this very moment, the estimate's error allowed for; None when nobody could size it, its memory
+    could not be read, or the sum counts shared pages twice. far_now: it is past the line at which one is ended without
+    pressure. growth_bytes_per_s: of the last seconds, 0 while unknown.
+    """
 
     sample: TrialSample
     state: State
     over: Over = Over.NO
+    within_promise: bool | None = None
+    far_now: bool = False
+    growth_bytes_per_s: float = 0.0
     since: float | None = None
     limit_s: float | None = None
     orphaned_since: float | None = None
@@ -88,10 +100,12 @@ class TrialWatch:
     _thrash: tuple[float, float] | None = None  # first and last time it looked like it
     _over: list[float | None] = field(default_factory=lambda: [None, None, None])
     _orphan_since: float | None = None
+    _held: deque[tuple[float, int]] = field(default_factory=deque)
 
     def drop_windows(self, now: float) -> None:
         """The samples before a gap say nothing about the time in it."""
         self.quiet_since = now
+        self._held.clear()
         self._mark = self._faults = self._thrash = self._orphan_since = None
         self._over = [None, None, None]
 
@@ -190,9 +204,8 @@ class TrialWatch:
             since = self._over[i]
             self._over[i] = (now if since is None else since) if held > line else None
         state = self._over_for(now, t)
-        tree = sample.tree
-        if state is Over.FAR and tree is not None and not tree.exact and tree.processes > 1:
-            return Over.FIRST  # the cheap sum counts shared pages once per process: no kill on it alone
+        if state is Over.FAR and _within(sample, lines[2]) is None:
+            return Over.FIRST  # no kill on the cheap sum alone
         return state
 
     def _over_for(self, now: float, t: Thresholds) -> Over:
@@ -203,6 +216,17 @@ class TrialWatch:
                 return Over(i + 1)
         return Over.NO
 
+    def _grows(self, now: float, sample: TrialSample) -> float:
+        """Bytes a second since a look that is GROWTH_S old or, while there is none, since the first."""
+        held = None if sample.tree is None else sample.tree.footprint_bytes
+        if held is None:
+            return 0.0
+        self._held.append((now, held))
+        while len(self._held) > 2 and self._held[1][0] <= now - GROWTH_S:
+            self._held.popleft()
+        since, before = self._held[0]
+        return (held - before) / (now - since) if now > since else 0.0
+
     def _verdict(self, sample: TrialSample, state: State, over: Over, now: float, t: Thresholds) -> Verdict:
         self._orphan_since = (self._orphan_since or now) if sample.owner_gone else None
         since: float | None = None
@@ -212,10 +236,14 @@ class TrialWatch:
             since = max(self._thrash[0], self.ticked_at or 0.0)
         elif over is not Over.NO:
             since = self._over[over - 1]
+        promised = sample.promised_bytes
         return Verdict(
             sample=sample,
             state=state,
             over=over,
+            within_promise=_within(sample, promised + max(t.over_tolerance_share * promised, t.over_tolerance_bytes)),
+            far_now=_within(sample, t.far_over_factor * promised + t.far_over_extra_bytes) is False,
+            growth_bytes_per_s=self._grows(now, sample),
             since=since,
             limit_s=self._limit(sample, t),
             orphaned_since=self._orphan_since,
@@ -223,3 +251,13 @@ class TrialWatch:
             cpu_share=self.cpu_share,
             faults_per_s=self.faults_per_s,
         )
+
+
+def _within(sample: TrialSample, line: float) -> bool | None:
+    """Whether it holds no more than `line`; None when that cannot be told or nothing was promised."""
+    tree = sample.tree
+    if tree is None or tree.footprint_bytes is None or not sample.promised_bytes:
+        return None
+    if tree.footprint_bytes <= line:
+        return True
+    return False if tree.exact or tree.processes <= 1 else None  # the cheap sum counts shared pages per process
