@@ -67,6 +67,9 @@ def _argument(*names: str, key: str | None = None, **extra: Any) -> Any:
 @_argument("--threads", metavar="N", help="Threads, and slots, of each trial (default: 1, more for large models).")
 @_argument("--storage", metavar="URL", help="Study database (default: SQLite in the run folder).")
 @_argument("--cluster", metavar="ADDRESS", help="Dask scheduler to use, tcp://host:port (default: this machine).")
+@_argument("--tls-ca-file", metavar="FILE", help="For --cluster tls://host:port: PEM file of the authority.")
+@_argument("--tls-cert", metavar="FILE", help="PEM file of our own certificate.")
+@_argument("--tls-key", metavar="FILE", help="PEM file of its key (default: in --tls-cert).")
 @_argument("--data", metavar="FILE", help="CSV or Parquet of daily bars (default: built-in S&P 500 sample).")
 @_argument("--name", metavar="RUN", help="Name of the run and its folder (default: phase6a, and what differs).")
 @_argument("--runs-dir", metavar="DIR", help="Where run folders are (default: runs).")
@@ -77,7 +80,7 @@ def _argument(*names: str, key: str | None = None, **extra: Any) -> Any:
 @_argument("--seed", metavar="N", help="Seed of samplers and trials (default: 0).")
 @_argument("--max-retries", metavar="N", help="Attempts after the first for a trial that was lost (default: 3).")
 @_argument("--watchdog", metavar="MODE", help="on (default), observe (say, never kill) or off.")
-@_argument("--dashboard", metavar="ADDRESS", help="Where the Dask dashboard listens (default: :8787), or off.")
+@_argument("--dashboard", metavar="ADDRESS", help="Port or host:port of the Dask dashboard (default: 8787), or off.")
 @click.option("--config", type=FILE, metavar="FILE", help="Configuration instead of configs/schedule.yaml.")
 @click.option(
     "--experiment", type=FILE, metavar="FILE", multiple=True, help="Experiment file; may be given many times."
@@ -122,12 +125,13 @@ def make_plan(settings: Settings) -> Plan:
         return plan.make(settings, [host.facts(host.resolve_device(settings.device), settings.total_slots)])
     # The quick and usual mistakes first: functions and data, then whether anybody answers, then what the workers have.
     plan.with_data_facts(settings.studies(), plan.load_functions(settings)["check_data"])
-    from scheduler.adapters import cluster
+    from scheduler.adapters import cluster, credentials
 
-    cluster.check(settings.cluster)
+    security = credentials.given(settings.cluster, settings.tls_files)
+    cluster.check(settings.cluster, security)
     from scheduler import driver
 
-    return plan.make(settings, driver.cluster_facts(settings.cluster))
+    return plan.make(settings, driver.cluster_facts(settings.cluster, security))
 
 
 def run(settings: Settings, plan: Plan) -> int:
@@ -188,6 +192,7 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
     from scheduler.sources import parse_scalar
 
     text_only = {"budgets", "horizons", "name", "data", "storage", "cluster", "runs_dir", "memory_budget", "dashboard"}
+    text_only |= {"tls_ca_file", "tls_cert", "tls_key"}
     keys = {"watchdog": "watchdog.mode"}
     return {
         keys.get(key, key): value if value is None or key in text_only else parse_scalar(value)

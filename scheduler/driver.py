@@ -20,8 +20,9 @@ from typing import Any
 
 from scheduler import decisions, log, plan, report, run_folder, settle, view
 from scheduler import model as m
-from scheduler.adapters import journal, vitals
+from scheduler.adapters import credentials, journal, vitals
 from scheduler.adapters.cluster import Cluster
+from scheduler.adapters.credentials import Security
 from scheduler.adapters.study import Functions, OpenedStudy, StudyStore, StudyUnavailable
 from scheduler.agent import Agent, AgentConfig, describe
 from scheduler.batch import BatchState
@@ -57,9 +58,9 @@ def run(settings: Settings, plan_: Plan, view_: View) -> int:
     return _Driver(settings, plan_, view_).run()
 
 
-def cluster_facts(address: str) -> list[m.WorkerFacts]:
+def cluster_facts(address: str, security: Security) -> list[m.WorkerFacts]:
     """What the workers of a running cluster have, for a dry run. Raises UsageError: no answer, no worker."""
-    cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}")
+    cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}", security=security)
     try:
         return [worker_facts(answer) for answer in cluster.ask_workers(describe, CLUSTER_FACTS_TIMEOUT_S)]
     finally:
@@ -164,13 +165,13 @@ class _Driver:
 
     def _cluster(self, folder: Path) -> Cluster:
         if self.settings.cluster is not None:
-            return Cluster.connect(self.settings.cluster, topic=self.topic)
-        address = self.settings.dashboard
+            security = credentials.given(self.settings.cluster, self.settings.tls_files)
+            return Cluster.connect(self.settings.cluster, topic=self.topic, security=security)
         return Cluster.local(
             slots=self.settings.total_slots,
             memory_bytes=self.plan.rooms[0].capacity_bytes,
             topic=self.topic,
-            dashboard=f"127.0.0.1{address}" if address and address.startswith(":") else address,
+            dashboard=self.settings.dashboard_address,
             scratch=str(folder / SCRATCH),
         )
 

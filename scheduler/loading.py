@@ -18,6 +18,7 @@ from scheduler import sources
 from scheduler.model import UsageError
 from scheduler.settings import EarlyStopping, Frozen, SearchParameter, Settings, StudyKeys, Training, configs_root
 
+PATHS = ("data", "hpo", "tls_ca_file", "tls_cert", "tls_key")
 GROUPS = ("training", "watchdog", "early_stopping")  # nested keys that merge one by one
 
 
@@ -90,7 +91,7 @@ def _validate(model: type[Any], layers: sources.Layers, file: str | None = None)
 def _lay_file(layers: sources.Layers, path: Path) -> None:
     values = sources.read_yaml(path)
     sources.check_keys(str(path), values, Settings)
-    for key in ("data", "hpo"):  # a path in a file is relative to that file
+    for key in PATHS:  # a path in a file is relative to that file
         if isinstance(values.get(key), str):
             values[key] = os.path.join(os.path.abspath(path.parent), os.path.expanduser(values[key]))
     layers.lay(str(path), values, groups=GROUPS)
@@ -116,7 +117,7 @@ def _nested(key_path: sources.KeyPath, value: Any) -> dict[str, Any]:
 
 def _absolute(key_path: sources.KeyPath, value: Any) -> Any:
     """A path given by argument or variable is relative to where the command was started."""
-    return os.path.abspath(os.path.expanduser(str(value))) if key_path in (("data",), ("hpo",)) and value else value
+    return os.path.abspath(os.path.expanduser(str(value))) if key_path[0] in PATHS and value else value
 
 
 def _lay_search_space(layers: sources.Layers) -> None:

@@ -208,6 +208,9 @@ class Settings(StudyKeys):
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     storage: str | None = None
     cluster: str | None = None
+    tls_ca_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     pruner: Annotated[Literal["median", "hyperband", "none"], BeforeValidator(_word)] = "median"
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     allocator: str = "auto"
@@ -262,7 +265,25 @@ class Settings(StudyKeys):
     @field_validator("dashboard", mode="before")
     @classmethod
     def _dashboard(cls, value: Any) -> Any:
-        return None if value is False or value == "off" else f":{value}" if type(value) is int else value
+        if value is None or value is False or value == "off":
+            return None
+        # Dask would take a bare port to mean every interface of this machine: here that must be said.
+        host, _, port = (str(value) if type(value) in (int, str) else "?").strip().rpartition(":")
+        if not re.fullmatch(r"[\w.-]*", host) or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
+            raise ValueError("must be a port (on this machine's loopback), host:port, or off")
+        return f"{host}:{port}"
+
+    @property
+    def dashboard_address(self) -> str | None:
+        """host:port of the dashboard of our own cluster; a port alone is loopback's. None: no dashboard."""
+        if self.dashboard is not None and self.dashboard.startswith(":"):
+            return f"127.0.0.1{self.dashboard}"
+        return self.dashboard
+
+    @property
+    def tls_files(self) -> dict[str, Path | None]:
+        """The certificates named for --cluster tls://, by key."""
+        return {"tls_ca_file": self.tls_ca_file, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
 
     # -- what follows from the keys --------------------------------------------------------------------------------
 

@@ -16,10 +16,11 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
-from distributed import Client, Future, LocalCluster, SchedulerPlugin
+from distributed import Client, Future, LocalCluster, SchedulerPlugin, Security
 from distributed.comm import CommClosedError
 from distributed.core import rpc
 
+from scheduler.adapters import credentials
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, UsageError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -36,18 +37,22 @@ DASK_CONFIG = {
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": False,
     "distributed.admin.tick.limit": "30s",
+    "distributed.worker.http.routes": [],  # what our own worker would tell anybody who asks; nothing of ours reads it
 }
+NO_PAGES: dict[str, Any] = {"distributed.scheduler.http.routes": []}
 
 OnEnd = Callable[[str, Outcome], None]
 OnMessage = Callable[[Json], None]
 
 
-def check(address: str) -> None:
-    """Raise UsageError unless a Dask scheduler answers at `address` within 10 s."""
+def check(address: str, security: Security | None = None) -> None:
+    """Raise UsageError unless a Dask scheduler answers at `address` within 10 s. security: None as for `connect`."""
+    arguments = (security or Security()).get_connection_args("client")
 
     async def ask() -> None:
         # Not a Client: one that reaches a port where nobody ever answers hangs, whatever its own timeout says.
-        async with asyncio.timeout(CONNECT_TIMEOUT_S), rpc(address, timeout=CONNECT_TIMEOUT_S) as scheduler:
+        connection = rpc(address, timeout=CONNECT_TIMEOUT_S, connection_args=arguments)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S), connection as scheduler:
             await scheduler.identity(n_workers=0)
 
     # MemoryError: another kind of server (the dashboard's port) whose answer is read as the length of a message.
@@ -56,7 +61,8 @@ def check(address: str) -> None:
     except (OSError, TimeoutError, ValueError, AttributeError, CommClosedError, MemoryError) as error:
         raise UsageError(
             f"--cluster {address}: no Dask scheduler answers there within {CONNECT_TIMEOUT_S:.0f} s "
-            f"({type(error).__name__}); start one with `dask scheduler`, or leave --cluster out to run on this machine"
+            f"({credentials.explained(error)}); start one with `dask scheduler`, or leave --cluster out to run on this "
+            "machine"
         ) from error
 
 
@@ -76,18 +82,26 @@ class Cluster:
 
     @classmethod
     def local(cls, *, slots: int, memory_bytes: int, topic: str, dashboard: str | None, scratch: str) -> Cluster:
-        """One worker process on this machine with `slots` threads; memory_bytes: the limit its dashboard shows."""
+        """One worker process on this machine with `slots` threads; memory_bytes: the limit its dashboard shows.
+
+        Its scheduler, nanny and worker listen on loopback and let in nobody but us. dashboard: host:port, None: none.
+        """
         dask.config.set(DASK_CONFIG)
+        security = credentials.of_our_own()
         for tries_left in reversed(range(START_TRIES)):
             try:
-                with _deaf_to_the_terminal():
+                with _deaf_to_the_terminal(), dask.config.set({} if dashboard else NO_PAGES):
                     local = LocalCluster(
                         n_workers=1,
                         threads_per_worker=slots,
                         processes=True,
                         host="127.0.0.1",
                         memory_limit=memory_bytes,
+                        security=security,
                         dashboard_address=dashboard or "127.0.0.1:0",
+                        scheduler_kwargs={
+                            "dashboard": dashboard is not None
+                        },  # else bokeh's pages are there all the same
                         local_directory=scratch,
                         silence_logs=50,
                     )
@@ -104,20 +118,21 @@ class Cluster:
         return cluster
 
     @classmethod
-    def connect(cls, address: str, *, topic: str) -> Cluster:
-        """An existing cluster. Raises UsageError when it does not answer."""
+    def connect(cls, address: str, *, topic: str, security: Security | None = None) -> Cluster:
+        """An existing cluster. security: None for Dask's own configuration. Raises UsageError: it does not answer."""
         dask.config.set(DASK_CONFIG)
         try:
-            client = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
+            client = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False, security=security)
         except (OSError, TimeoutError, ValueError) as error:
-            raise UsageError(f"--cluster {address}: no Dask scheduler answers ({error})") from error
+            why = credentials.explained(error)
+            raise UsageError(f"--cluster {address}: no Dask scheduler answers ({why})") from error
         return cls(client, None, topic)
 
     @property
     def dashboard(self) -> str | None:
         """Address of the Dask dashboard, None when it is off."""
         if self._local is not None and not self._wants_dashboard:
-            return None  # Dask serves /health and /metrics there all the same
+            return None  # Dask listens there all the same, and answers 404 to everything
         with contextlib.suppress(Exception):
             if self._client.scheduler_info(n_workers=0)["services"].get("dashboard"):
                 return str(self._client.dashboard_link)
