@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.book import Trial
-from scheduler.model import MEMORY_REASONS, Footprint, FootprintSource, Observation, Outcome
+from scheduler.model import MEMORY_REASONS, ExitReason, Footprint, FootprintSource, Observation, Outcome
 from scheduler.policy.footprint import Corrections
 
 # A trial that nobody can size is charged the largest peak its study has shown, and this much above it: the next one
@@ -50,11 +50,12 @@ class Sizing:
     def learn(self, study: str, trial: Trial, outcome: Outcome) -> bool:
         """Take in an attempt's end; False when its peak says nothing.
 
-        It does once memory was flat, or as "at least" after a kill for memory: the peak of half a run teaches too
-        little.
+        It does once memory was flat, after a whole run (an objective need not say that its memory is flat), or as "at
+        least" after a kill for memory: the peak of half a run teaches too little.
         """
         killed = outcome.reason in MEMORY_REASONS
-        if not outcome.peak_bytes or not (trial.settled or killed):
+        whole = trial.settled or outcome.reason is ExitReason.COMPLETED
+        if not outcome.peak_bytes or not (whole or killed):
             return False
         self._peaks[study].append(outcome.peak_bytes)
         self._corrections.observe(

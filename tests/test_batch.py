@@ -264,6 +264,18 @@ def test_unsettled_peaks_teach_nothing() -> None:
     assert only(batch.tell(b.asked(1, 2 * GIB)), m.LaunchAttempt).reserved_bytes == 2 * GIB
 
 
+def test_a_whole_run_teaches_whether_or_not_it_said_settled() -> None:
+    """An objective of one's own need not say that its memory is flat: its COMPLETE trials are observations."""
+    batch = Batch(b.study(quota=9))
+    batch.join()
+    for number in range(3):
+        launch = batch.start(number, 2 * GIB)
+        tell = only(batch.end(launch.attempt, peak_bytes=3 * GIB), m.TellTrial)
+        assert tell.attrs["footprint.observed_peak_bytes"] == 3 * GIB
+    again = only(batch.tell(b.asked(3, 2 * GIB)), m.LaunchAttempt)
+    assert again.reserved_bytes > 3 * GIB and again.footprint.samples == 3
+
+
 def test_unknown_footprint_runs_alone_then_is_sized_by_what_was_seen() -> None:
     """Without an estimator the first trial gets the whole worker; later ones what was seen, with room above it."""
     batch = Batch(b.study(quota=9))

@@ -524,3 +524,13 @@ def test_a_restart_finds_what_was_left_and_what_was_learnt(store: StudyStore, fi
         (123, False, "toy"),
         (456, True, "toy"),
     ]
+
+
+def test_peaks_that_nobody_predicted_are_known_after_a_restart(file: Path) -> None:
+    """Without an estimator a finished trial still says what its study takes: the next driver need not measure again."""
+    unsized = store_at(file, functions=Functions(sample=lambda trial, *_: {"rate": trial.suggest_float("rate", 0, 1)}))
+    unsized.open(spec(), ARCHITECTURES)
+    done = ask(unsized).trial
+    unsized.tell(told(done, attrs={"footprint.observed_peak_bytes": 123}))
+    (known,) = store_at(file, owner="driver2").open(spec(), ARCHITECTURES).observations
+    assert (known.observed_bytes, known.predicted_bytes) == (123, 0)

@@ -58,12 +58,12 @@ def observation(trial: FrozenTrial) -> Observation | None:
     """What a finished trial teaches about footprints; None when it says nothing.
 
     Only a peak that can be trusted is under this name (`story.final_attrs`). A trial killed for memory has shown "at
-    least this much".
+    least this much". Without a prediction (0) it corrects none, but says what its study's trials take.
     """
     attrs = trial.user_attrs
     family, observed = attrs.get("footprint.family"), attrs.get("footprint.observed_peak_bytes")
-    predicted = attrs.get("footprint.prior_bytes")
-    if not trial.state.is_finished() or not (family and observed and predicted):
+    predicted = attrs.get("footprint.prior_bytes") or 0
+    if not trial.state.is_finished() or not (family and observed):
         return None
     killed = attrs.get("watchdog.reason") in {reason.value for reason in MEMORY_REASONS}
     return Observation(family=family, predicted_bytes=int(predicted), observed_bytes=int(observed), at_least=killed)

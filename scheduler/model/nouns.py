@@ -335,7 +335,7 @@ class StudySpec:
 class Observation:
     """A finished attempt's peak beside its prediction. `at_least`: it was killed for memory, so the true peak is more.
 
-    family: what shares one correction, e.g. "patchtst/cpu/glibc".
+    family: what shares one correction, e.g. "patchtst/cpu/glibc". predicted_bytes: 0 where nobody could predict.
     """
 
     family: str
