@@ -44,14 +44,15 @@ class TrialProcess:
     def __init__(
         self,
         *,
-        environment: Mapping[str, str],
+        environment: Mapping[str, str | None],
         log: Path,
         module: str = "training.trial",
         preload: Sequence[str] | None = None,
     ) -> None:
-        """Start it. log: where its stderr goes until a task names a folder. preload: modules it imports before its
-        task is known; None: what the built-in training needs."""
+        """Start it. environment: variables over our own; None takes one away. log: where its stderr goes until a task
+        names a folder. preload: modules it imports before its task is known; None: what the built-in training needs."""
         path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH", "")]))
+        variables = {**os.environ, "PYTHONPATH": path, **environment}
         self.log = log
         with open(log, "ab") as stderr:
             self._popen = subprocess.Popen(
@@ -59,7 +60,7 @@ class TrialProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**os.environ, "PYTHONPATH": path, **environment},
+                env={name: value for name, value in variables.items() if value is not None},
                 start_new_session=True,  # the terminal's Ctrl-C is the driver's; and its own session is its own tree
             )
         self._write = threading.Lock()

