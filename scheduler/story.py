@@ -16,7 +16,7 @@ def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, truste
     """The attributes written before the final state.
 
     trusted_peak: the peak was seen after memory went flat or in a whole run (or is a kill's "at least"), so the next
-    driver may learn from it; any other peak is kept under another name, because half a run's peak would teach too little.
+    driver may learn from it; any other is kept under another name, because half a run's peak would teach too little.
     """
     peak = "footprint.observed_peak_bytes" if trusted_peak else "footprint.partial_peak_bytes"
     attrs: dict[str, Any] = {
