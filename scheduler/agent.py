@@ -131,7 +131,8 @@ class Agent(WorkerPlugin):
                 self.registry.thresholds(self.config.thresholds)
                 self._keep_watchdog()
             ready = self._spare.warm()
-            self._post({"type": "joined", **self._facts(), "device": ready.get("device")})
+            said = {"environment": ready.get("environment"), "runtime_bytes": ready.get("rss_bytes")}
+            self._post({"type": "joined", **self._facts(), **said, "device": ready.get("device")})
         except (HeadroomError, OSError) as error:
             self._post({"type": "broken", "detail": str(error)})
             return
@@ -320,7 +321,11 @@ class Agent(WorkerPlugin):
             key=key,
             process=process,
             registration=registration,
-            seen=Witness(checkpoint=task.get("resume_from")),
+            seen=Witness(
+                checkpoint=task.get("resume_from"),
+                environment=process.ready.get("environment"),
+                runtime_bytes=process.ready.get("rss_bytes"),
+            ),
             started=now,
         )
         with self._lock:

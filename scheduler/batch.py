@@ -44,6 +44,7 @@ class BatchState:
         self._now = 0.0
         self._out: list[m.Command] = []
         self._stale = True  # something changed that could let a waiting trial start
+        self._environments: list[m.Environment | None] = []  # of the workers that are here, one of each name
 
     def handle(self, event: m.Event, now: float) -> list[m.Command]:
         """Take one event at instant `now` (monotonic seconds); return what is to be done, in order."""
@@ -55,6 +56,7 @@ class BatchState:
                 self._on_worker_joined(event)
             case m.WorkerLost(worker=worker):
                 self.ledger.leave(worker)
+                self._look_at_environments()
                 self._stale = True
             case m.WorkerVitals():
                 self._on_vitals(event)
@@ -120,7 +122,17 @@ class BatchState:
                 available_bytes=facts.available_bytes,
             )
         )
+        self._look_at_environments()
         self._stale = True
+
+    def _look_at_environments(self) -> None:
+        """Of the workers of one environment the one whose processes hold most stands for all: by some MiB."""
+        largest: dict[str, m.Environment] = {}
+        here = [row.facts.environment for row in self.ledger if not row.gone]
+        for each in here:
+            if each is not None and each.runtime_bytes >= largest.get(each.name, each).runtime_bytes:
+                largest[each.name] = each
+        self._environments = [*largest.values(), *([None] if None in here else [])]
 
     def _on_vitals(self, event: m.WorkerVitals) -> None:
         row = self.ledger.row(event.worker)
@@ -150,7 +162,7 @@ class BatchState:
             id=event.trial,
             params=dict(event.params),
             prior=event.footprint,
-            footprint=self.sizing.size(event.trial.study, event.footprint, event.family),
+            footprint=self.sizing.size(event.trial.study, event.footprint, event.family, self._environments),
             family=event.family,
             attempt=event.attempt,
             resume_from=event.resume_from,
@@ -275,7 +287,8 @@ class BatchState:
             m.AskTrial(
                 study=study.spec.name,
                 limit_bytes=largest.capacity_bytes - largest.facts.overhead_bytes,
-                factor=self.sizing.factor(study.spec.name),
+                correction=self.sizing.correction(study.spec.name, self._environments),
+                environments=tuple(sorted(each.name for each in self._environments if each is not None)),
                 device_limit_bytes=largest.device_capacity_bytes,
             )
         )
@@ -286,7 +299,7 @@ class BatchState:
         for study in self.studies.values():
             for trial in self._pending(study):
                 # A waiting trial profits from what others have taught meanwhile.
-                trial.footprint = self.sizing.size(study.spec.name, trial.prior, trial.family)
+                trial.footprint = self.sizing.size(study.spec.name, trial.prior, trial.family, self._environments)
                 if (never := admission.feasible(trial.footprint, views, study.spec.slots)) is not None:
                     self._misfit(study, trial, never)
                 elif trial.not_before > self._now:
@@ -309,11 +322,18 @@ class BatchState:
     def _launch(self, start: placement.Start) -> None:
         trial = self.trials[start.trial]
         study = self.studies[trial.id.study]
+        row = self.ledger.row(start.worker)
+        assert row is not None  # placement saw its view
+        # Placed by what it would need anywhere; here it needs what it does here.
+        here = self.sizing.size(study.spec.name, trial.prior, trial.family, [row.facts.environment])
+        host_bytes = start.host_bytes
+        if here.is_known:
+            trial.footprint, host_bytes = here, min(host_bytes, here.host_bytes)
         self.ledger.reserve(
             start.worker,
             Reservation(
                 attempt=trial.attempt_id,
-                host_bytes=start.host_bytes,
+                host_bytes=host_bytes,
                 device_bytes=start.device_bytes,
                 slots=study.spec.slots,
             ),
@@ -326,7 +346,7 @@ class BatchState:
                 worker=start.worker,
                 params=trial.params,
                 footprint=trial.footprint,
-                reserved_bytes=start.host_bytes,
+                reserved_bytes=host_bytes,
                 slots=study.spec.slots,
                 resume_from=trial.resume_from,
                 retries=trial.retries,

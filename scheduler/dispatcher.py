@@ -282,6 +282,8 @@ class Dispatcher:
                     limit_bytes=facts.limit_bytes,
                     available_bytes=facts.available_bytes,
                     overhead_bytes=facts.overhead_bytes,
+                    environment=None if facts.environment is None else facts.environment.name,
+                    runtime_bytes=None if facts.environment is None else facts.environment.runtime_bytes,
                 )
             case m.WorkerLost(worker=worker):
                 self._log("worker.left", durable=True, worker=worker)
@@ -337,7 +339,7 @@ class Dispatcher:
 
 
 def worker_facts(message: Mapping[str, Any]) -> m.WorkerFacts:
-    device = message.get("device")
+    device, environment = message.get("device"), message.get("environment")
     return m.WorkerFacts(
         address=str(message["worker"]),
         host=message["host"],
@@ -349,4 +351,7 @@ def worker_facts(message: Mapping[str, Any]) -> m.WorkerFacts:
         device=None
         if device is None
         else m.DevicePool(kind=device["kind"], total_bytes=device["total_bytes"], unified=device["kind"] == "mps"),
+        environment=None
+        if environment is None
+        else m.Environment(name=environment, runtime_bytes=message["runtime_bytes"], **message.get("origin", {})),
     )

@@ -36,7 +36,15 @@ QUIET = frozenset(
 # ... and of these only some fields.
 SHOWN = {
     "batch.started": ("run", "driver_pid"),
-    "worker.joined": ("host", "slots", "limit_bytes", "available_bytes", "overhead_bytes"),
+    "worker.joined": (
+        "host",
+        "slots",
+        "limit_bytes",
+        "available_bytes",
+        "overhead_bytes",
+        "environment",
+        "runtime_bytes",
+    ),
     "attempt.launched": ("attempt", "reserved_bytes", "source", "wait_s", "resume_from"),
     "attempt.ended": (
         "attempt",

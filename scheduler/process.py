@@ -63,6 +63,7 @@ class TrialProcess:
                 env={name: value for name, value in variables.items() if value is not None},
                 start_new_session=True,  # the terminal's Ctrl-C is the driver's; and its own session is its own tree
             )
+        self.ready: Json = {}  # its message of that name
         self._write = threading.Lock()
         self._closed = False
         self._buffer = b""
@@ -84,6 +85,7 @@ class TrialProcess:
         deadline = time.monotonic() + timeout_s
         for message in self.messages(deadline):
             if message.get("type") == "ready":
+                self.ready = message
                 return message
         status = self.exit_status
         self.kill()
@@ -164,6 +166,7 @@ class Witness:
     last: the `result` or `error` message, None when none came. ended_by: why the agent itself ended it, None if it
     did not. kill: the watchdog's record, empty without one (within_promise: it held no more than was promised to it).
     oom_killed: the kernel killed it and counted that. promised_bytes: what it was promised, None where unknown.
+    environment, runtime_bytes: what the process was and held when it was ready.
     """
 
     last: Json | None = None
@@ -176,6 +179,8 @@ class Witness:
     value: float | None = None
     peak_bytes: int | None = None
     device_peak_bytes: int | None = None
+    environment: str | None = None
+    runtime_bytes: int | None = None
     duration_s: float = 0.0
     checkpoint: str | None = None
     log_tail: str = ""
@@ -225,6 +230,8 @@ def conclude(seen: Witness) -> Outcome:
         duration_s=seen.duration_s,
         peak_bytes=max(peaks, default=None),
         device_peak_bytes=(seen.last or {}).get("device_peak_bytes") or seen.device_peak_bytes,
+        environment=(seen.last or {}).get("environment") or seen.environment,
+        runtime_bytes=(seen.last or {}).get("runtime_bytes") or seen.runtime_bytes,
         exit_status=seen.exit_status,
         traceback=traceback,
         log_tail=seen.log_tail,

@@ -6,19 +6,33 @@ part of; the statistics are `policy.footprint`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from scheduler.book import Trial
-from scheduler.model import MEMORY_REASONS, ExitReason, Footprint, FootprintSource, Observation, Outcome
-from scheduler.policy.footprint import Corrections
+from scheduler.model import (
+    MEMORY_REASONS,
+    Correction,
+    Environment,
+    ExitReason,
+    Footprint,
+    FootprintSource,
+    Observation,
+    Outcome,
+)
+from scheduler.policy.correction import Corrections, correct, observed
 
 # A trial that nobody can size is charged the largest peak its study has shown, and this much above it: the next one
 # may be larger, and its reservation shrinks to what it needs after its first step anyway.
 UNSIZED_MARGIN = 1.5
 
+Environments = Iterable[Environment | None]
+
 
 class Sizing:
-    """One per batch. Studies of one family (model, device, allocator) learn from each other."""
+    """One per batch. Studies of one family (model, device) learn from each other, each environment for itself.
+
+    Where a trial may run in one of several environments, the one that would have it need most counts.
+    """
 
     def __init__(self) -> None:
         self._corrections = Corrections()
@@ -32,15 +46,16 @@ class Sizing:
             self._corrections.observe(observation)
             self._family[study] = observation.family
 
-    def factor(self, study: str) -> float:
-        """What a prediction for this study's next trial is multiplied with; 1 while nothing is known."""
-        return self._corrections.factor(self._family.get(study, ""))
+    def correction(self, study: str, environments: Environments) -> Correction:
+        """What a prediction for this study's next trial is corrected with, wherever of these it will run."""
+        family = self._family.get(study, "")
+        return Correction.largest(self._corrections.of(family, environment) for environment in environments)
 
-    def size(self, study: str, prior: Footprint, family: str) -> Footprint:
+    def size(self, study: str, prior: Footprint, family: str, environments: Environments) -> Footprint:
         """The footprint to reserve for, from the formula's answer."""
         self._family[study] = family
         if prior.is_known:
-            return self._corrections.correct(prior, family)
+            return correct(prior, self.correction(study, environments))
         if not (peaks := self._peaks[study]):
             return prior
         return Footprint(
@@ -59,10 +74,13 @@ class Sizing:
             return False
         self._peaks[study].append(outcome.peak_bytes)
         self._corrections.observe(
-            Observation(
-                family=trial.family,
-                predicted_bytes=trial.prior.prior_bytes,
-                observed_bytes=outcome.peak_bytes,
+            observed(
+                trial.family,
+                trial.prior.prior_bytes,
+                trial.prior.runtime_bytes,
+                outcome.peak_bytes,
+                environment=outcome.environment,
+                ready_bytes=outcome.runtime_bytes,
                 at_least=killed and not trial.settled,
             )
         )

@@ -28,6 +28,8 @@ def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, truste
         "footprint.source": footprint.source.value,
         "footprint.samples": footprint.samples,
         peak: outcome.peak_bytes,
+        "footprint.environment": outcome.environment,
+        "footprint.runtime_bytes": outcome.runtime_bytes,
         "footprint.device_peak_bytes": outcome.device_peak_bytes,
         "checkpoint": outcome.checkpoint,
     }

@@ -32,6 +32,7 @@ from typing import Any
 
 from training.checkpoint import sync_folder
 from training.errors import NonFiniteLoss, TrainingInputError
+from training.runtime import in_force
 
 PROTOCOL = 1
 TICK_INTERVAL_S = 1.0
@@ -53,12 +54,14 @@ def main() -> int:
     outbox, inbox = Outbox(_private_stdout()), Inbox(_private_stdin())
     inbox.start()
     _preload(sys.argv[1:])
+    environment, ready_bytes = in_force(), rss_bytes()
     outbox.send(
         {
             "type": "ready",
             "protocol": PROTOCOL,
             "pid": os.getpid(),
-            "rss_bytes": rss_bytes(),
+            "environment": environment,
+            "rss_bytes": ready_bytes,
             "peak_bytes": peak_bytes(),
             "device": device_facts(),
         }
@@ -79,6 +82,8 @@ def main() -> int:
     last |= {
         "peak_bytes": peak_bytes(),
         "device_peak_bytes": device_peak_bytes(),
+        "environment": environment,
+        "runtime_bytes": ready_bytes,
         "duration_s": round(time.monotonic() - started, 3),
     }
     inbox.finished = True

@@ -41,10 +41,10 @@ from scheduler.adapters.study_rows import LeftTrial, is_dead, left_trial, observ
 from scheduler.model import (
     AskTrial,
     AttemptId,
+    Correction,
     EnqueueRetry,
     FinalState,
     Footprint,
-    FootprintSource,
     HeadroomError,
     Observation,
     QuotaReached,
@@ -53,6 +53,7 @@ from scheduler.model import (
     TrialAsked,
     TrialId,
 )
+from scheduler.policy.correction import correct
 from scheduler.registry import boot_id
 
 __all__ = ["Functions", "LeftTrial", "NotOurs", "OpenedStudy", "StudyStore", "StudyUnavailable", "check"]
@@ -68,8 +69,11 @@ class Functions:
     """The training's side of sampling (dotted paths of the settings, resolved).
 
     sample(trial, context, architectures, fit) -> params. micro_batch(params, context, limit_bytes,
-    device_limit_bytes=, factor=, target_effective_batch=) -> int | None, or None where there is no estimator.
-    estimate(params, context) -> {"host_bytes", "device_bytes", "components", "family"}, or None.
+    device_limit_bytes=, target_effective_batch=) -> int | None, or None where there is no estimator.
+    estimate(params, context) -> {"host_bytes", "device_bytes", "runtime_bytes", "components", "family"}, or None.
+    context: the study's, with `runtime_bytes` (what a trial process holds when it is ready) and `environments` (names
+    of what it may run in) where workers have said so. What `estimate` returns as runtime_bytes is the part of its
+    host_bytes that is this; 0, or nothing, when it does not tell it apart.
     """
 
     sample: Callable[..., Mapping[str, Any]]
@@ -242,7 +246,7 @@ class StudyStore:
         # the same study gives the same ones.
         seed = zlib.crc32(f"{self._seed}/{opened.spec.name}/{begun.number}".encode())
         trial = begun_trial(opened.spec.name, self._cached, begun, seed=seed, pruner=opened.study.pruner)
-        context, previous = opened.spec.context, begun.attrs.get("micro_batch")
+        context, previous = asked_context(opened.spec.context, command), begun.attrs.get("micro_batch")
 
         def fit(params: Mapping[str, Any]) -> int | None:
             fits = self._micro_batch(params, context, command)
@@ -250,7 +254,7 @@ class StudyStore:
             return min(fits, previous) if fits and previous else fits
 
         params = dict(self.functions.sample(trial, context, opened.architectures, fit))
-        footprint, family = self._footprint(params, context, command.factor)
+        footprint, family = self._footprint(params, context, command.correction)
         epochs = params.get("epochs")
         limit = context.get("max_epochs")
         attrs = {
@@ -259,6 +263,7 @@ class StudyStore:
             "attempt": begun.attrs.get("attempt", 1),
             "footprint.predicted_bytes": footprint.host_bytes if footprint.is_known else None,
             "footprint.prior_bytes": footprint.prior_bytes or None,
+            "footprint.prior_runtime_bytes": footprint.runtime_bytes or None,
             "footprint.family": family,
         }
         assert self._rdb is not None
@@ -275,32 +280,37 @@ class StudyStore:
         )
 
     def _micro_batch(self, params: Mapping[str, Any], context: Mapping[str, Any], command: AskTrial) -> int | None:
+        """The largest whose corrected footprint fits: said to the training side as a limit for its own answer."""
         if self.functions.micro_batch is None:
             return context.get("target_effective_batch")
+        limit, device_limit = command.limit_bytes, command.device_limit_bytes
+        if self.functions.estimate is not None:
+            smallest = self.functions.estimate({**params, "micro_batch": 1}, context)
+            runtime_bytes = int(smallest.get("runtime_bytes", 0))
+            limit = command.correction.largest_prior(limit, runtime_bytes)
+            if device_limit is not None and smallest.get("device_bytes") == smallest["host_bytes"]:
+                device_limit = command.correction.largest_prior(device_limit, runtime_bytes)
         return self.functions.micro_batch(
             params,
             context,
-            command.limit_bytes,
-            device_limit_bytes=command.device_limit_bytes,
-            factor=command.factor,
+            limit,
+            device_limit_bytes=device_limit,
             target_effective_batch=context.get("target_effective_batch", 256),
         )
 
-    def _footprint(self, params: Mapping[str, Any], context: Mapping[str, Any], factor: float) -> tuple[Footprint, str]:
+    def _footprint(
+        self, params: Mapping[str, Any], context: Mapping[str, Any], correction: Correction
+    ) -> tuple[Footprint, str]:
         if self.functions.estimate is None:
             return Footprint.unknown(), f"unknown/{context.get('device', 'cpu')}"
         estimate = self.functions.estimate(params, context)
-        prior = int(estimate["host_bytes"])
-        return (
-            Footprint(
-                host_bytes=math.ceil(prior * factor),
-                device_bytes=math.ceil(int(estimate.get("device_bytes", 0)) * factor),
-                prior_bytes=prior,
-                source=FootprintSource.PRIOR if factor == 1.0 else FootprintSource.CORRECTED,
-                components=dict(estimate.get("components", {})),
-            ),
-            str(estimate["family"]),
+        prior = Footprint(
+            host_bytes=int(estimate["host_bytes"]),
+            device_bytes=int(estimate.get("device_bytes", 0)),
+            runtime_bytes=int(estimate.get("runtime_bytes", 0)),
+            components=dict(estimate.get("components", {})),
         )
+        return correct(prior, correction), str(estimate["family"])
 
     def _reject(self, opened: _Open, begun: Begun, command: AskTrial, misfit: Any) -> dict[str, Any] | None:
         """Tell the sampler that this proposal is infeasible; return what to fix in the next one."""
@@ -317,7 +327,8 @@ class StudyStore:
         indices = list(range(len(opened.architectures)))
         random.Random(f"{self._seed}/{opened.spec.name}/{begun.number}").shuffle(indices)
         for index in indices:
-            if self._micro_batch({**params, **opened.architectures[index]}, opened.spec.context, command):
+            context = asked_context(opened.spec.context, command)
+            if self._micro_batch({**params, **opened.architectures[index]}, context, command):
                 return {"architecture": index}
         if indices:
             raise HeadroomError(
@@ -444,6 +455,16 @@ class StudyStore:
         """The row of the COMPLETE trial with the smallest value; None while there is none."""
         complete = [r for r in self.rows(study) if r["state"] == FinalState.COMPLETE.value]
         return min(complete, key=lambda r: (r["value"], r["number"]), default=None)
+
+
+def asked_context(context: Mapping[str, Any], command: AskTrial) -> dict[str, Any]:
+    """The study's context and where the trial may run: what the training side sizes it for."""
+    runtime_bytes = command.correction.runtime_bytes
+    return {
+        **context,
+        **({"runtime_bytes": runtime_bytes} if runtime_bytes else {}),
+        **({"environments": list(command.environments)} if command.environments else {}),
+    }
 
 
 def make_pruner(name: str) -> optuna.pruners.BasePruner:

@@ -14,6 +14,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from scheduler.model import MEMORY_REASONS, Observation, TrialId
+from scheduler.policy.correction import observed
 from scheduler.registry import boot_id
 
 HIDDEN_ATTRS = frozenset({"owner", "run"})  # bookkeeping that no table of results needs
@@ -58,15 +59,23 @@ def observation(trial: FrozenTrial) -> Observation | None:
     """What a finished trial teaches about footprints; None when it says nothing.
 
     Only a peak that can be trusted is under this name (`story.final_attrs`). A trial killed for memory has shown "at
-    least this much". Without a prediction (0) it corrects none, but says what its study's trials take.
+    least this much". Without a prediction (0) it corrects none, but says what its study's trials take. Of a study that
+    an earlier release ran nobody knows in which environment: it stays by itself.
     """
     attrs = trial.user_attrs
-    family, observed = attrs.get("footprint.family"), attrs.get("footprint.observed_peak_bytes")
+    family, peak = attrs.get("footprint.family"), attrs.get("footprint.observed_peak_bytes")
     predicted = attrs.get("footprint.prior_bytes") or 0
-    if not trial.state.is_finished() or not (family and observed):
+    if not trial.state.is_finished() or not (family and peak):
         return None
-    killed = attrs.get("watchdog.reason") in {reason.value for reason in MEMORY_REASONS}
-    return Observation(family=family, predicted_bytes=int(predicted), observed_bytes=int(observed), at_least=killed)
+    return observed(
+        family,
+        int(predicted),
+        int(attrs.get("footprint.prior_runtime_bytes") or 0),
+        int(peak),
+        environment=attrs.get("footprint.environment"),
+        ready_bytes=attrs.get("footprint.runtime_bytes"),
+        at_least=attrs.get("watchdog.reason") in {reason.value for reason in MEMORY_REASONS},
+    )
 
 
 def left_trial(study: str, trial: FrozenTrial, folder: str | None, lease: tuple[str, Any] | None = None) -> LeftTrial:

@@ -6,19 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.model.nouns import AttemptId, FinalState, Footprint, TrialId
+from scheduler.model.nouns import AttemptId, Correction, FinalState, Footprint, TrialId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskTrial:
-    """Sample the study's next trial, its micro-batch sized for `limit_bytes` with the footprint times `factor`.
+    """Sample the study's next trial, its micro-batch sized so that the corrected footprint fits `limit_bytes`.
 
-    device_limit_bytes: the same for the device's pool; None where there is none.
+    device_limit_bytes: the same for the device's pool; None where there is none. correction: its runtime_bytes are 0
+    when no worker has said what its trial processes hold. environments: names of what the trial may run in.
     """
 
     study: str
     limit_bytes: int
-    factor: float = 1.0
+    correction: Correction = field(default_factory=Correction)
+    environments: tuple[str, ...] = ()
     device_limit_bytes: int | None = None
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +77,7 @@ class FootprintSource(enum.Enum):
     """Where a footprint comes from; UNKNOWN is a value of its own, never zero bytes."""
 
     PRIOR = "prior"  # the analytic formula alone
-    CORRECTED = "corrected"  # the formula times a conformal quantile of observed/predicted
+    CORRECTED = "corrected"  # the formula's answer moved to what peaks like it have been: offset and slope
     UNKNOWN = "unknown"  # no estimator: the trial runs alone and is measured
 
 
@@ -87,12 +88,15 @@ class Footprint:
     host_bytes: what it takes of the host's memory (on a unified-memory machine the device's bytes are in it).
     device_bytes: what it takes of the device's own pool, or of Metal's cap; 0 on CPU.
     components: name -> bytes of the host estimate before correction, for the log line that says *why*.
-    prior_bytes: the formula's own answer, before correction (the base that observed/predicted is taken on).
+    prior_bytes: the formula's own answer, before correction (the base that observed peaks are compared with).
+    runtime_bytes: the part of it that is the process before its first tensor; 0 when the formula does not tell it
+    apart. Elsewhere another number stands in its place: what a trial process there was measured to hold.
     """
 
     host_bytes: int
     device_bytes: int = 0
     prior_bytes: int = 0
+    runtime_bytes: int = 0
     source: FootprintSource = FootprintSource.PRIOR
     samples: int = 0
     components: Mapping[str, int] = field(default_factory=dict)
@@ -105,6 +109,59 @@ class Footprint:
     @property
     def is_known(self) -> bool:
         return self.source is not FootprintSource.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What a trial process is before its first tensor, as it says itself when it is ready.
+
+    name: torch's version and build and the allocator in force, "torch-2.13.0+cpu/glibc-stack"; corrections are kept
+    for each. runtime_bytes: what it holds. origin: who measured it, for the user.
+    """
+
+    name: str
+    runtime_bytes: int
+    origin: str = "measured by the worker"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """From a formula's answer to what is reserved: a rising function of the bytes above the runtime.
+
+    lines: (offset in bytes, slope); the highest counts, since few observations do not tell an offset from a slope.
+    capped: and the formula's answer where that is less: nothing that was observed was above it.
+    runtime_bytes: what the process that will run it holds when it is ready. samples: how many observations stand
+    behind it.
+    """
+
+    lines: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+    capped: bool = False
+    runtime_bytes: int = 0
+    samples: int = 0
+
+    def host_bytes(self, prior_bytes: int, runtime_bytes: int) -> int:
+        """What to reserve for an answer of `prior_bytes`, of which `runtime_bytes` are the runtime it assumed."""
+        above = prior_bytes - runtime_bytes
+        corrected = max(0, math.ceil(max(offset + slope * above for offset, slope in self.lines)))
+        corrected = min(corrected, above) if self.capped else corrected
+        return corrected + (self.runtime_bytes if runtime_bytes else 0)
+
+    def largest_prior(self, limit_bytes: int, runtime_bytes: int) -> int:
+        """The largest answer, with `runtime_bytes` in it, for which no more than `limit_bytes` are reserved."""
+        room = limit_bytes - (self.runtime_bytes if runtime_bytes else 0)
+        above = math.floor(min((room - offset) / slope for offset, slope in self.lines))
+        return (max(above, room) if self.capped else above) + runtime_bytes
+
+    @classmethod
+    def largest(cls, corrections: Iterable[Correction]) -> Correction:
+        """One that never reserves less than any of these does; without any, the formula's answer itself."""
+        found = list(corrections)
+        return cls(
+            lines=tuple(sorted({line for each in found for line in each.lines})) or ((0.0, 1.0),),
+            capped=bool(found) and all(each.capped for each in found),
+            runtime_bytes=max((each.runtime_bytes for each in found), default=0),
+            samples=min((each.samples for each in found), default=0),
+        )
 
 
 # -- workers --------------------------------------------------------------------------------------------------------
@@ -135,6 +192,7 @@ class WorkerFacts:
     total_bytes: physical memory. limit_bytes: what this process may use (the smallest of RAM and its cgroups).
     available_bytes: free for use right now (page cache does not count as use).
     overhead_bytes: the worker's own processes, the warm spare among them; charged to its ledger row.
+    environment: of its trial processes; None when none of them said.
     """
 
     address: str
@@ -145,6 +203,7 @@ class WorkerFacts:
     available_bytes: int
     overhead_bytes: int = 0
     device: DevicePool | None = None
+    environment: Environment | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +343,7 @@ class Outcome:
     peak_bytes: the process's own VmHWM (host); None when it could not be read. device_peak_bytes: as reported.
     detail: one line (exception's last line, signal name, rule of the watchdog).
     kill: the watchdog's record (rule, kill_id, evidence, seconds), empty for any other end.
+    environment: of the very process it ran in, with runtime_bytes what that held when it was ready; None: not known.
     result: the objective's own result mapping (metrics, epochs, stop_reason, ...).
     checkpoint: path of the last good checkpoint, None when there is none.
     """
@@ -295,6 +355,8 @@ class Outcome:
     duration_s: float = 0.0
     peak_bytes: int | None = None
     device_peak_bytes: int | None = None
+    environment: str | None = None
+    runtime_bytes: int | None = None
     exit_status: int | None = None
     traceback: str | None = None
     log_tail: str = ""
@@ -335,10 +397,14 @@ class StudySpec:
 class Observation:
     """A finished attempt's peak beside its prediction. `at_least`: it was killed for memory, so the true peak is more.
 
-    family: what shares one correction, e.g. "patchtst/cpu/glibc". predicted_bytes: 0 where nobody could predict.
+    family: the formula's name for what it sized, e.g. "patchtst/cpu"; environment: where it ran. Together they are what
+    shares one correction. runtime_bytes: what the process held when it was ready, a part of both numbers; 0 when the
+    formula does not tell it apart. predicted_bytes: 0 where nobody could predict.
     """
 
     family: str
     predicted_bytes: int
     observed_bytes: int
+    environment: str = ""
+    runtime_bytes: int = 0
     at_least: bool = False

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.model import Footprint, Observation
-from scheduler.policy.footprint import Corrections, tightened
+from scheduler.policy.correction import Corrections, correct
+from scheduler.policy.footprint import tightened
 from training import arch_grid, footprint, runtime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +169,7 @@ def measure(case: Case, folder: Path) -> dict[str, int]:
         match message["type"]:
             case "ready":
                 peaks["ready_bytes"] = message["peak_bytes"]
+                peaks["ready_rss_bytes"] = message["rss_bytes"]
             case "settled":
                 peaks["settled_bytes"] = message["peak_bytes"]
             case "result":
@@ -257,7 +259,7 @@ def corrected_errors(cases: Sequence[Case], rounds: int = 200, seed: int = 0) ->
             corrections.observe(Observation(family="f", predicted_bytes=ours(case), observed_bytes=peak))
         for case in shuffled[OBSERVED_BEFORE:]:
             prior = Footprint(host_bytes=ours(case), prior_bytes=ours(case))
-            found.append(corrections.correct(prior, "f").host_bytes / case["observed"]["peak_bytes"] - 1)
+            found.append(correct(prior, corrections.of("f")).host_bytes / case["observed"]["peak_bytes"] - 1)
     return found
 
 
