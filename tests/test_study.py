@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -20,6 +22,7 @@ from scheduler.adapters.study import Functions, NotOurs, StudyStore, StudyUnavai
 from scheduler.model import (
     AskTrial,
     AttemptId,
+    Correction,
     EnqueueRetry,
     FinalState,
     HeadroomError,
@@ -534,3 +537,49 @@ def test_peaks_that_nobody_predicted_are_known_after_a_restart(file: Path) -> No
     unsized.tell(told(done, attrs={"footprint.observed_peak_bytes": 123}))
     (known,) = store_at(file, owner="driver2").open(spec(), ARCHITECTURES).observations
     assert (known.observed_bytes, known.predicted_bytes) == (123, 0)
+
+
+# -- where a trial will run --------------------------------------------------------------------------------------------
+
+
+def runtime_estimate(params: Any, context: Any) -> dict[str, Any]:
+    """The ready process, and d_model bytes per sample."""
+    runtime_bytes = context.get("runtime_bytes", 1000)
+    above = params["d_model"] * params["micro_batch"]
+    return {"host_bytes": runtime_bytes + above, "runtime_bytes": runtime_bytes, "family": "toy"}
+
+
+def runtime_micro_batch(params: Any, context: Any, limit_bytes: int, **_: Any) -> int | None:
+    """As many samples as fit beside the ready process."""
+    return (limit_bytes - context.get("runtime_bytes", 1000)) // params["d_model"] or None
+
+
+@pytest.mark.parametrize("correction", [Correction(), Correction(lines=((40.0, 2.0),), samples=3)])
+def test_sized_for_the_runtime_and_the_correction_of_where_it_runs(file: Path, correction: Correction) -> None:
+    """Estimator and micro-batch see what the workers' processes hold; what comes out, corrected, just fits."""
+    functions = Functions(sample=sample, micro_batch=runtime_micro_batch, estimate=runtime_estimate)
+    with contextlib.closing(store_at(file, functions=functions)) as store:
+        store.open(spec(), ARCHITECTURES)
+        correction = dataclasses.replace(correction, runtime_bytes=5000)
+        command = AskTrial(study=STUDY, limit_bytes=5400, correction=correction, environments=("torch-1/glibc",))
+        asked = store.ask(command)
+        assert isinstance(asked, TrialAsked)
+    above = asked.params["d_model"] * asked.params["micro_batch"]
+    assert asked.footprint.prior_bytes == 5000 + above and asked.footprint.runtime_bytes == 5000
+    (offset, slope) = correction.lines[0]
+    assert asked.footprint.host_bytes == 5000 + offset + slope * above
+    assert 5400 - slope * asked.params["d_model"] < asked.footprint.host_bytes <= 5400
+
+
+def test_an_observation_knows_where_it_was_made(store: StudyStore, file: Path) -> None:
+    """Environment and runtime of the process itself stand beside the peak, and a restart reads them with it."""
+    first, old = ask(store).trial, ask(store).trial
+    attrs = {"footprint.observed_peak_bytes": 123, "footprint.prior_bytes": 1100, "footprint.prior_runtime_bytes": 1000}
+    here = {"footprint.environment": "torch-1/glibc", "footprint.runtime_bytes": 60}
+    store.tell(told(first, attrs=attrs | here))
+    store.tell(told(old, attrs={"footprint.observed_peak_bytes": 456, "footprint.prior_bytes": 400}))
+    seen, before = store_at(file, owner="driver2").open(spec(), ARCHITECTURES).observations
+    assert (seen.predicted_bytes, seen.observed_bytes, seen.runtime_bytes) == (160, 123, 60)
+    assert seen.environment == "torch-1/glibc"
+    assert (before.predicted_bytes, before.observed_bytes, before.runtime_bytes) == (400, 456, 0)
+    assert before.environment == ""  # written by a release that did not know it

@@ -120,6 +120,7 @@ def test_protocol_from_ready_to_result(process):
     ready = process.wait_for("ready")
     assert ready["protocol"] == 1 and ready["pid"] == process.popen.pid
     assert 0 < ready["rss_bytes"] <= ready["peak_bytes"]
+    assert ready["environment"].count("/") == 1
     process.give("objectives:good")
     assert process.ended() == 0
     kinds = [message["type"] for message in process.heard]
@@ -127,6 +128,7 @@ def test_protocol_from_ready_to_result(process):
     last = last_of(process)
     assert last["result"] == {"value": 0.25, "epochs": 3, "stop_reason": "completed", "metrics": {"seen": {"a": 1}}}
     assert last["peak_bytes"] >= ready["peak_bytes"] and last["duration_s"] >= 0
+    assert (last["environment"], last["runtime_bytes"]) == (ready["environment"], ready["rss_bytes"])
     assert process.result_file() == last
 
 

@@ -166,7 +166,7 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
         "device_bytes": on_device,
         "runtime_bytes": ready_bytes,
         "components": components,
-        "family": f"patchtst/{device}" + ("/unmeasured" if "unmeasured" in components else ""),
+        "family": f"patchtst/{device}/{heap}" + ("/unmeasured" if "unmeasured" in components else ""),
     }
 
 

@@ -397,9 +397,9 @@ class StudySpec:
 class Observation:
     """A finished attempt's peak beside its prediction. `at_least`: it was killed for memory, so the true peak is more.
 
-    family: the formula's name for what it sized, e.g. "patchtst/cpu"; environment: where it ran. Together they are what
-    shares one correction. runtime_bytes: what the process held when it was ready, a part of both numbers; 0 when the
-    formula does not tell it apart. predicted_bytes: 0 where nobody could predict.
+    family: the formula's name for what it sized, e.g. "patchtst/cpu/glibc-stack"; environment: where it ran. Together
+    they are what shares one correction. runtime_bytes: what the process held when it was ready, a part of both numbers;
+    0 when the formula does not tell it apart. predicted_bytes: 0 where nobody could predict.
     """
 
     family: str

@@ -132,6 +132,11 @@ def write_bars(folder: Path, n_features: int, rows: int = 1500) -> Path:
     return path
 
 
+def started_with(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """This process's environment with these put over it; None takes one away."""
+    return {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
+
+
 def measure(case: Case, folder: Path) -> dict[str, int]:
     """Train it in a fresh trial process. ready_bytes: warm process; settled_bytes: after two steps and a validation
     batch; peak_bytes: at the end."""
@@ -154,7 +159,7 @@ def measure(case: Case, folder: Path) -> dict[str, int]:
         [sys.executable, "-m", "training.trial"],
         cwd=ROOT,
         # Passive: threads that spin for each other make a measurement on a busy machine last for ever.
-        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **runtime.environment(context)},
+        env=started_with({"OMP_WAIT_POLICY": "PASSIVE", **runtime.environment(context)}),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -199,8 +204,9 @@ def observe(cases: Sequence[Case], save: Path | None = None) -> list[Case]:
 
 
 def ours(case: Case) -> int:
-    """The prior of training/footprint.py."""
-    return int(footprint.estimate(case["params"], case["context"])["host_bytes"])
+    """The prior of training/footprint.py, with what the process said it held when it was ready."""
+    context = {**case["context"], "runtime_bytes": case["observed"]["ready_rss_bytes"]}
+    return int(footprint.estimate(case["params"], context)["host_bytes"])
 
 
 def sixteen_per_parameter(case: Case) -> int:
@@ -329,7 +335,7 @@ print(json.dumps([(seconds() - start) / steps, peak_bytes()]))
 
 def allocator_cost(rounds: int = 3) -> None:
     """CPU per step and peak of the same training under three heaps, processes interleaved; medians."""
-    heaps: dict[str, Mapping[str, str]] = {
+    heaps: dict[str, Mapping[str, str | None]] = {
         "glibc default": {},
         "glibc, threshold 64 KiB": {"MALLOC_MMAP_THRESHOLD_": "65536"},
         runtime.STACK: {"GLIBC_TUNABLES": runtime.environment({})["GLIBC_TUNABLES"]},
@@ -341,7 +347,7 @@ def allocator_cost(rounds: int = 3) -> None:
         found: dict[str, list[tuple[float, int]]] = {name: [] for name in heaps}
         for _ in range(rounds):
             for name, extra in heaps.items():
-                environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **extra}
+                environment = started_with({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **extra})
                 out = subprocess.run(
                     [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
                 )
