@@ -22,7 +22,12 @@ def said(code: str = SAY, **variables: str | None) -> str:
         k: v for k, v in os.environ.items() if k not in runtime.ALIASES and k not in ("GLIBC_TUNABLES", "LD_PRELOAD")
     }
     done = subprocess.run(
-        [sys.executable, "-c", code], env={k: v for k, v in {**clean, **variables}.items() if v is not None}, cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={k: v for k, v in {**clean, **variables}.items() if v is not None},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.strip()
 
