@@ -21,11 +21,12 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin, get_worker
 
-from scheduler import watchdog
+from scheduler import door, watchdog
 from scheduler.adapters import vitals
 from scheduler.host import OVERHEAD_BYTES
-from scheduler.model import ExitReason, HeadroomError, Json, Outcome
-from scheduler.process import TrialProcess, TrialStartError, Witness, conclude, tail
+from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
+from scheduler.model.plain import plain
+from scheduler.process import TrialProcess, TrialStartError, Witness, check_objective, conclude, tail
 from scheduler.registry import HostRegistry, KillStory, Registration, claim, durable_result, read_json, write_json
 from scheduler.spare import WarmSpare
 
@@ -68,9 +69,12 @@ class AttemptRun:
     process: TrialProcess
     registration: Registration
     seen: Witness
-    started: float
+    objective: str
+    began: float
     saved_at: float | None = None
+    started: bool = False
     observed: bool = False  # the watchdog has said that it would have ended it
+    complained: bool = False  # it was noted that a message of its was not understood
     family: set[tuple[int, float]] = field(default_factory=set)  # (pid, start time) of every descendant ever sampled
 
 
@@ -92,6 +96,7 @@ class Agent(WorkerPlugin):
         self._early: dict[str, tuple[str, str]] = {}  # attempt -> (stop or kill, why), also before it has begun
         self._lock = threading.Lock()
         self._spare = WarmSpare(self._new_process)
+        self._door = door.Door(door.folders([self.scratch, Path(self.registry.root)]), self._spare.ensure)
         self._closing = threading.Event()
         self._watchdog: Any = None
         self._tree_bytes = 0
@@ -139,6 +144,7 @@ class Agent(WorkerPlugin):
         next_vitals = 0.0
         while not self._closing.wait(_BEAT_S):
             self._end_orphans()
+            self._door.look()
             if time.monotonic() >= next_vitals:
                 next_vitals = time.monotonic() + self.config.vitals_every_s
                 try:
@@ -178,7 +184,7 @@ class Agent(WorkerPlugin):
             "type": "vitals",
             "available_bytes": memory.available_bytes,
             "pressure": level,
-            "closed_reason": closed_reason,
+            "closed_reason": self._door.reason or closed_reason,
             "used_bytes": used,
             "peak_bytes": peaks,
         }
@@ -189,7 +195,7 @@ class Agent(WorkerPlugin):
             said = None if run.observed else read_json(os.path.join(run.registration.folder, "would_kill.json"))
             if said is not None:
                 run.observed = True
-                words = {key: said.get(key) for key in ("kill_id", "rule", "reason", "evidence")}
+                words = plain({key: said.get(key) for key in ("kill_id", "rule", "reason", "evidence")})
                 self._post({"type": "would_kill", "attempt": run.attempt, **words})
 
     def _pressure(self) -> tuple[int, str | None]:
@@ -242,6 +248,7 @@ class Agent(WorkerPlugin):
             self._early.setdefault(attempt, ("stop", reason))
             run = self._runs.get(attempt)
         if run is not None:
+            run.seen.asked = run.seen.asked or reason
             run.process.send({"cmd": "stop", "reason": reason})
 
     def kill(self, attempt: str, reason: str) -> None:
@@ -259,12 +266,16 @@ class Agent(WorkerPlugin):
                 run.registration = self.registry.resize(run.registration, reserved_bytes)
 
     def _new_process(self) -> TrialProcess:
-        environment = _resolve(self.config.environment)(self.config.context)
+        self.scratch.mkdir(parents=True, exist_ok=True)  # Dask's own folder, which somebody may have cleared away
         return TrialProcess(
-            environment=environment,
+            environment=self._environment(),
             log=self.scratch / f"spare-{self.config.topic}.log",
             preload=self.config.preload,
         )
+
+    def _environment(self) -> Mapping[str, str | None]:
+        found: Mapping[str, str | None] = _resolve(self.config.environment)(self.config.context)
+        return found
 
     def _end(self, run: AttemptRun, reason: str) -> None:
         if run.seen.ended_by is None:
@@ -277,20 +288,23 @@ class Agent(WorkerPlugin):
         """Run one attempt to its end; every end is an outcome. Returns when its memory is back."""
         folder = Path(task["folder"])
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not claim(folder):
-                return Outcome(reason=ExitReason.LOST, detail="started before; an attempt is never started twice")
-            write_json(os.fspath(folder / "spec.json"), task, durable=True)
+            with door.naming(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                if not claim(folder):
+                    return Outcome(reason=ExitReason.LOST, detail="started before; an attempt is never started twice")
+                write_json(os.fspath(folder / "spec.json"), task, durable=True)
             process = self._spare.take()
         except (OSError, TrialStartError) as error:
-            return Outcome(reason=ExitReason.NOT_STARTED, detail=str(error))
+            return self._not_started(door.words(error), folder)
         run = self._begin(task, key, folder, process)
         try:
-            self.registry.register(run.registration)
+            try:
+                with door.naming(Path(self.registry.root)):
+                    self.registry.register(run.registration)
+            except OSError as error:  # what cannot be watched is not run
+                return self._not_started(f"cannot be registered with the watchdog: {door.words(error)}", folder)
             self._serve(run, task)
             return self._finish(run, folder)
-        except OSError as error:  # no room for the registration: what cannot be watched is not run
-            return Outcome(reason=ExitReason.NOT_STARTED, detail=f"cannot be registered with the watchdog: {error}")
         finally:
             process.kill()  # on every normal path it is dead and reaped, and this finds nobody
             process.close()
@@ -299,6 +313,14 @@ class Agent(WorkerPlugin):
                 self._early.pop(run.attempt, None)
             with contextlib.suppress(OSError):
                 self.registry.deregister(run.registration)
+
+    def _not_started(self, reason: str, folder: Path) -> Outcome:
+        self._shut(reason, folder)
+        return Outcome(reason=ExitReason.NOT_STARTED, detail=reason)
+
+    def _shut(self, reason: str, folder: Path, *more: door.Probe) -> None:
+        """Nothing else is started here until whatever failed has been seen to work."""
+        self._door.close(reason, door.folders([folder.parent]), *more)
 
     def _begin(self, task: Json, key: str, folder: Path, process: TrialProcess) -> AttemptRun:
         now = time.monotonic()
@@ -326,7 +348,8 @@ class Agent(WorkerPlugin):
                 environment=process.ready.get("environment"),
                 runtime_bytes=process.ready.get("rss_bytes"),
             ),
-            started=now,
+            objective=str(task["objective"]),
+            began=now,
         )
         with self._lock:
             self._runs[attempt] = run
@@ -340,6 +363,7 @@ class Agent(WorkerPlugin):
         with self._lock:
             verb, why = self._early.get(run.attempt, ("", ""))
         if verb == "stop":
+            run.seen.asked = run.seen.asked or why
             process.send({"cmd": "stop", "reason": why})
         elif verb == "kill":
             self._end(run, why)
@@ -347,29 +371,52 @@ class Agent(WorkerPlugin):
         for message in process.messages():
             self._on_message(run, message)
         run.seen.exit_status = process.close()
-        run.seen.duration_s = time.monotonic() - run.started
+        run.seen.duration_s = time.monotonic() - run.began
         run.seen.oom_killed = oom.blames_kernel(run.seen.exit_status)
         run.seen.promised_bytes = run.registration.promised
 
-    def _on_message(self, run: AttemptRun, message: Json) -> None:
+    def _on_message(self, run: AttemptRun, said: Json) -> None:
+        """Take in a message, and pass on what the driver must know. One that is none is dropped, and noted once."""
         now, seen = time.monotonic(), run.seen
-        for key in ("peak_bytes", "device_bytes"):
-            if message.get(key):
-                name = "peak_bytes" if key == "peak_bytes" else "device_peak_bytes"
-                setattr(seen, name, max(getattr(seen, name) or 0, int(message[key])))
-        kind = message.get("type")
-        if kind in ("result", "error"):
-            seen.last = message
+        try:
+            message = messages.parse(said)
+        except messages.BadMessage as error:
+            if not run.complained:
+                run.complained = True
+                self._pass_on(
+                    run, "note", text=f"a message of the trial is dropped, as will be others like it: {error}"
+                )
             return
-        if kind == "checkpoint":
-            seen.checkpoint, run.saved_at = message["path"], now
-        elif kind == "progress":
-            seen.epochs, seen.value = message["step"], message["value"]
-        if kind in ("progress", "tick", "checkpoint"):
-            with contextlib.suppress(OSError):  # a full disk on the host must not end a healthy trial
-                self.registry.tick(run.registration, int(message.get("step", message.get("n", 0))), now, run.saved_at)
-        if kind in ("started", "progress", "settled", "checkpoint", "note"):
-            self._post({**message, "attempt": run.attempt, "pid": run.process.pid})
+        seen.peak_bytes = _most(seen.peak_bytes, message.peak_bytes)
+        seen.device_peak_bytes = _most(seen.device_peak_bytes, message.device_bytes)
+        memory = {"peak_bytes": message.peak_bytes, "device_bytes": message.device_bytes}
+        match message:
+            case messages.Last():
+                seen.last = message
+            case messages.Started() if not run.started:
+                run.started = True
+                self._pass_on(run, "started")
+            case messages.Progress(step=step, value=value):
+                seen.epochs, seen.value = step, value
+                self._tick(run, step, now)
+                self._pass_on(run, "progress", step=step, value=value, **memory)
+            case messages.Ticked(n=n):
+                self._tick(run, n, now)
+            case messages.Saved(path=path, step=step):
+                seen.checkpoint, run.saved_at = path, now
+                self._tick(run, step, now)
+                self._pass_on(run, "checkpoint", path=path, step=step)
+            case messages.Settled() if seen.peak_bytes:
+                self._pass_on(run, "settled", **{**memory, "peak_bytes": seen.peak_bytes})
+            case messages.Note(text=text):
+                self._pass_on(run, "note", text=text)
+
+    def _tick(self, run: AttemptRun, step: int, now: float) -> None:
+        with contextlib.suppress(OSError):  # a full disk on the host must not end a healthy trial
+            self.registry.tick(run.registration, step, now, run.saved_at)
+
+    def _pass_on(self, run: AttemptRun, kind: str, **fields: Any) -> None:
+        self._post({"type": kind, "attempt": run.attempt, "pid": run.process.pid, **fields})
 
     def _finish(self, run: AttemptRun, folder: Path) -> Outcome:
         self._sweep(run)
@@ -377,9 +424,22 @@ class Agent(WorkerPlugin):
             run.seen.last = durable_result(folder)
         story = self._kill_story(run)
         if story is not None:
-            run.seen.kill = {**story.told(), "steps": [list(step) for step in story.steps]}
+            run.seen.kill = plain({**story.told(), "steps": [list(step) for step in story.steps]})
         run.seen.log_tail = tail(folder / "trial.log")
-        return conclude(run.seen)
+        outcome = conclude(run.seen)
+        if outcome.reason is ExitReason.NOT_STARTED:
+            self._shut(outcome.detail, folder, self._imports(run))
+        elif outcome.reason is ExitReason.NO_ROOM:
+            self._shut(outcome.detail, folder)
+        return outcome
+
+    def _imports(self, run: AttemptRun) -> door.Probe:
+        objective = run.objective
+
+        def probe() -> None:
+            check_objective(objective, self._environment())
+
+        return probe
 
     def _kill_story(self, run: AttemptRun) -> KillStory | None:
         """The watchdog's record, once it says that the memory is back (or it gave up waiting)."""
@@ -396,6 +456,10 @@ class Agent(WorkerPlugin):
             if pid != run.process.pid and vitals.start_time(pid) == started:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def _most(before: int | None, now: int | None) -> int | None:
+    return before if now is None else max(before or 0, now)
 
 
 def agent_name(topic: str) -> str:

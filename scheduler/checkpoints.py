@@ -31,7 +31,7 @@ def drop(attempts: Path, trial: TrialId) -> list[Path]:
             continue
         seen.add(folder)
         before = (read_json(str(folder / "spec.json")) or {}).get("resume_from")
-        if before and Path(before).parent.parent == attempts:
+        if isinstance(before, str) and before and Path(before).parent.parent == attempts:
             todo.append(Path(before).parent)
         for path in folder.glob(PATTERN):
             with contextlib.suppress(OSError):

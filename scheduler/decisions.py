@@ -6,10 +6,11 @@ them together are the final states (`final_states`).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scheduler.model import EnqueueRetry, FinalState, Json, TellTrial, TrialId
+from scheduler.model import AttemptId, EnqueueRetry, FinalState, Json, TellTrial, TrialId
 
 
 def write(command: TellTrial | EnqueueRetry) -> tuple[str, Json]:
@@ -37,6 +38,18 @@ def outstanding(records: Iterable[Mapping[str, Any]]) -> dict[TrialId, TellTrial
                     found.pop(_trial(record), None)
         except (KeyError, ValueError, TypeError):
             continue
+    return found
+
+
+def unended(records: Iterable[Mapping[str, Any]]) -> set[AttemptId]:
+    """Attempts that a journal says were launched and not that they ended: they were under way when its driver died."""
+    found: set[AttemptId] = set()
+    for record in records:
+        with contextlib.suppress(KeyError, ValueError, TypeError):
+            if record["event"] == "attempt.launched":
+                found.add(AttemptId.parse(record["attempt"]))
+            elif record["event"] == "attempt.ended":
+                found.discard(AttemptId.parse(record["attempt"]))
     return found
 
 

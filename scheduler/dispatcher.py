@@ -20,7 +20,9 @@ from scheduler import agent, checkpoints, decisions
 from scheduler import model as m
 from scheduler.adapters.cluster import Cluster
 from scheduler.batch import BatchState
+from scheduler.model.plain import line as one_line
 from scheduler.recorder import Recorder
+from scheduler.story import ended_line
 
 TICK_S = 1.0
 CLUSTER_LOST_AFTER_S = 30.0  # a Dask scheduler that restarts comes back within seconds, or not at all
@@ -37,6 +39,7 @@ class _InFlight:
     worker: str
     launch: m.LaunchAttempt
     checkpoint: str | None = None
+    started: bool = False
 
 
 class Dispatcher:
@@ -68,6 +71,7 @@ class Dispatcher:
         self._connected_at = self._nagged_at = time.monotonic()
         self._connected, self._abandoned = True, False
         self._failure: m.HeadroomError | None = None
+        self._misread: set[str] = set()  # kinds of messages that could not be read
 
     def post(self, event: m.Event) -> None:
         """Enqueue an event; callable from any thread and from signal handlers."""
@@ -198,8 +202,16 @@ class Dispatcher:
     # -- what the agents say (on Dask's threads: translate and enqueue) ---------------------------------------------
 
     def on_message(self, message: m.Json) -> None:
-        """An agent's message, or the cluster's word that a worker left."""
-        event = self._translate(message)
+        """An agent's message, or the cluster's word that a worker left. One that cannot be read (of another version,
+        say) is dropped and noted once per kind: it must not end the thread that brings the others."""
+        try:
+            event = self._translate(message)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            kind = one_line(message.get("type"), 40)
+            if kind not in self._misread:
+                self._misread.add(kind)
+                self._log("message.dropped", kind=kind, error=one_line(f"{type(error).__name__}: {error}", 200))
+            return
         if event is not None:
             self.post(event)
 
@@ -243,6 +255,10 @@ class Dispatcher:
                     peak_bytes={m.AttemptId.parse(a): b for a, b in message["peak_bytes"].items()},
                 )
             case "started", m.AttemptId():
+                flight = self._inflight.get(attempt)
+                if flight is None or flight.started:  # said again, after a reconnection
+                    return None
+                flight.started = True
                 return m.AttemptStarted(attempt=attempt, worker=worker, pid=message["pid"])
             case "progress", m.AttemptId():
                 return m.AttemptProgress(
@@ -311,31 +327,18 @@ class Dispatcher:
                 pass
 
     def _note_end(self, attempt: m.AttemptId, outcome: m.Outcome) -> None:
-        """The canonical line: all of an attempt in one place."""
         flight = self._inflight.get(attempt)
-        predicted = flight.launch.footprint.host_bytes if flight else None
-        self._log(
-            "attempt.ended",
-            durable=True,
-            attempt=str(attempt),
-            reason=outcome.reason.value,
-            value=outcome.value,
-            detail=outcome.detail,
-            epochs=outcome.epochs,
-            duration_s=round(outcome.duration_s, 3),
-            wait_s=round(flight.launch.wait_s, 3) if flight else None,
-            worker=flight.worker if flight else None,
-            predicted_bytes=predicted,
-            reserved_bytes=flight.launch.reserved_bytes if flight else None,
-            peak_bytes=outcome.peak_bytes,
-            device_peak_bytes=outcome.device_peak_bytes,
-            error_ratio=round(outcome.peak_bytes / predicted - 1, 4) if predicted and outcome.peak_bytes else None,
-            exit_status=outcome.exit_status,
-            checkpoint=outcome.checkpoint,
-            kill=dict(outcome.kill) or None,
-            traceback=outcome.traceback,
-            params=dict(flight.launch.params) if flight else None,
+        launch = None if flight is None else flight.launch
+        line = ended_line(
+            attempt,
+            outcome,
+            predicted_bytes=launch and launch.footprint.host_bytes,
+            reserved_bytes=launch and launch.reserved_bytes,
+            wait_s=launch and launch.wait_s,
+            worker=launch and launch.worker,
+            params=launch and launch.params,
         )
+        self._log("attempt.ended", durable=True, **line)
 
 
 def worker_facts(message: Mapping[str, Any]) -> m.WorkerFacts:

@@ -239,6 +239,7 @@ class _Driver:
 
     def _open_studies(self, store: StudyStore, evidence: settle.Evidence, policy: RetryPolicy) -> list[m.StudyOpened]:
         decided = decisions.outstanding(journal.read(self.journal.path))
+        unended = decisions.unended(journal.read(self.journal.path))
         opened = []
         for study in self.plan.studies:
             if study.refusal is not None:
@@ -252,6 +253,7 @@ class _Driver:
                     evidence=evidence,
                     policy=policy,
                     decided=decided,
+                    unended=unended,
                     journal=self.log,
                 )
             )
@@ -358,7 +360,7 @@ def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: settle.Evidence,
     seen = Witness(
         last=remains.result,
         kill=dict(remains.kill),
-        duration_s=float((remains.result or {}).get("duration_s") or 0.0),
+        duration_s=remains.result.duration_s if remains.result else 0.0,
         checkpoint=checkpoint,
         log_tail=remains.log_tail,
     )

@@ -21,8 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.model import MEMORY_REASONS, ExitReason, HeadroomError, Json, Outcome
+from scheduler.model.messages import Last, finite
+from scheduler.model.plain import line, plain, text
 
 LOG_TAIL_BYTES = 4096
+CHECK_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
+MAX_LINE_BYTES = 4 * 2**20  # a result at its bounds (`training.plain`) is shorter, all of it escaped
 _POLL_S = 0.25  # how soon a death is noticed whose pipe a grandchild keeps open
 _PROJECT = Path(__file__).resolve().parent.parent
 
@@ -51,8 +55,6 @@ class TrialProcess:
     ) -> None:
         """Start it. environment: variables over our own; None takes one away. log: where its stderr goes until a task
         names a folder. preload: modules it imports before its task is known; None: what the built-in training needs."""
-        path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH", "")]))
-        variables = {**os.environ, "PYTHONPATH": path, **environment}
         self.log = log
         with open(log, "ab") as stderr:
             self._popen = subprocess.Popen(
@@ -60,13 +62,13 @@ class TrialProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={name: value for name, value in variables.items() if value is not None},
+                env=_variables(environment),
                 start_new_session=True,  # the terminal's Ctrl-C is the driver's; and its own session is its own tree
             )
         self.ready: Json = {}  # its message of that name
         self._write = threading.Lock()
         self._closed = False
-        self._buffer = b""
+        self._buffer, self._too_long = b"", False
         # The kernel, when it must kill for memory, should take a trial before the driver or the watchdog.
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/oom_score_adj").write_text("500")
@@ -109,7 +111,8 @@ class TrialProcess:
     def messages(self, deadline: float | None = None) -> Iterator[Json]:
         """Its messages until the process is dead (not until EOF: a forked grandchild may keep the pipe open).
 
-        Lines that are no JSON object are dropped: only the process's own code writes here.
+        Bounded JSON objects (`model.plain`); what is none is dropped. Nothing here is believed: a user's code can write
+        to the pipe too.
         """
         assert self._popen.stdout is not None
         fd = self._popen.stdout.fileno()
@@ -117,16 +120,24 @@ class TrialProcess:
             dead = self._popen.poll() is not None
             readable, _, _ = select.select([fd], [], [], 0 if dead else _POLL_S)
             chunk = os.read(fd, 1 << 16) if readable else b""
-            *lines, self._buffer = (self._buffer + chunk).split(b"\n")
-            for line in lines:
-                with contextlib.suppress(ValueError):
-                    if isinstance(message := json.loads(line), dict):
-                        yield message
+            for written in self._lines(chunk):
+                with contextlib.suppress(ValueError, RecursionError):
+                    if isinstance(message := json.loads(written), dict):
+                        yield plain(message)
             if not chunk and dead:
                 return
             if readable and not chunk:  # it closed its end early: nothing to read, wait for the death itself
                 self._popen.wait()
                 return
+
+    def _lines(self, chunk: bytes) -> list[bytes]:
+        """The whole lines so far. One that is longer than any message is left out, not kept until it ends."""
+        *lines, self._buffer = (self._buffer + chunk).split(b"\n")
+        if lines and self._too_long:
+            self._too_long, lines = False, lines[1:]
+        if len(self._buffer) > MAX_LINE_BYTES:
+            self._too_long, self._buffer = True, b""
+        return [line for line in lines if len(line) <= MAX_LINE_BYTES]
 
     def kill(self) -> None:
         """SIGKILL to it and to all of its session; what left the session is the registry's and the watchdog's.
@@ -163,13 +174,15 @@ class TrialProcess:
 class Witness:
     """All that was seen of one attempt; `conclude` makes the outcome of it.
 
-    last: the `result` or `error` message, None when none came. ended_by: why the agent itself ended it, None if it
-    did not. kill: the watchdog's record, empty without one (within_promise: it held no more than was promised to it).
-    oom_killed: the kernel killed it and counted that. promised_bytes: what it was promised, None where unknown.
-    environment, runtime_bytes: what the process was and held when it was ready.
+    last: its final message, None when none came. asked: why the agent asked it to leave, None if it did not. ended_by:
+    why the agent itself ended it, None if it did not. kill: the watchdog's record, empty without one; its
+    `within_promise`: the victim held no more than it was promised. oom_killed: the kernel killed it and counted that.
+    promised_bytes: what it was promised, None where unknown. environment, runtime_bytes: what the process was and held
+    when it was ready.
     """
 
-    last: Json | None = None
+    last: Last | None = None
+    asked: str | None = None
     exit_status: int | None = None
     ended_by: str | None = None
     kill: Json = field(default_factory=dict)
@@ -189,56 +202,107 @@ class Witness:
 # Sent from outside (a person, a service manager, a host that shuts down): no word about the trial. What it dies
 # of by its own fault (SIGSEGV, SIGABRT, SIGBUS, ...) is its own.
 _FROM_OUTSIDE = frozenset({-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP})
-_STOPPED = {"pruned": ExitReason.PRUNED, "interrupted": ExitReason.INTERRUPTED}
+# Why it was asked, or made, to leave -> what its end then is. Whatever else it is asked for is an interruption.
+_ASKED = {"prune": ExitReason.PRUNED, "timeout": ExitReason.TIMED_OUT, "orphaned": ExitReason.LOST}
 
 
 def conclude(seen: Witness) -> Outcome:
     """What the end of an attempt was. A durable result always wins: a kill that came too late changes nothing."""
-    reason, detail, value, traceback = ExitReason.FAILED, "", None, None
+    value, traceback, last = None, None, seen.last
     result: Json = {}
-    if seen.last is not None and seen.last.get("type") == "result":
-        result = dict(seen.last.get("result") or {})
-        reason = _STOPPED.get(str(result.get("stop_reason")), ExitReason.COMPLETED)
-        value, detail = result.get("value"), str(result.get("stop_reason", ""))
-        if reason is ExitReason.COMPLETED and not isinstance(value, int | float):
-            reason, detail = ExitReason.FAILED, f"the objective returned the value {value!r}, not a number"
-            value = None
-    elif seen.kill:
-        reason = ExitReason(seen.kill["reason"])
-        if reason in MEMORY_REASONS and seen.kill.get("within_promise"):
-            reason = ExitReason.PREEMPTED
-        detail = f"watchdog: {seen.kill.get('rule', '')}"
-    elif seen.last is not None:
-        detail, traceback = str(seen.last.get("error", "")), seen.last.get("traceback")
+    if last is not None and last.result is not None:
+        result = dict(last.result)
+        reason, detail, value = _of_result(result, seen.asked or last.asked)
+    elif (killed_for := _kill_reason(seen.kill)) is not None:
+        reason, detail = killed_for, f"watchdog: {seen.kill.get('rule', '')}"
+    elif last is not None:
+        reason, detail, traceback = ExitReason.FAILED, last.error, last.traceback
+        if not last.started:
+            reason = ExitReason.NOT_STARTED
+        elif last.no_room:
+            reason = ExitReason.NO_ROOM
     elif seen.ended_by is not None:
-        reason = ExitReason.LOST if seen.ended_by == "orphaned" else ExitReason.INTERRUPTED
-        detail = f"ended: {seen.ended_by}"
+        reason, detail = _ASKED.get(seen.ended_by, ExitReason.INTERRUPTED), f"ended: {seen.ended_by}"
     elif seen.oom_killed:
         within = seen.peak_bytes and seen.promised_bytes and seen.peak_bytes <= seen.promised_bytes
         reason = ExitReason.PREEMPTED if within else ExitReason.KERNEL_OOM
         detail = f"killed by the kernel: out of memory{', within its promise' if within else ''}"
     else:
+        reason = ExitReason.LOST if seen.exit_status in _FROM_OUTSIDE else ExitReason.FAILED
         detail = describe_status(seen.exit_status)
-        if seen.exit_status in _FROM_OUTSIDE:
-            reason = ExitReason.LOST
-    peaks = [p for p in (seen.peak_bytes, (seen.last or {}).get("peak_bytes")) if p]
+    peaks = [p for p in (seen.peak_bytes, last and last.peak_bytes) if p]
+    epochs = result.get("epochs")
     return Outcome(
         reason=reason,
-        value=None if value is None else float(value),
+        value=value,
         detail=detail.strip().splitlines()[-1] if detail.strip() else "",
-        epochs=int(result.get("epochs") or seen.epochs),
+        epochs=epochs if isinstance(epochs, int) and not isinstance(epochs, bool) and epochs > 0 else seen.epochs,
         duration_s=seen.duration_s,
         peak_bytes=max(peaks, default=None),
-        device_peak_bytes=(seen.last or {}).get("device_peak_bytes") or seen.device_peak_bytes,
-        environment=(seen.last or {}).get("environment") or seen.environment,
-        runtime_bytes=(seen.last or {}).get("runtime_bytes") or seen.runtime_bytes,
+        device_peak_bytes=(last and last.device_peak_bytes) or seen.device_peak_bytes,
+        environment=(last and last.environment) or seen.environment,
+        runtime_bytes=(last and last.runtime_bytes) or seen.runtime_bytes,
         exit_status=seen.exit_status,
         traceback=traceback,
-        log_tail=seen.log_tail,
+        log_tail=text(seen.log_tail),
         checkpoint=seen.checkpoint,
         kill=seen.kill if reason not in (ExitReason.COMPLETED, ExitReason.PRUNED) else {},
         result=result,
     )
+
+
+def _of_result(result: Json, asked: str | None) -> tuple[ExitReason, str, float | None]:
+    """(reason, detail, value) of an attempt that returned. That it was interrupted counts only if it was asked to
+    leave: a function that says so by itself would else be run again for ever."""
+    said, value = line(result.get("stop_reason") or "completed", 80), finite(result.get("value"))
+    if said in ("interrupted", "pruned") and asked is not None:
+        own_word = said == "pruned" and asked not in _ASKED
+        return ExitReason.PRUNED if own_word else _ASKED.get(asked, ExitReason.INTERRUPTED), said, value
+    if said == "pruned":
+        return ExitReason.PRUNED, said, value
+    if value is None:
+        why = "it says interrupted, but nobody asked it to leave: " if said == "interrupted" else ""
+        shown = line(repr(result.get("value")), 80)
+        return ExitReason.FAILED, f"{why}the objective returned the value {shown}, not a number", None
+    return ExitReason.COMPLETED, said, value
+
+
+def _kill_reason(kill: Mapping[str, Any]) -> ExitReason | None:
+    """What the watchdog killed it for; None without a kill, and for a record that is none."""
+    try:
+        reason = ExitReason(kill.get("reason"))
+    except ValueError:
+        return None
+    return ExitReason.PREEMPTED if reason in MEMORY_REASONS and kill.get("within_promise") is True else reason
+
+
+def check_objective(path: str, environment: Mapping[str, str | None] | None = None) -> None:
+    """Import the objective `module:function` as a trial would, in a process. Raises TrialStartError saying why not."""
+    command = [sys.executable, "-m", "training.trial", f"--check={path}"]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=_variables(environment or {}),
+            start_new_session=True,
+            timeout=CHECK_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TrialStartError(f"objective {path!r} took longer than {CHECK_TIMEOUT_S:.0f} s to import") from None
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        why = said[-1] if said else describe_status(done.returncode)
+        raise TrialStartError(line(why), done.returncode)
+
+
+def _variables(environment: Mapping[str, str | None]) -> dict[str, str]:
+    """A trial process's variables: these over our own, None takes one away; it finds our modules, then the user's."""
+    path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH", "")]))
+    variables = {**os.environ, "PYTHONPATH": path, **environment}
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 def describe_status(status: int | None) -> str:

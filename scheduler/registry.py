@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.model import HeadroomError, Pressure
+from scheduler.model import HeadroomError, Pressure, messages
 
 STALE_AFTER_S = 5.0  # a reading older than this says nothing: five missed samples
 _JOURNAL_LIMIT_BYTES = 4 << 20
@@ -402,12 +402,13 @@ def read_json(path: str) -> dict[str, Any] | None:
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
 
 
-def durable_result(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """An attempt's last message as it wrote it to the disk before it sent it; None when there is none."""
-    message = read_json(os.path.join(folder, "result.json"))
-    return message if message is not None and message.get("type") in ("result", "error") else None
+def durable_result(folder: str | os.PathLike[str]) -> messages.Last | None:
+    """An attempt's last message as it wrote it to the disk before it sent it; None when there is none that parses."""
+    with contextlib.suppress(messages.BadMessage):
+        return messages.last(read_json(os.path.join(folder, "result.json")) or {})
+    return None

@@ -16,7 +16,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,17 @@ from scheduler.model import (
     FinalState,
     Footprint,
     FootprintSource,
-    Json,
+    Outcome,
     StudySpec,
     TellTrial,
     TrialId,
 )
+from scheduler.model.messages import Last
+from scheduler.model.plain import plain
 from scheduler.policy import fault
 from scheduler.process import Witness, conclude, tail
 from scheduler.registry import HostRegistry, durable_result, read_json
-from scheduler.story import final_attrs
+from scheduler.story import ended_line, final_attrs
 
 END_TIMEOUT_S = 10.0
 _POLL_S = 0.05
@@ -66,7 +68,7 @@ class Remains:
     """
 
     attempt: int = 0
-    result: Json | None = None
+    result: Last | None = None
     kill: Mapping[str, Any] = field(default_factory=dict)
     process: tuple[int, float] | None = None
     checkpoint: str | None = None
@@ -90,18 +92,7 @@ def decide(
             trial=left.trial, attempt=left.attempt, resume_from=checkpoint, reason="not started", retries=left.retries
         )
     attempt = max(remains.attempt, left.attempt)
-    message = remains.result or {}
-    outcome = conclude(
-        Witness(
-            last=remains.result,
-            kill=dict(remains.kill),
-            ended_by=None if remains.result or remains.kill else "orphaned",
-            epochs=left.steps,
-            duration_s=float(message.get("duration_s") or 0.0),
-            checkpoint=checkpoint,
-            log_tail=remains.log_tail,
-        )
-    )
+    outcome = end_of(left, remains)
     spent = left.retries + (attempt - left.attempt) if remains.retries is None else remains.retries
     verdict = fault.judge(outcome, fault.Facts(progress=remains.progress, spent=spent), policy)
     if isinstance(verdict, fault.Final):
@@ -122,6 +113,21 @@ def decide(
         )
     value = outcome.value if verdict.state is FinalState.COMPLETE else None
     return TellTrial(trial=left.trial, state=verdict.state, value=value, attrs=attrs, constraint=verdict.constraint)
+
+
+def end_of(left: LeftTrial, remains: Remains) -> Outcome:
+    """How the last attempt of a trial ended, as far as what it left behind tells."""
+    return conclude(
+        Witness(
+            last=remains.result,
+            kill=dict(remains.kill),
+            ended_by=None if remains.result or remains.kill else "orphaned",
+            epochs=left.steps,
+            duration_s=remains.result.duration_s if remains.result else 0.0,
+            checkpoint=remains.checkpoint or left.attrs.get("resume_from"),
+            log_tail=remains.log_tail,
+        )
+    )
 
 
 def _footprint(attrs: Mapping[str, Any]) -> Footprint:
@@ -176,9 +182,10 @@ class Evidence:
         return None
 
     def _kill(self, attempt: AttemptId, folder: Path) -> dict[str, Any]:
-        written = read_json(os.fspath(folder / "kill.json"))
-        if written and written.get("reason"):
-            return written
+        # Bounded: the folder is the trial's own, and what it leaves there must not end the driver at each start.
+        written = plain(read_json(os.fspath(folder / "kill.json")) or {})
+        if any(written.get("reason") == reason.value for reason in ExitReason):
+            return dict(written)
         if self.registry is None:
             return {}
         for story in reversed(self.registry.kills()):
@@ -196,8 +203,8 @@ def _checkpoint(newest_first: Sequence[Path]) -> str | None:
         if path.is_file():
             return os.fspath(path)
         before = (read_json(os.fspath(folder / "spec.json")) or {}).get("resume_from")
-        if before and Path(before).is_file():
-            return str(before)
+        if isinstance(before, str) and before and Path(before).is_file():
+            return before
     return None
 
 
@@ -223,12 +230,14 @@ def resume(
     evidence: Evidence,
     policy: fault.RetryPolicy,
     decided: Mapping[TrialId, Decided] | None = None,
+    unended: Container[AttemptId] = (),
     journal: Callable[..., None] | None = None,
 ) -> OpenedStudy:
     """Open a study and settle what this run's dead driver left in it; what is returned is the state after that.
 
-    decided: what its journal holds of commands that may not have reached the study. journal: called as
-    `journal(event, durable=, **fields)` with the same lines as a living driver writes, before the study hears of it.
+    decided: what its journal holds of commands that may not have reached the study; unended: the attempts that it does
+    not say the end of. journal: called as `journal(event, durable=, **fields)` with the same lines as a living driver
+    writes, before the study hears of it.
     Idempotent: after an error in the middle call it again.
     """
     note: Callable[..., None] = journal or (lambda event, **fields: None)
@@ -237,6 +246,12 @@ def resume(
         verdict = settle(left, evidence, policy, (decided or {}).get(left.trial))
         if verdict is None:
             continue  # unkillable: it stays RUNNING, and is charged, until a later start finds it dead
+        remains = evidence.of(left.trial, left.folder)
+        attempt = AttemptId(left.trial, max(remains.attempt, left.attempt))
+        if attempt in unended:
+            predicted = _footprint(left.attrs).host_bytes or None
+            line = ended_line(attempt, end_of(left, remains), predicted_bytes=predicted)
+            note("attempt.ended", durable=True, settled=True, **line)
         name, fields = decisions.write(verdict)
         note(name, durable=True, settled=True, **fields)
         if isinstance(verdict, TellTrial):

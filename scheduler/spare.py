@@ -52,8 +52,22 @@ class WarmSpare:
             if process is None or process.exit_status is not None:
                 process = self._make()
                 process.wait_ready(READY_TIMEOUT_S)
-        threading.Thread(target=self._replace, name="headroom-warm-up", daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # no thread to be had: the next `take` makes its own
+            threading.Thread(target=self._replace, name="headroom-warm-up", daemon=True).start()
         return process
+
+    def ensure(self) -> None:
+        """See to it that there is a spare: the proof that a trial could start. Raises TrialStartError, OSError."""
+        with self._warming:
+            if (self._spare is not None and self._spare.exit_status is None) or self._closed.is_set():
+                return
+            spare = self._make()
+            try:
+                spare.wait_ready(READY_TIMEOUT_S)
+            except BaseException:
+                spare.close()
+                raise
+            self._spare = spare
 
     def close(self) -> None:
         """End the spare, also one that is just being warmed up by another thread, and reap it."""

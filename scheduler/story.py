@@ -5,10 +5,14 @@ Pure. Names are dotted and stable, because people query them in the study (READM
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from scheduler.model import ExitReason, Footprint, Outcome
+from scheduler.model import AttemptId, ExitReason, Footprint, Outcome
+from scheduler.model.plain import line
+from scheduler.policy import fault
 
+_EXPLAINED = frozenset({ExitReason.FAILED, ExitReason.LOST, ExitReason.NOT_STARTED, ExitReason.NO_ROOM})
 _TRACEBACK_CHARS = 4000  # MySQL's text columns; the whole of it stays in the attempt's folder
 
 
@@ -43,7 +47,7 @@ def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, truste
         }
     elif outcome.reason is ExitReason.KERNEL_OOM:
         attrs |= {"watchdog.reason": outcome.reason.value, "watchdog.evidence": {"exit_status": outcome.exit_status}}
-    if outcome.reason in (ExitReason.FAILED, ExitReason.LOST):
+    if outcome.reason in _EXPLAINED:
         attrs["error"] = outcome.detail
         if outcome.traceback:
             attrs["traceback"] = outcome.traceback[-_TRACEBACK_CHARS:]
@@ -55,8 +59,46 @@ def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, truste
     return {name: value for name, value in attrs.items() if value is not None}
 
 
+def ended_line(
+    attempt: AttemptId,
+    outcome: Outcome,
+    *,
+    predicted_bytes: int | None,
+    reserved_bytes: int | None = None,
+    wait_s: float | None = None,
+    worker: str | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The fields of `attempt.ended`, the canonical line: all of an attempt in one place."""
+    ratio = outcome.peak_bytes / predicted_bytes - 1 if predicted_bytes and outcome.peak_bytes else None
+    return {
+        "attempt": str(attempt),
+        "reason": outcome.reason.value,
+        "value": outcome.value,
+        "detail": outcome.detail,
+        "epochs": outcome.epochs,
+        "duration_s": round(outcome.duration_s, 3),
+        "wait_s": None if wait_s is None else round(wait_s, 3),
+        "worker": worker,
+        "predicted_bytes": predicted_bytes,
+        "reserved_bytes": reserved_bytes,
+        "peak_bytes": outcome.peak_bytes,
+        "device_peak_bytes": outcome.device_peak_bytes,
+        "error_ratio": None if ratio is None else round(ratio, 4),
+        "exit_status": outcome.exit_status,
+        "checkpoint": outcome.checkpoint,
+        "kill": dict(outcome.kill) or None,
+        "traceback": outcome.traceback,
+        "params": None if params is None else dict(params),
+    }
+
+
 def stop_reason(outcome: Outcome) -> str:
-    """Why training ended: the objective's own word for a normal end, else the exit reason."""
-    if outcome.reason is ExitReason.COMPLETED:
-        return str(outcome.result.get("stop_reason") or outcome.reason.value)
+    """Why training ended: the objective's own word for a normal end, else the exit reason.
+
+    Not a word that the quota is counted by: an objective that says `does_not_fit` has run all the same.
+    """
+    own = line(outcome.result.get("stop_reason") or "", 64)
+    if outcome.reason is ExitReason.COMPLETED and own and own not in fault.NEVER_RAN:
+        return own
     return str(outcome.reason.value)

@@ -15,7 +15,7 @@ from tests.builders import outcome
 
 README = Path(__file__).parent.parent / "scheduler" / "README.md"
 POLICY = RetryPolicy(max_retries=3, max_consecutive_failures=2, delay_s=1.0)
-NOT_ITS_FAULT = (ExitReason.NOT_STARTED, ExitReason.PREEMPTED, ExitReason.INTERRUPTED)
+NOT_ITS_FAULT = (ExitReason.NOT_STARTED, ExitReason.PREEMPTED, ExitReason.NO_ROOM, ExitReason.INTERRUPTED)
 KILL = {"kill_id": "k", "rule": "pressure", "within_promise": True}
 
 
@@ -33,6 +33,7 @@ def rows() -> list[str]:
             "only without progress" if rule.spends_retry else "no",
             {fault.INFEASIBLE: "infeasible", fault.FEASIBLE: "feasible"}.get(rule.constraint, "-"),
             "closed until a probe succeeds" if rule.closes_host else "open",
+            f"{rule.believed} times in a row, then `{rule.else_.value}`" if rule.else_ else "always",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -87,7 +88,7 @@ def test_what_is_not_its_fault_costs_it_nothing(
     verdict = judge(outcome(reason, kill=KILL), facts, RetryPolicy(max_retries=retries))
     assert isinstance(verdict, Again)
     assert verdict.spent == spent
-    assert verdict.closes_host == (reason is ExitReason.NOT_STARTED)
+    assert verdict.closes_host == (reason in (ExitReason.NOT_STARTED, ExitReason.NO_ROOM))
     assert 0 < verdict.delay_s <= 300
 
 
@@ -141,6 +142,13 @@ def test_the_kernels_victim_is_believed_twice() -> None:
     assert last == Final(FinalState.PRUNED, fault.INFEASIBLE, ExitReason.KERNEL_OOM)
     believed = run_through(*[(ExitReason.PREEMPTED, False), (ExitReason.PREEMPTED, True)] * 5)
     assert all(isinstance(verdict, Again) for verdict in believed)
+
+
+def test_a_disk_that_is_always_full_for_one_trial_is_its_own() -> None:
+    """Its own error is the only evidence: the sixth in a row with nothing to show is a failure like any other."""
+    *again, last = run_through(*[(ExitReason.NO_ROOM, False)] * 6)
+    assert all(isinstance(verdict, Again) and verdict.closes_host for verdict in again)
+    assert last == Final(FinalState.FAIL, None, ExitReason.FAILED)
 
 
 def test_delay_of_a_late_attempt_is_finite() -> None:

@@ -12,11 +12,18 @@ import psutil
 import pytest
 
 from scheduler.model import ExitReason
+from scheduler.model.messages import last
 from scheduler.process import TrialProcess, TrialStartError, Witness, conclude, tail
 from tests.waiting import wait_until
 
 RESULT = {"type": "result", "result": {"value": 0.5, "epochs": 3, "stop_reason": "completed"}, "peak_bytes": 100}
+STOPPED = {"stop_reason": "interrupted"}
 KILL = {"kill_id": "k", "rule": "silent", "reason": "stalled"}
+
+
+def with_last(seen: dict) -> dict:
+    """The witness's fields, the final message parsed as the agent parses it."""
+    return {**seen, "last": last(seen["last"])} if "last" in seen else seen
 
 
 @pytest.mark.parametrize(
@@ -25,7 +32,17 @@ KILL = {"kill_id": "k", "rule": "silent", "reason": "stalled"}
         ({"last": RESULT, "exit_status": 0}, ExitReason.COMPLETED, "completed"),
         ({"last": RESULT, "kill": KILL, "exit_status": -9}, ExitReason.COMPLETED, "completed"),
         ({"last": {**RESULT, "result": {"stop_reason": "pruned"}}}, ExitReason.PRUNED, "pruned"),
-        ({"last": {**RESULT, "result": {"stop_reason": "interrupted"}}}, ExitReason.INTERRUPTED, "interrupted"),
+        ({"last": {**RESULT, "result": STOPPED, "asked": "drain"}}, ExitReason.INTERRUPTED, "interrupted"),
+        ({"last": {**RESULT, "result": STOPPED}, "asked": "drain"}, ExitReason.INTERRUPTED, "interrupted"),
+        ({"last": {**RESULT, "result": STOPPED}, "asked": "timeout"}, ExitReason.TIMED_OUT, "interrupted"),
+        ({"last": {**RESULT, "result": STOPPED}, "asked": "prune"}, ExitReason.PRUNED, "interrupted"),
+        ({"last": RESULT, "asked": "timeout"}, ExitReason.COMPLETED, "completed"),
+        ({"last": {**RESULT, "result": STOPPED}}, ExitReason.FAILED, "nobody asked it to leave"),
+        ({"last": {**RESULT, "result": {**STOPPED, "value": 0.5}}}, ExitReason.COMPLETED, "interrupted"),
+        ({"last": {"type": "error", "error": "x", "started": False}}, ExitReason.NOT_STARTED, "x"),
+        ({"last": {"type": "error", "error": "x", "no_room": True}}, ExitReason.NO_ROOM, "x"),
+        ({"ended_by": "timeout", "exit_status": -9}, ExitReason.TIMED_OUT, "timeout"),
+        ({"kill": {"reason": "nonsense"}, "exit_status": 3}, ExitReason.FAILED, "exit status 3"),
         ({"last": {**RESULT, "result": {"value": "high"}}}, ExitReason.FAILED, "the value 'high', not a number"),
         ({"last": {"type": "error", "error": "ValueError: bad"}}, ExitReason.FAILED, "ValueError: bad"),
         ({"kill": KILL, "exit_status": -15}, ExitReason.STALLED, "watchdog: silent"),
@@ -44,15 +61,15 @@ KILL = {"kill_id": "k", "rule": "silent", "reason": "stalled"}
 )
 def test_conclude(seen: dict, reason: ExitReason, detail: str) -> None:
     """Each way to end has one reason; a durable result wins over a kill that came too late."""
-    outcome = conclude(Witness(**seen))
+    outcome = conclude(Witness(**with_last(seen)))
     assert outcome.reason is reason
     assert detail in outcome.detail
 
 
 def test_conclude_keeps_the_largest_peak() -> None:
     """The peak is the larger of what was sampled and what the process said last."""
-    assert conclude(Witness(last=RESULT, peak_bytes=50)).peak_bytes == 100
-    assert conclude(Witness(last=RESULT, peak_bytes=500)).peak_bytes == 500
+    assert conclude(Witness(last=last(RESULT), peak_bytes=50)).peak_bytes == 100
+    assert conclude(Witness(last=last(RESULT), peak_bytes=500)).peak_bytes == 500
     assert conclude(Witness(exit_status=1)).peak_bytes is None
 
 

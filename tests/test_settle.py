@@ -14,6 +14,7 @@ from scheduler import settle
 from scheduler.adapters import vitals
 from scheduler.adapters.study import LeftTrial
 from scheduler.model import AttemptId, EnqueueRetry, FinalState, TellTrial, TrialId
+from scheduler.model.messages import last
 from scheduler.policy.fault import RetryPolicy
 from scheduler.registry import HostRegistry, Registration
 from tests.test_study import ARCHITECTURES, STUDY, ask, spec, states, store_at
@@ -24,13 +25,21 @@ KILL = {"kill_id": "k1", "rule": "stalled", "reason": "stalled", "evidence": {"c
 
 
 def result(stop_reason: str = "completed", value: float | None = 0.5) -> dict[str, Any]:
-    """The last line of a trial process."""
+    """The last line of a trial process, which was asked to leave where it says that it was interrupted."""
     body = {"value": value, "epochs": 4, "stop_reason": stop_reason}
-    return {"type": "result", "result": body, "peak_bytes": 700, "duration_s": 9.0}
+    asked = "drain" if stop_reason == "interrupted" else None
+    return {"type": "result", "result": body, "peak_bytes": 700, "duration_s": 9.0, "asked": asked}
 
 
 ERROR = {"type": "error", "error": "ValueError: x", "traceback": "Traceback ...\nValueError: x", "peak_bytes": 600}
 DECIDED = TellTrial(trial=TRIAL, state=FinalState.FAIL, value=None, attrs={"error": "SIGSEGV"})
+
+
+def remains_of(**found: Any) -> settle.Remains:
+    """What an attempt left, its final message as it is read from the disk."""
+    if "result" in found:
+        found["result"] = last(found["result"])
+    return settle.Remains(**found)
 
 
 def left(**more: Any) -> LeftTrial:
@@ -78,7 +87,7 @@ def left(**more: Any) -> LeftTrial:
 )
 def test_the_rule(remains: dict[str, Any], trial: dict[str, Any], decided: Any, expected: str) -> None:
     """What was decided, then a durable result, then a kill, then a lost attempt; a live process is ended first."""
-    verdict = settle.decide(left(**trial), settle.Remains(**remains), POLICY, decided)
+    verdict = settle.decide(left(**trial), remains_of(**remains), POLICY, decided)
     match verdict:
         case TellTrial():
             said = f"{verdict.state.value} {verdict.value}"
@@ -91,7 +100,7 @@ def test_the_rule(remains: dict[str, Any], trial: dict[str, Any], decided: Any, 
 
 def test_a_settled_trial_tells_its_story() -> None:
     """Peak, duration, evidence and reason are the same attributes that a living driver writes."""
-    done = settle.decide(left(), settle.Remains(attempt=2, result=result()), POLICY)
+    done = settle.decide(left(), remains_of(attempt=2, result=result()), POLICY)
     assert isinstance(done, TellTrial)
     assert done.attrs["footprint.observed_peak_bytes"] == 700
     assert (done.attrs["duration_s"], done.attrs["attempts"], done.attrs["stop_reason"]) == (9.0, 2, "completed")

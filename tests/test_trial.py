@@ -220,7 +220,7 @@ class Deaf(trial.TrialProgress):
         ("returns_nan", "NonFiniteLoss: the objective returned nan"),
         ("reports_nan", "NonFiniteLoss: value nan reported for step 1"),
         ("nothing", "TypeError: the objective returned None as its value"),
-        ("missing", "TrainingInputError: objective 'tests.objectives:missing'"),
+        ("missing", "ObjectiveNotImported: objective 'tests.objectives:missing' cannot be imported: AttributeError"),
     ],
 )
 def test_other_mistakes_become_errors(name, error):

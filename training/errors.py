@@ -34,3 +34,7 @@ class DoesNotFit(Exception):
         self.params = dict(params)
         self.needed_bytes = needed_bytes
         self.limit_bytes = limit_bytes
+
+
+class ObjectiveNotImported(Exception):
+    """The objective cannot be imported: no trial has begun, and none is to blame."""

@@ -2,8 +2,8 @@
 
 Covers the protocol (JSON lines: one task in, then `stop`; out `ready`, `started`, `progress`, `tick`, `settled`,
 `checkpoint`, and one last `result` or `error`), and everything that keeps a user's function from disturbing it: its
-prints go to a log of bounded size, its exits and exceptions become an `error`, a segfault leaves a stack in the log.
-Does not train: the task names the function that does.
+prints go to a log of bounded size, its exits and exceptions become an `error`, a segfault leaves a stack in the log,
+and a child that it forked cannot speak for it. Does not train: the task names the function that does.
 
 It starts before its task is known (a warm spare), so what every trial needs is imported before `ready`. End of file on
 stdin means that whoever started it is gone: it exits at once, whatever it is doing.
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import faulthandler
+import fcntl
 import importlib
 import json
 import math
@@ -31,13 +33,17 @@ from pathlib import Path
 from typing import Any
 
 from training.checkpoint import sync_folder
-from training.errors import NonFiniteLoss, TrainingInputError
+from training.errors import NonFiniteLoss, ObjectiveNotImported, TrainingInputError
+from training.plain import MAX_TEXT, plain, text
 from training.runtime import in_force
 
 PROTOCOL = 1
 TICK_INTERVAL_S = 1.0
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 ORPHANED = 3  # exit status after the end of stdin
+LAST_STEP = 2**31 - 1  # what a study's database holds
+HIGH_DESCRIPTOR = 1000  # above what a library that "closes everything" usually closes, below the usual limit of 1024
+TRACE_CHARS = 16_000
 # A log that a user's loop floods: its beginning says what it is, its end why it died; the middle can go.
 LOG_LIMIT_BYTES = 64 * 2**20
 LOG_KEEP_BYTES = 2**20
@@ -46,7 +52,13 @@ _CUTTING = threading.Lock()
 
 
 def main() -> int:
-    """Run one attempt; the exit status is 0 after a result, 1 after an error."""
+    """Run one attempt; the exit status is 0 after a result, 1 after an error.
+
+    `--check=module:function` runs none: it imports that function, and says on stderr why it cannot.
+    """
+    for argument in sys.argv[1:]:
+        if argument.startswith("--check="):
+            return check(argument.removeprefix("--check="))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the driver, which drains
     faulthandler.enable(file=2, all_threads=True)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the watchdog asks where a stalled trial is
@@ -74,12 +86,13 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         _log_to(folder / "trial.log")
     except OSError as error:  # no place for a checkpoint or a result: training would be for nothing
-        last: dict[str, Any] = {"type": "error", "error": one_line(f"OSError: {error}"), "traceback": ""}
+        last: dict[str, Any] = {"type": "error", "error": one_line(f"OSError: {error}"), "started": False}
     else:
         last = run(task, TrialProgress(outbox, inbox))
         with contextlib.suppress(OSError):  # a flood just before the end, which the regular look has not seen
             bound_log(folder / "trial.log", LOG_LIMIT_BYTES, LOG_KEEP_BYTES)
     last |= {
+        "asked": inbox.stop_reason,
         "peak_bytes": peak_bytes(),
         "device_peak_bytes": device_peak_bytes(),
         "environment": environment,
@@ -98,85 +111,128 @@ def main() -> int:
 
 def run(task: Mapping[str, Any], progress: TrialProgress) -> dict[str, Any]:
     """Call the task's objective; whatever it does short of killing the process becomes a result or an error."""
+    me = os.getpid()
     try:
         if task.get("protocol") != PROTOCOL:
             raise TrainingInputError(f"task has protocol {task.get('protocol')}, this process speaks {PROTOCOL}")
         found = resolve(task["objective"])(task, progress)
-        return {"type": "result", "result": check_result(found)}
+        _end_forked(me)
+        return {"type": "result", "result": check_result(found, asked=progress.stop_requested)}
     except BaseException as error:  # also SystemExit and KeyboardInterrupt: a user's sys.exit() is an outcome
-        trace = traceback.format_exc()
-        with contextlib.suppress(OSError):  # the log's disk is full, which may be why we are here
+        trace = text(traceback.format_exc()[-TRACE_CHARS:], MAX_TEXT)
+        with contextlib.suppress(OSError, ValueError):  # the log's disk is full, or the function has closed stderr
             print(trace, file=sys.stderr, flush=True)
+        _end_forked(me, error)
         # `error` is formatted by hand: for SystemExit the last line of the traceback would be bare.
-        return {"type": "error", "error": one_line(f"{type(error).__name__}: {error}"), "traceback": trace[-16_000:]}
+        said: dict[str, Any] = {"type": "error", "error": one_line(f"{type(error).__name__}: {text(error)}")}
+        return said | {
+            "traceback": trace,
+            "started": not isinstance(error, ObjectiveNotImported),
+            "no_room": is_no_room(error, trace),
+        }
+
+
+def _end_forked(me: int, error: BaseException | None = None) -> None:
+    """A child that the function forked and that came back here leaves without a word: only its parent may speak."""
+    if os.getpid() != me:
+        status = 0 if error is None else 1
+        if isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        os._exit(status & 0xFF)
+
+
+def is_no_room(error: BaseException | None, trace: str) -> bool:
+    """Whether this error, or one that led to it, is a full disk or a process or thread that was not to be had."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENFILE):
+            return True
+        # A read that would block is EAGAIN as well: here it is one only where a process was to be made.
+        forking = "fork" in trace or "_posixsubprocess" in trace or "posix_spawn" in trace
+        if isinstance(error, OSError) and error.errno == errno.EAGAIN and forking:
+            return True
+        said = text(error).lower()
+        if any(word in said for word in ("no space left on device", "disk is full", "can't start new thread")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check(name: str) -> int:
+    """Import the function `module:function` names; 0, or 1 with the last line on stderr saying why not."""
+    try:
+        resolve(name)
+    except ObjectiveNotImported as error:
+        print(one_line(text(error)), file=sys.stderr)
+        return 1
+    return 0
 
 
 def resolve(name: str) -> Callable[[Mapping[str, Any], TrialProgress], Any]:
-    """The function `module:function` names. Raises TrainingInputError."""
+    """The function `module:function` names. Raises ObjectiveNotImported, whatever its module raises."""
     module_name, _, function_name = name.partition(":")
-    if not function_name:
-        raise TrainingInputError(f"objective {name!r}: write module:function")
-    function = getattr(importlib.import_module(module_name), function_name, None)
-    if not callable(function):
-        raise TrainingInputError(f"objective {name!r}: module {module_name} has no function {function_name}")
-    return function
+    try:
+        if not function_name:
+            raise TrainingInputError("write module:function")
+        function: Any = importlib.import_module(module_name)
+        for part in function_name.split("."):
+            function = getattr(function, part)
+        if not callable(function):
+            raise TypeError(f"{type(function).__name__} {function_name} is no function")
+    except BaseException as error:  # a module may do anything when it is imported, sys.exit() too
+        raise ObjectiveNotImported(
+            f"objective {name!r} cannot be imported: {type(error).__name__}: {text(error)}"
+        ) from error
+    return function  # type: ignore[no-any-return]
 
 
-def check_result(found: Any) -> dict[str, Any]:
+def check_result(found: Any, *, asked: str | None = None) -> dict[str, Any]:
     """A result mapping from what an objective returned: a mapping with `value`, or the value alone.
 
-    Raises NonFiniteLoss, TypeError. `value` may be None only when the trial was stopped.
+    asked: why it was asked to stop, None when it was not. Raises NonFiniteLoss, TypeError. `value` may be None only
+    when it was asked, or prunes itself.
     """
-    result = dict(found) if isinstance(found, Mapping) else {"value": found}
-    result.setdefault("stop_reason", "completed")
-    value = result.get("value")
-    if value is None and result["stop_reason"] in {"pruned", "interrupted"}:
-        return plain(result)
-    try:
-        result["value"] = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"the objective returned {value!r} as its value: it must be a number") from None
-    if not math.isfinite(result["value"]):
-        raise NonFiniteLoss(f"the objective returned {value}")
-    return plain(result)
+    given = dict(found) if isinstance(found, Mapping) else {"value": found}
+    value, stop_reason = given.pop("value", None), text(given.pop("stop_reason", None) or "completed", 64)
+    if value is not None or not (stop_reason == "pruned" or (stop_reason == "interrupted" and asked)):
+        try:
+            value = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a tensor of several elements
+            shown = text(repr(plain(value)), 80)
+            raise TypeError(f"the objective returned {shown} as its value: it must be a number") from None
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"the objective returned {value}")
+    rest = plain(given)
+    return {"value": value, "stop_reason": stop_reason, **(rest if isinstance(rest, dict) else {"metrics": rest})}
 
 
-def plain(value: Any) -> Any:
-    """The value as JSON has it: numbers of other libraries become Python's, NaN becomes None, the rest text."""
-    match value:
-        case Mapping():
-            return {str(key): plain(entry) for key, entry in value.items()}
-        case list() | tuple() | set():
-            return [plain(entry) for entry in value]
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case _ if hasattr(value, "tolist"):  # numpy and torch
-            return plain(value.tolist())
-    return str(value)
-
-
-def one_line(text: str, limit: int = 500) -> str:
+def one_line(said: str, limit: int = 500) -> str:
     """The text on one line, shortened."""
-    return " ".join(text.split())[:limit]
+    return text(" ".join(said.split()), limit)
 
 
 # -- the two pipes --------------------------------------------------------------------------------------------------
 
 
 class Outbox:
-    """Writes messages, one JSON line each, whole and in order also from several threads."""
+    """Writes messages, one JSON line each, whole and in order also from several threads.
+
+    A function that closes descriptors it did not open may have closed this one, and opened a file of its own under the
+    same number: then nothing is sent any more, the durable result says how it ended. A forked child is not heard.
+    """
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
+        self._descriptor, self._pipe = descriptor, _same(descriptor)
+        self._lock, self._owner = threading.Lock(), os.getpid()
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message. A reader that is gone is no error here: the end of stdin says so more reliably."""
         data = json.dumps(message).encode() + b"\n"
-        with self._lock, contextlib.suppress(BrokenPipeError):
-            while data:
+        if os.getpid() != self._owner:
+            return
+        with self._lock, contextlib.suppress(OSError):
+            while data and _same(self._descriptor) == self._pipe:
                 data = data[os.write(self._descriptor, data) :]
 
 
@@ -184,7 +240,7 @@ class Inbox:
     """Reads the task and the stop request in a thread of its own, and ends the process at the end of stdin."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._descriptor, self._pipe = descriptor, _same(descriptor)
         self._tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.has_task = False
         self.finished = False  # the result is on its way: the end of stdin may come now
@@ -198,11 +254,16 @@ class Inbox:
 
     def _read(self) -> None:
         pending = b""
-        while chunk := os.read(self._descriptor, 65536):
-            *lines, pending = (pending + chunk).split(b"\n")
-            for line in lines:
-                if line.strip():
-                    self._take(line)
+        try:
+            while chunk := os.read(self._descriptor, 65536):
+                *lines, pending = (pending + chunk).split(b"\n")
+                for line in lines:
+                    if line.strip():
+                        self._take(line)
+                if _same(self._descriptor) != self._pipe:  # what is read there now is the function's own
+                    return
+        except OSError:  # closed by the function: it cannot be asked to stop any more, only ended from outside
+            return
         if not self.finished:
             end_children()
             os._exit(ORPHANED if self.has_task else 0)
@@ -230,14 +291,19 @@ class TrialProgress:
 
     @property
     def stop_requested(self) -> str | None:
-        return self._inbox.stop_reason
+        """None, "prune" or "drain": whatever else it is asked to leave for, a checkpoint is wanted first."""
+        reason = self._inbox.stop_reason
+        return reason if reason in (None, "prune") else "drain"
 
     def report(self, step: int, value: float) -> None:
-        """Send an epoch's value. Raises NonFiniteLoss: a study cannot hold NaN, and training on is pointless."""
-        value = float(value)
+        """Send an epoch's value. Raises NonFiniteLoss (a study cannot hold NaN, and training on is pointless), and
+        ValueError for a step that it cannot hold."""
+        value, step = float(value), int(step)
         if not math.isfinite(value):
-            raise NonFiniteLoss(f"value {value} reported for step {step}")
-        self._send("progress", step=int(step), value=value)
+            raise NonFiniteLoss(f"value {value} reported for step {text(step, 40)}")
+        if not 0 <= step <= LAST_STEP:
+            raise ValueError(f"step {text(plain(step), 40)} reported: it must be from 0 to {LAST_STEP}")
+        self._send("progress", step=step, value=value)
 
     def tick(self) -> None:
         self._ticks += 1
@@ -250,12 +316,12 @@ class TrialProgress:
         self._send("settled")
 
     def checkpoint(self, path: str, step: int = 0) -> None:
-        self._outbox.send({"type": "checkpoint", "path": str(path), "step": step})
+        self._outbox.send({"type": "checkpoint", "path": str(path), "step": int(step)})
 
-    def note(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # the log's disk is full, which may be what is to be noted
-            print(text, file=sys.stderr, flush=True)
-        self._outbox.send({"type": "note", "text": one_line(text)})
+    def note(self, said: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the log's disk is full, which may be what is to be noted
+            print(said, file=sys.stderr, flush=True)
+        self._outbox.send({"type": "note", "text": one_line(said)})
 
     def _send(self, kind: str, **fields: Any) -> None:
         memory = {"peak_bytes": peak_bytes(), "device_bytes": device_peak_bytes()}
@@ -267,10 +333,25 @@ class TrialProgress:
 
 def _private_stdout() -> int:
     """The protocol's own descriptor; from here on `print` goes where stderr goes. Not inherited by children."""
-    private = os.dup(1)
+    private = _private(1)
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # or a crash loses the last prints
     return private
+
+
+def _private(descriptor: int) -> int:
+    """A copy of it under a high number, out of the way of what a user's function closes; not inherited by children."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, max(3, min(HIGH_DESCRIPTOR, limit - 20)))
+
+
+def _same(descriptor: int) -> tuple[int, int] | None:
+    """Which file the number stands for now; None for none."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _adopt_orphans() -> None:
@@ -281,7 +362,7 @@ def _adopt_orphans() -> None:
 
 def _private_stdin() -> int:
     """The protocol's own descriptor; an `input()` of the user's finds an empty stdin instead of our commands."""
-    private = os.dup(0)
+    private = _private(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

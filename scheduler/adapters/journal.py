@@ -18,6 +18,8 @@ from typing import Any
 
 from structlog.processors import JSONRenderer
 
+from scheduler.model.plain import plain
+
 VERSION = 1
 _render = JSONRenderer(default=str, ensure_ascii=False)
 _HELD_LINES = 100_000  # kept in memory while the disk is full; then the oldest go
@@ -45,9 +47,8 @@ class Journal:
     def write(self, event: str, *, durable: bool = False, **fields: Any) -> None:
         """Append one line. durable: it is on the disk when this returns (unless the disk refuses: then it is held)."""
         record = {"v": VERSION, "unix": round(time.time(), 3), "event": event, **fields}
-        line = str(_render(None, "info", record)).encode() + b"\n"
         with self._lock:
-            self._held.append(line)
+            self._held.append(_line(record))
             self._flush(durable)
 
     def flush(self) -> bool:
@@ -75,11 +76,21 @@ class Journal:
         return True
 
 
+def _line(record: dict[str, Any]) -> bytes:
+    """The record as a line. What comes from a trial is bounded where it enters (`model.plain`); that the journal takes
+    everything all the same is what keeps a fault elsewhere from ending the driver, and each start after it."""
+    try:
+        rendered = str(_render(None, "info", record)).encode()
+    except (ValueError, TypeError, RecursionError):  # UnicodeEncodeError is a ValueError
+        rendered = str(_render(None, "info", plain(record))).encode()
+    return rendered + b"\n"
+
+
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The journal's records, oldest first; lines that are no whole JSON object (a torn one) are skipped."""
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 record = json.loads(line)
                 if isinstance(record, dict) and "event" in record:
                     yield record

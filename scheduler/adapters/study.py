@@ -53,6 +53,7 @@ from scheduler.model import (
     TrialAsked,
     TrialId,
 )
+from scheduler.model.plain import plain
 from scheduler.policy.correction import correct
 from scheduler.registry import boot_id
 
@@ -253,7 +254,8 @@ class StudyStore:
             # A resumed training keeps its micro-batch where it can: only then are its losses the same to the bit.
             return min(fits, previous) if fits and previous else fits
 
-        params = dict(self.functions.sample(trial, context, opened.architectures, fit))
+        # Bounded JSON from here on: what a user's sampler draws (numpy's numbers, say) must travel to the trial.
+        params = plain(dict(self.functions.sample(trial, context, opened.architectures, fit)))
         footprint, family = self._footprint(params, context, command.correction)
         epochs = params.get("epochs")
         limit = context.get("max_epochs")

@@ -31,11 +31,13 @@ from sqlalchemy.orm import Session
 from scheduler.adapters import optuna_private
 from scheduler.adapters.optuna_private import StudyAttr, StudyRow, TrialAttr, TrialRow
 from scheduler.model import HeadroomError, UsageError
+from scheduler.model.plain import plain
+from scheduler.model.plain import text as bounded_text
+from scheduler.policy import fault
 
 BUSY_TIMEOUT_S = 5.0  # how long one transaction waits for another process's; the recorder repeats it after that
 CONNECT_TIMEOUT_S = 10
-MAX_TEXT = 16_000  # characters of one string attribute: MySQL's TEXT holds 64 KiB, a traceback may be longer
-UNCOUNTED = ("does_not_fit", "ask_failed")  # stop reasons of trials that never ran: they leave the quota alone
+MAX_ATTRIBUTE = 60_000  # characters of one attribute's JSON: MySQL's TEXT holds 64 KiB
 
 
 class StudyUnavailable(HeadroomError):
@@ -169,16 +171,14 @@ def is_storage_error(error: BaseException) -> bool:
 
 
 def clean(value: Any) -> Any:
-    """`value` as JSON can hold it, strings bounded; what is no JSON becomes its `str`."""
-    if isinstance(value, Mapping):
-        return {str(key): clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [clean(item) for item in value]
-    if isinstance(value, str):
-        return value if len(value) <= MAX_TEXT else value[: MAX_TEXT // 2] + " ... " + value[-MAX_TEXT // 2 :]
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return clean(str(value))
+    """`value` as bounded JSON that every database and every reader can take; what is none becomes its `str`."""
+    return plain(value)
+
+
+def _attribute(value: Any) -> str:
+    """An attribute's JSON. Larger than a column of MySQL holds, it is cut to its text: the study matters more."""
+    text = json.dumps(plain(value))
+    return text if len(text) <= MAX_ATTRIBUTE else json.dumps(bounded_text(text, MAX_ATTRIBUTE // 2))
 
 
 class Rdb:
@@ -407,7 +407,7 @@ class Rdb:
         finished = session.query(func.count(TrialRow.trial_id)).filter(
             TrialRow.study_id == study_id, TrialRow.state.in_(states)
         )
-        never_ran = [json.dumps(reason) for reason in UNCOUNTED]
+        never_ran = [json.dumps(reason) for reason in fault.NEVER_RAN]
         excluded = (
             session.query(func.count(func.distinct(TrialAttr.trial_id)))
             .join(TrialRow, TrialRow.trial_id == TrialAttr.trial_id)
@@ -428,7 +428,7 @@ class Rdb:
         # Some twenty attributes per trial: one read and one batch of inserts instead of Optuna's transaction for each.
         have = {a.key: a for a in session.query(TrialAttr).filter_by(trial_id=trial_id)}
         for key, value in attrs.items():
-            text = json.dumps(clean(value))
+            text = _attribute(value)
             if key in have:
                 have[key].value_json = text
             else:

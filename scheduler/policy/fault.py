@@ -16,10 +16,8 @@ from scheduler.model import ExitReason, FinalState, Outcome
 # > 0 tells the sampler "infeasible". The size carries no information: a killed trial's true excess is unknown.
 INFEASIBLE = 1.0
 FEASIBLE = 0.0
-# A kernel that kills for memory does not say how much the victim held. One that leaps from within its promise to far
-# beyond it between two samples looks like a bystander; one that is killed so many times in a row with nothing to show
-# is none.
-UNSEEN_KILLS = 3
+# Stop reasons of trials that never ran, although they have a final state: they leave the quota alone.
+NEVER_RAN = ("does_not_fit", "ask_failed")
 
 
 class Fault(enum.Enum):
@@ -39,7 +37,8 @@ class Rule:
 
     spends_retry: an attempt that brought no new checkpoint spends one of the trial's retries; without any left the
     trial is FAIL. constraint: what the sampler is told. closes_host: nothing more starts there until a probe says that
-    it can. max_delay_s: ends without progress in a row are run again later and later, up to this.
+    it can. max_delay_s: ends without progress in a row are run again later and later, up to this. believed: where the
+    evidence is thin, so many ends without progress in a row are taken for this; the next is `else_`.
     """
 
     what: str
@@ -49,6 +48,8 @@ class Rule:
     constraint: float | None = None
     closes_host: bool = False
     max_delay_s: float = 30.0
+    believed: int | None = None
+    else_: ExitReason | None = None
 
     @property
     def counts(self) -> bool:
@@ -85,13 +86,27 @@ RULES: Mapping[ExitReason, Rule] = {
     ExitReason.KERNEL_OOM: Rule(
         what="killed by the kernel, over its promise", fault=Fault.TRIAL, state=FinalState.PRUNED, constraint=INFEASIBLE
     ),
+    # The kernel does not say how much its victim held, and one that leaps from within its promise to far beyond it
+    # between two samples looks like a bystander. (The watchdog has measured its own: those are always believed.)
     ExitReason.PREEMPTED: Rule(
-        what="killed for memory although within its promise", fault=Fault.NEIGHBOUR, max_delay_s=300.0
+        what="killed for memory although within its promise",
+        fault=Fault.NEIGHBOUR,
+        max_delay_s=300.0,
+        believed=2,
+        else_=ExitReason.KERNEL_OOM,
     ),
     ExitReason.NOT_STARTED: Rule(
         what="it never came up: disk or inodes full, no process to be had, folder not writable, import fails",
         fault=Fault.HOST,
         closes_host=True,
+    ),
+    # Only its own error says so, and a trial may have filled the disk itself.
+    ExitReason.NO_ROOM: Rule(
+        what="while it ran, a disk was full or no process was to be had",
+        fault=Fault.HOST,
+        closes_host=True,
+        believed=5,
+        else_=ExitReason.FAILED,
     ),
     ExitReason.LOST: Rule(
         what="worker, host, scheduler, network or driver gone", fault=Fault.CLUSTER, spends_retry=True
@@ -149,11 +164,10 @@ class Final:
 
 def judge(outcome: Outcome, facts: Facts, policy: RetryPolicy) -> Again | Final:
     """What follows from this end, by the table."""
-    reason = outcome.reason
-    unseen = reason is ExitReason.PREEMPTED and not outcome.kill  # the kernel's victim, not the watchdog's
-    if unseen and not facts.progress and facts.fruitless + 1 >= UNSEEN_KILLS:
-        reason = ExitReason.KERNEL_OOM
-    rule = RULES[reason]
+    reason, rule = outcome.reason, RULES[outcome.reason]
+    doubted = rule.believed is not None and facts.fruitless >= rule.believed and not facts.progress
+    if rule.else_ is not None and doubted and not outcome.kill:  # what the watchdog killed it has measured
+        reason, rule = rule.else_, RULES[rule.else_]
     if rule.state is not None:
         return Final(rule.state, rule.constraint, reason)
     spent = facts.spent + (rule.spends_retry and not facts.progress)

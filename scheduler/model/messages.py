@@ -1,0 +1,175 @@
+"""What a trial process says once it has its task: typed, and bounded where it enters.
+
+Covers the messages and their parser. What does not parse raises BadMessage and is dropped by whoever reads: a user's
+code can write to the same pipe and the same files, and nothing it writes may end the agent, its worker or the driver.
+How the lines travel is `scheduler.process`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from scheduler.model.plain import WIDEST, line, plain, text
+
+LAST_STEP = 2**31 - 1  # what a study's database holds
+LARGEST_BYTES = 2**50  # no process has a peak of a PiB
+MAX_PATH = 4096
+
+
+class BadMessage(ValueError):
+    """No message of the protocol: which field, and the value seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What every message may tell of memory: the process's own peak so far, and what it holds of its device."""
+
+    peak_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started(Memory):
+    """It has its task and its folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Memory):
+    """An epoch ended. step: 0 to LAST_STEP. value: finite."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked(Memory):
+    """It came forward. n: how many optimizer steps, or whatever it counts."""
+
+    n: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled(Memory):
+    """Memory is flat from here on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(Memory):
+    """A checkpoint is durable at `path`."""
+
+    path: str
+    step: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note(Memory):
+    """Something for whoever watches the run, on one line."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Last(Memory):
+    """The end: a result, or an error. It is durable (`result.json`) before it is sent.
+
+    result: the objective's own mapping, None after an error. error: one line. started: False when the objective never
+    ran (it cannot be imported, the folder cannot be made). no_room: the error is a disk that is full or a process that
+    is not to be had. asked: the reason it was asked to leave for, None when it was not. environment, runtime_bytes:
+    what the process was and held when it was ready.
+    """
+
+    result: Mapping[str, Any] | None = None
+    error: str = ""
+    traceback: str | None = None
+    started: bool = True
+    no_room: bool = False
+    asked: str | None = None
+    duration_s: float = 0.0
+    device_peak_bytes: int | None = None
+    environment: str | None = None
+    runtime_bytes: int | None = None
+
+
+TrialMessage = Started | Progress | Ticked | Settled | Saved | Note | Last
+
+
+def parse(message: Mapping[str, Any]) -> TrialMessage:
+    """The message, every field of its type and bounded. Raises BadMessage; nothing else, whatever is handed in."""
+    memory = {name: _bytes(message.get(name)) for name in ("peak_bytes", "device_bytes")}
+    match message.get("type"):
+        case "started":
+            return Started(**memory)
+        case "progress":
+            return Progress(step=_step(message.get("step")), value=_number("value", message.get("value")), **memory)
+        case "tick":
+            return Ticked(n=n if isinstance(n := message.get("n"), int) and 0 <= n < WIDEST else 0, **memory)
+        case "settled":
+            return Settled(**memory)
+        case "checkpoint":
+            return Saved(path=_path(message.get("path")), step=_step(message.get("step", 0)), **memory)
+        case "note":
+            return Note(text=line(message.get("text", "")), **memory)
+        case "result" | "error":
+            return last(message)
+    raise BadMessage(f"a message of the unknown type {line(message.get('type'), 80)!r}")
+
+
+def last(message: Mapping[str, Any]) -> Last:
+    """A final message. Raises BadMessage for one that is none."""
+    kind, found = message.get("type"), message.get("result")
+    if kind == "result" and not isinstance(found, Mapping):
+        raise BadMessage(f"a result that is no mapping: {line(found, 80)!r}")
+    if kind not in ("result", "error"):
+        raise BadMessage(f"no final message: {line(kind, 80)!r}")
+    trace, asked, duration_s = message.get("traceback"), message.get("asked"), message.get("duration_s")
+    return Last(
+        result=plain(found) if kind == "result" else None,
+        error=line(message.get("error", "")) if kind == "error" else "",
+        traceback=text(trace) if trace else None,
+        started=message.get("started") is not False,
+        no_room=message.get("no_room") is True,
+        asked=line(asked, 40) if asked else None,
+        duration_s=number if (number := finite(duration_s)) is not None and number >= 0 else 0.0,
+        peak_bytes=_bytes(message.get("peak_bytes")),
+        device_peak_bytes=_bytes(message.get("device_peak_bytes")),
+        environment=text(environment, 500) if isinstance(environment := message.get("environment"), str) else None,
+        runtime_bytes=_bytes(message.get("runtime_bytes")),
+    )
+
+
+def finite(value: Any) -> float | None:
+    """The number as a finite float; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _number(name: str, value: Any) -> float:
+    if (found := finite(value)) is None:
+        raise BadMessage(f"{name} {line(value, 80)!r} is no finite number")
+    return found
+
+
+def _step(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LAST_STEP:
+        raise BadMessage(f"step {line(plain(value), 80)!r} is no whole number from 0 to {LAST_STEP}")
+    return value
+
+
+def _bytes(value: Any) -> int | None:
+    """Memory is told beside what a message is about: a number that cannot be one is left out, the message stays."""
+    found = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_BYTES
+    return value if found else None
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_PATH or text(value, MAX_PATH) != value or "\n" in value:
+        raise BadMessage(f"path {line(value, 200)!r} is no path that can be passed on")
+    return value
