@@ -36,6 +36,27 @@ def sample(trial: Any, context: Mapping[str, Any], architectures: Sequence[Mappi
     return {**architectures[index], "architecture": index, "rate": rate, "dropout": dropout, "micro_batch": 1}
 
 
+class Misfit(Exception):
+    """What a sampler raises when no micro-batch fits."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        super().__init__("does not fit")
+        self.params, self.needed_bytes = dict(params), 2**41
+
+
+def sample_what_fits(trial: Any, context: Mapping[str, Any], architectures: Any, fit: Any) -> dict[str, Any]:
+    """The same where some architectures do not fit."""
+    params = sample(trial, context, architectures, fit)
+    if fit(params) is None:
+        raise Misfit(params)
+    return params
+
+
+def lower_half(params: Mapping[str, Any], context: Mapping[str, Any], limit_bytes: int, **_: Any) -> int | None:
+    """The ten narrow architectures fit, the ten wide ones, with the best among them, do not."""
+    return 1 if params["d_model"] <= 100 else None
+
+
 def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
     """What an interpreter takes."""
     return {"host_bytes": 60 * 2**20, "device_bytes": 0, "components": {"runtime": 60 * 2**20}, "family": "bowl/cpu"}

@@ -6,7 +6,9 @@ value is known. How good the search is beside plain Optuna is `tests/benchmarks/
 
 from __future__ import annotations
 
+import math
 import os
+import sqlite3
 import subprocess
 import sys
 import zlib
@@ -21,7 +23,8 @@ import yaml
 from optuna.trial import TrialState
 
 from scheduler.adapters.study import Functions, StudyStore
-from scheduler.model import AskTrial, FinalState, StudySpec, TellTrial, TrialAsked
+from scheduler.adapters.study_ask import make_sampler
+from scheduler.model import AskTrial, AttemptId, EnqueueRetry, FinalState, StudySpec, TellTrial, TrialAsked
 from tests import bowl
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -109,6 +112,109 @@ def test_it_learns_across_restarts_and_two_drivers(tmp_path: Path) -> None:
         for store in stores:
             store.close()
     assert learns(values)
+
+
+# -- what the sampler sees ---------------------------------------------------------------------------------------------
+
+
+def optunas_own_proposal(file: Path, number: int, seed: int = 0) -> dict[str, Any]:
+    """What plain Optuna asks next on a copy of the database, with the sampler and the seed that the store would use."""
+    copy = file.with_suffix(".copy.db")
+    with sqlite3.connect(file) as source, sqlite3.connect(copy) as target:
+        source.backup(target)
+    sampler = make_sampler(zlib.crc32(f"{seed}/{STUDY}/{number}".encode()))
+    trial = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{copy}", sampler=sampler).ask()
+    bowl.sample(trial, {}, bowl.ARCHITECTURES, None)
+    assert trial.number == number
+    return trial.params
+
+
+def tell(store: StudyStore, asked: TrialAsked, state: FinalState, value: float | None = None, **more: Any) -> None:
+    """A final state."""
+    store.tell(TellTrial(trial=asked.trial, state=state, value=value, **more))
+
+
+def everything(store: StudyStore, other: StudyStore) -> None:
+    """Trials of all kinds in one study, by two drivers: complete, failed, pruned with and without reports, killed for
+    memory, retried, running."""
+    for n in range(14):
+        complete(other if n % 3 else store, ask(other if n % 3 else store))
+    for n in range(4):
+        asked = ask(store)
+        store.report(AttemptId(asked.trial, 1), {step: bowl.value(asked.params) + 1 / step for step in range(1, 2 + n)})
+        tell(store, asked, FinalState.PRUNED)
+    tell(other, ask(other), FinalState.PRUNED)
+    tell(store, ask(store), FinalState.PRUNED, constraint=0.5)
+    tell(store, ask(store), FinalState.FAIL)
+    lost = ask(store)
+    store.enqueue_retry(EnqueueRetry(trial=lost.trial, attempt=2, resume_from=None, reason="lost"))
+    assert ask(store).params == lost.params  # runs again
+    ask(store)
+    ask(other)
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband"])
+def test_a_proposal_is_the_one_that_optuna_would_make(tmp_path: Path, pruner: str) -> None:
+    """Whatever has happened in a study, by whatever driver, the next proposal is what plain Optuna asks there."""
+    file = tmp_path / "study.db"
+    store, other = (opened(file, owner=run, run=run, pruner=pruner) for run in ("run1", "run2"))
+    everything(store, other)
+    for asking in (store, other, opened(file, owner="again", run="run1", pruner=pruner)):
+        number = len(trials_in(file))
+        expected = optunas_own_proposal(file, number) if pruner == "median" else None
+        asked = ask(asking)
+        proposed = trials_in(file)[number]
+        assert asked.trial.number == number
+        assert expected in (None, proposed.params)
+        assert any("relative_params" in key for key in proposed.system_attrs)
+
+
+def test_a_trial_that_optuna_enqueued_is_run_first_with_its_parameters(tmp_path: Path) -> None:
+    """WAITING means to be run next, whoever put it there; what it leaves open is sampled."""
+    file = tmp_path / "study.db"
+    store = opened(file)
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{file}")
+    study.enqueue_trial({"architecture": 3, "rate": 0.05})
+    study.enqueue_trial({"architecture": 4})
+    first, second, third = (ask(store) for _ in range(3))
+    assert (first.params["architecture"], first.params["rate"], second.params["architecture"]) == (3, 0.05, 4)
+    assert [t.state for t in study.trials] == [TrialState.RUNNING] * 3 and third.trial.number == 2
+
+
+def test_eight_that_run_at_once_are_not_one_proposal_eight_times(tmp_path: Path) -> None:
+    """Running trials are kept away from: eight asked without a result in between differ more than a seed would make."""
+    store = opened(tmp_path / "study.db")
+    play(store, 30)
+    asked = [ask(store).params for _ in range(8)]
+    assert len({round(math.log10(params["rate"]), 1) for params in asked}) >= 5
+    assert len({params["architecture"] for params in asked}) >= 4
+
+
+def infeasible_share(params: Sequence[Any]) -> float:
+    """The part of these proposals whose architecture is one of the upper half, which the tests forbid."""
+    return mean(p["architecture"] >= 10 for p in params)
+
+
+@pytest.mark.parametrize("how", ["misfit", "killed"])
+def test_constraints_lower_the_share_of_infeasible_proposals(tmp_path: Path, how: str) -> None:
+    """The upper half of the architectures, where the best lies, does not fit or is killed for memory. Random search
+    proposes half of its trials there, TPE that is told nothing (FAIL) nine in ten; told constraints, under 0.4."""
+    shares = []
+    for seed in range(3):
+        fits = Functions(sample=bowl.sample_what_fits, micro_batch=bowl.lower_half, estimate=bowl.estimate)
+        functions = fits if how == "misfit" else Functions(sample=bowl.sample, estimate=bowl.estimate)
+        file = tmp_path / f"{seed}.db"
+        store = opened(file, seed=seed, functions=functions)
+        for _ in range(35):
+            asked = ask(store)
+            if infeasible_share([asked.params]):
+                tell(store, asked, FinalState.PRUNED, constraint=0.5)
+            else:
+                complete(store, asked)
+        free = [t for t in trials_in(file) if "fixed_params" not in t.system_attrs]
+        assert all((max(t.constraints.values(), default=0) > 0) == infeasible_share([t.params]) for t in free)
+        shares.append(infeasible_share([t.params for t in free[-20:]]))
+    assert mean(shares) < 0.4
 
 
 # -- a real run --------------------------------------------------------------------------------------------------------

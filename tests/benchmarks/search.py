@@ -1,0 +1,271 @@
+"""How good the search is beside plain Optuna: regret at 50 trials on surrogates of a training, in simulated time.
+
+Ours goes through the product's own path: `StudyStore` on a real SQLite file (ask, tell, enqueue_retry, open after a
+restart) with the project's own `sample`, `micro_batch` and `estimate`. Plain Optuna is `study.ask` and `study.tell` in
+memory with the same sampler and search space, in the order in which `optimize(n_jobs=PARALLEL)` would call them: never
+killed, never restarted, and where a memory limit hides part of the space it is given the part that fits and no more.
+Both see the same noise and the same durations for a seed. Run it by hand:
+
+    .venv/bin/python -m tests.benchmarks.search [--seeds 30] [--parallel 2,8] [--only real/kills] [--jobs 2]
+
+Covers what the sampler and the study do to a search. Trains nothing; memory is a limit at asking, not a measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import math
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any, Protocol
+
+import optuna
+from scipy.stats import t as student
+
+from scheduler.adapters.study import Functions, StudyStore
+from scheduler.adapters.study_ask import make_sampler
+from scheduler.model import AskTrial, EnqueueRetry, FinalState, StudySpec, TellTrial, TrialAsked, TrialId
+from tests.benchmarks.surrogates import NAMES, Params, Surrogate, best_loss, fitted, surrogate
+from training import footprint, hpo
+
+TRIALS = 50
+KILLED = 0.1  # of the attempts
+ROOMY = 2**50  # bytes
+SCENARIOS = ("undisturbed", "kills", "restart", "memory")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One run of a search."""
+
+    surrogate: str
+    parallel: int
+    scenario: str
+    seed: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """A trial that runs. handle: what the side needs to end it."""
+
+    handle: Any
+    params: Params
+
+
+class Side(Protocol):
+    """A search: ours or Optuna's. ask: the next trial, None when all have been asked."""
+
+    def ask(self) -> Job | None: ...
+    def complete(self, job: Job, value: float) -> None: ...
+    def lose(self, job: Job) -> None: ...
+    def restart(self) -> None: ...
+
+
+def context_of(surrogate: Surrogate) -> dict[str, Any]:
+    """A study's context as the command makes it."""
+    space = hpo.load_search_space()["training_search_space"]
+    return {"budget": surrogate.budget, "horizon": 1, "target_effective_batch": 256, "training_search_space": space}
+
+
+def smallest_bytes(params: Params, context: Params) -> int:
+    """What a trial takes at the least."""
+    return int(footprint.estimate({**params, "micro_batch": 1}, context)["host_bytes"])
+
+
+def memory_limit(surrogate: Surrogate) -> int:
+    """Bytes that two fifths of the architectures cannot do with."""
+    context = context_of(surrogate)
+    needs = sorted(smallest_bytes(a, context) for a in hpo.candidates(context))
+    return needs[math.ceil(0.6 * len(needs)) - 1]
+
+
+@dataclass
+class Ours:
+    """The product: its store on a database file, its functions."""
+
+    surrogate: Surrogate
+    case: Case
+    folder: Path
+    limit_bytes: int
+    drivers: int = 0
+    store: StudyStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spec = StudySpec(
+            name="s", budget=self.surrogate.budget, horizon=1, quota=TRIALS, slots=1, context=context_of(self.surrogate)
+        )
+        self.open()
+
+    def open(self) -> Any:
+        """A new driver."""
+        functions = Functions(sample=hpo.sample, micro_batch=footprint.micro_batch, estimate=footprint.estimate)
+        url, owner = f"sqlite:///{self.folder}/study.db", f"driver{self.drivers}"
+        self.store = StudyStore(
+            url, owner=owner, run="r", functions=functions, seed=self.case.seed, pruner="none", folder=self.folder
+        )
+        self.drivers += 1
+        return self.store.open(self.spec, hpo.candidates(self.spec.context))
+
+    def ask(self) -> Job | None:
+        asked = self.store.ask(AskTrial(study="s", limit_bytes=self.limit_bytes))
+        return Job(handle=asked, params=asked.params) if isinstance(asked, TrialAsked) else None
+
+    def complete(self, job: Job, value: float) -> None:
+        self.store.tell(TellTrial(trial=job.handle.trial, state=FinalState.COMPLETE, value=value))
+
+    def lose(self, job: Job) -> None:
+        self.retry(job.handle.trial, job.handle.attempt)
+
+    def retry(self, trial: TrialId, attempt: int) -> None:
+        """As the driver does for an attempt that was lost."""
+        self.store.enqueue_retry(EnqueueRetry(trial=trial, attempt=attempt + 1, resume_from=None, reason="lost"))
+
+    def restart(self) -> None:
+        """The driver dies; the next one settles what it left."""
+        self.store.close()
+        for left in self.open().left:
+            self.retry(left.trial, left.attempt)
+
+
+@dataclass
+class Plain:
+    """Optuna by itself."""
+
+    surrogate: Surrogate
+    case: Case
+    limit_bytes: int
+    asked: int = 0
+
+    def __post_init__(self) -> None:
+        self.context = context_of(self.surrogate)
+        self.architectures = [
+            a for a in hpo.candidates(self.context) if smallest_bytes(a, self.context) <= self.limit_bytes
+        ]
+        self.study = optuna.create_study(sampler=make_sampler(self.case.seed))
+
+    def ask(self) -> Job | None:
+        if self.asked == TRIALS:
+            return None
+        self.asked += 1
+        trial = self.study.ask()
+        return Job(handle=trial, params=hpo.sample(trial, self.context, self.architectures, lambda params: 1))
+
+    def complete(self, job: Job, value: float) -> None:
+        self.study.tell(job.handle, value)
+
+    def lose(self, job: Job) -> None:
+        raise NotImplementedError("undisturbed")
+
+    restart = lose  # type: ignore[assignment]
+
+
+def simulate(side: Side, surrogate: Surrogate, case: Case, *, disturbed: bool) -> list[tuple[float, float]]:
+    """Run a search to its end; per completed trial, in order of ending: the value shown and the loss behind it."""
+    chance = random.Random(f"{case.surrogate} {case.scenario} {case.seed}")
+    running: list[tuple[float, int, Job]] = []
+    done: list[tuple[float, float]] = []
+    now, launched, restarts = 0.0, 0, int(disturbed and case.scenario == "restart")
+    kills = KILLED if disturbed and case.scenario == "kills" else 0.0
+    while True:
+        while len(running) < case.parallel and (job := side.ask()) is not None:
+            # What a training takes differs by a factor of some three; drawn by order, so that both sides have the same.
+            lasts = random.Random(f"{case.seed} {launched}").lognormvariate(0, 0.5)
+            heapq.heappush(running, (now + lasts, launched, job))
+            launched += 1
+        if not running:
+            return done
+        now, _, job = heapq.heappop(running)
+        if chance.random() < kills:
+            side.lose(job)
+            continue
+        value = surrogate.trained(job.params, case.seed)
+        side.complete(job, value)
+        done.append((value, surrogate.loss(job.params)))
+        if restarts and len(done) == TRIALS // 2:
+            restarts, running = 0, []
+            side.restart()
+
+
+def regret(done: Sequence[tuple[float, float]], best: float) -> float:
+    """How far the loss of the trial with the best value shown lies above the best there is."""
+    return min(done)[1] - best
+
+
+def play(case: Case) -> tuple[float, float]:
+    """Regret of ours and of plain Optuna."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    stand_in = surrogate(case.surrogate, case.seed)
+    limit, fitting = ROOMY, None
+    if case.scenario == "memory":
+        limit, context = memory_limit(stand_in), context_of(stand_in)
+        fitting = tuple(n for n, a in enumerate(hpo.candidates(context)) if smallest_bytes(a, context) <= limit)
+    best = best_loss(stand_in, fitting)
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    try:
+        ours = Ours(stand_in, case, folder, limit)
+        mine = simulate(ours, stand_in, case, disturbed=True)
+        ours.store.close()
+    finally:
+        shutil.rmtree(folder)
+    theirs = simulate(Plain(stand_in, case, limit), stand_in, case, disturbed=False)
+    assert len(mine) == len(theirs) == TRIALS, (case, len(mine), len(theirs))
+    return regret(mine, best), regret(theirs, best)
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of paired differences (Student)."""
+    half = float(student.ppf(0.975, len(differences) - 1)) * stdev(differences) / math.sqrt(len(differences))
+    return fmean(differences), fmean(differences) - half, fmean(differences) + half
+
+
+def spread(cases: Sequence[Any], work: Callable[[Any], Any], jobs: int) -> list[Any]:
+    """The work on all cases, in their order, in so many processes."""
+    if jobs == 1:
+        return [work(case) for case in cases]
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(work, cases))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a line per surrogate, parallelism and scenario: regrets x 1000, and the paired difference."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.search")
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--parallel", default="2,8")
+    parser.add_argument("--only", default="", help="a part of surrogate/scenario")
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args(arguments)
+    if "real" in NAMES:
+        print("real:", fitted()[2])
+    print(f"regret x 1000 at {TRIALS} trials, {options.seeds} seeds; difference: ours - plain, mean [95 % interval]")
+    print(f"{'surrogate':10}{'parallel':>9} {'scenario':12}{'ours':>8}{'plain':>8}{'difference':>24}")
+    for name in NAMES:
+        for parallel in map(int, options.parallel.split(",")):
+            for scenario in SCENARIOS:
+                if options.only not in f"{name}/{scenario}":
+                    continue
+                cases = [
+                    Case(surrogate=name, parallel=parallel, scenario=scenario, seed=seed)
+                    for seed in range(options.seeds)
+                ]
+                found = spread(cases, play, options.jobs)
+                mean, low, high = interval([1000 * (mine - theirs) for mine, theirs in found])
+                ours, plain = (1000 * median(side) for side in zip(*found, strict=True))
+                worse = "  WORSE" if low > 0 else ""
+                print(
+                    f"{name:10}{parallel:>9} {scenario:12}{ours:8.2f}{plain:8.2f}"
+                    f"{mean:+9.2f} [{low:+.2f}, {high:+.2f}]{worse}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
