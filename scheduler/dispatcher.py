@@ -1,7 +1,8 @@
 """The dispatcher: drains events, asks the brain, carries out its commands.
 
-One loop in one thread. All else (Dask, the recorder, signals, the keyboard) only puts events into its
-queue. Translates between the agents' messages and the brain's events, journals both sides, and decides nothing.
+One loop in one thread. All else (Dask, the recorder, signals, the keyboard) only puts into its inbox, which is there
+before anything else is. Translates between the agents' messages and the brain's events, journals both sides, and
+decides nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,25 @@ Log = Callable[..., None]
 Recover = Callable[[m.AttemptId, m.Outcome], m.Outcome]
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An agent's message, or the cluster's word that a worker left."""
+
+    message: m.Json
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end of an attempt's task, as the cluster tells it."""
+
+    attempt: str
+    outcome: m.Outcome
+
+
+Item = m.Event | Said | Ended
+Inbox = queue.SimpleQueue[Item]
+
+
 @dataclass(slots=True)
 class _InFlight:
     """What the driver knows of an attempt that its worker may take with it when it dies."""
@@ -45,8 +66,9 @@ class _InFlight:
 class Dispatcher:
     """Runs a batch to its end.
 
-    log: `log(event, durable=False, **fields)`, one constant dotted name per kind of event. recover: given an attempt
-    whose worker was lost and its outcome so far, what its outcome really was. watch: called about once a second.
+    inbox: where everybody puts what happened. log: `log(event, durable=False, **fields)`, one constant dotted name per
+    kind of event. recover: given an attempt whose worker was lost and its outcome so far, what its outcome really was.
+    watch: called about once a second.
     """
 
     def __init__(
@@ -55,6 +77,7 @@ class Dispatcher:
         cluster: Cluster,
         recorder: Callable[[Callable[[m.Event], None]], Recorder],
         *,
+        inbox: Inbox,
         objective: str,
         folder: Path,
         log: Log,
@@ -62,7 +85,7 @@ class Dispatcher:
         watch: Callable[[BatchState], None] = lambda brain: None,
     ) -> None:
         self.brain, self.cluster = brain, cluster
-        self._events: queue.SimpleQueue[m.Event] = queue.SimpleQueue()
+        self._inbox = inbox
         self.recorder = recorder(self.post)
         self._objective, self._folder, self._log, self._recover, self._watch = objective, folder, log, recover, watch
         self._inflight: dict[m.AttemptId, _InFlight] = {}
@@ -75,23 +98,28 @@ class Dispatcher:
 
     def post(self, event: m.Event) -> None:
         """Enqueue an event; callable from any thread and from signal handlers."""
-        self._events.put(event)
+        self._inbox.put(event)
 
-    def run(self) -> m.EndBatch:
-        """Go on until the brain ends the batch. Raises HeadroomError when it cannot go on at all."""
+    def run(self, first: Iterable[Item] = ()) -> m.EndBatch:
+        """Go on until the brain ends the batch. Raises HeadroomError when it cannot go on at all.
+
+        first: what comes before anything in the inbox, in order: what was already read from it, say.
+        """
         next_tick = time.monotonic() + TICK_S
+        before = deque(first)
         while self._end is None:
             try:
-                event = self._events.get(timeout=max(0.0, next_tick - time.monotonic()))
+                item = before.popleft() if before else self._inbox.get(timeout=max(0.0, next_tick - time.monotonic()))
             except queue.Empty:
-                event = m.Tick()
+                item = m.Tick()
+            event = self._read(item)
             now = time.monotonic()
             self._watch_connection(now)
             if now >= next_tick:
                 next_tick = now + TICK_S
                 self._look_after(now)
                 self._take(m.Tick(), now)
-            if not isinstance(event, m.Tick):
+            if event is not None and not isinstance(event, m.Tick):
                 self._take(event, now)
             if self._failure is not None:
                 raise self._failure
@@ -199,33 +227,38 @@ class Dispatcher:
         }
         self.cluster.submit(agent.execute, task, command.worker)
 
-    # -- what the agents say (on Dask's threads: translate and enqueue) ---------------------------------------------
+    # -- what the agents say ----------------------------------------------------------------------------------------
 
-    def on_message(self, message: m.Json) -> None:
-        """An agent's message, or the cluster's word that a worker left. One that cannot be read (of another version,
-        say) is dropped and noted once per kind: it must not end the thread that brings the others."""
+    def _read(self, item: Item) -> m.Event | None:
+        match item:
+            case Said(message=message):
+                return self._heard(message)
+            case Ended(attempt=attempt, outcome=outcome):
+                return self._on_end(m.AttemptId.parse(attempt), outcome)
+        return item
+
+    def _heard(self, message: m.Json) -> m.Event | None:
+        """A message as an event. One that cannot be read (of another version, say) is dropped and noted once per kind:
+        it must not end the loop."""
         try:
-            event = self._translate(message)
+            return self._translate(message)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             kind = one_line(message.get("type"), 40)
             if kind not in self._misread:
                 self._misread.add(kind)
                 self._log("message.dropped", kind=kind, error=one_line(f"{type(error).__name__}: {error}", 200))
-            return
-        if event is not None:
-            self.post(event)
+            return None
 
-    def on_end(self, attempt: str, outcome: m.Outcome) -> None:
+    def _on_end(self, attempt: m.AttemptId, outcome: m.Outcome) -> m.Event | None:
         """The end of an attempt's Dask task. One whose worker was lost is looked into first, in a thread of its own:
         its process may just be writing its result, and what is told now is final."""
-        id_ = m.AttemptId.parse(attempt)
-        flight = self._inflight.get(id_)
+        flight = self._inflight.get(attempt)
         if outcome.reason is not m.ExitReason.LOST or flight is None:
-            self.post(m.AttemptEnded(attempt=id_, outcome=outcome))
-            return
+            return m.AttemptEnded(attempt=attempt, outcome=outcome)
         if outcome.checkpoint is None:
             outcome = dataclasses.replace(outcome, checkpoint=flight.checkpoint)
-        threading.Thread(target=self._look_into, args=(id_, outcome), name="headroom-recover").start()
+        threading.Thread(target=self._look_into, args=(attempt, outcome), name="headroom-recover").start()
+        return None
 
     def _look_into(self, attempt: m.AttemptId, outcome: m.Outcome) -> None:
         try:

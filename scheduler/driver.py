@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from scheduler.batch import BatchState
 from scheduler.book import Rules
 from scheduler.console import View
 from scheduler.dashboard import PageFeed
-from scheduler.dispatcher import Dispatcher, worker_facts
+from scheduler.dispatcher import Dispatcher, Ended, Inbox, Item, Said, worker_facts
 from scheduler.lock import DriverLock
 from scheduler.plan import Plan
 from scheduler.policy.admission import parse_memory_budget
@@ -47,6 +47,12 @@ STORAGE_PATIENCE_S = 60.0  # at the start only; once it runs, a run waits for it
 CLOSE_TIMEOUT_S = 30.0
 HASTY_CLOSE_S = 2.0  # the user has asked twice
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
+
+
+class StoppedAtStart(m.HeadroomError):
+    """The user asked to quit while the first worker was still starting."""
+
+    exit_code = 130
 
 
 def run(settings: Settings, plan_: Plan, view_: View) -> int:
@@ -73,11 +79,9 @@ class _Driver:
         self.owner = uuid.uuid4().hex
         self.topic = f"{settings.name}-{self.owner[:8]}"
         self.started = time.monotonic()
-        self.early: queue.SimpleQueue[m.Json] = queue.SimpleQueue()
-        self.dispatcher: Dispatcher | None = None
+        self.inbox: Inbox = queue.SimpleQueue()  # one, from the first line: nothing can come too early or too late
         self.dashboard: str | None = None
         self.page: PageFeed | None = None
-        self.quit_before: list[m.QuitRequested] = []
 
     def run(self) -> int:
         registry = HostRegistry.default()
@@ -110,10 +114,8 @@ class _Driver:
             store = self._store(folder)
             evidence = settle.Evidence(registry=registry, start_time=vitals.start_time)
             dispatcher = self._dispatcher(folder, cluster, store, evidence)
-            for opened in self._open_studies(store, evidence, dispatcher.brain.rules.retry):
-                dispatcher.post(opened)
-            self._hand_over(dispatcher, joined)
-            end = dispatcher.run()
+            opened = self._open_studies(store, evidence, dispatcher.brain.rules.retry)
+            end = dispatcher.run(first=[*opened, *joined])
             self._watch(dispatcher.brain, folder)
             if self.page is not None:
                 self.page.end(end.reason)
@@ -137,6 +139,7 @@ class _Driver:
             lambda post: Recorder(
                 store, post, journal=self.log, settle=lambda left: settle.settle(left, evidence, policy)
             ),
+            inbox=self.inbox,
             objective=self.settings.training.objective,
             folder=folder,
             log=self.log,
@@ -175,8 +178,8 @@ class _Driver:
             scratch=str(folder / SCRATCH),
         )
 
-    def _agents(self, cluster: Cluster) -> list[m.Json]:
-        """Put the agents on the workers; returns the first workers' messages once at least one is ready."""
+    def _agents(self, cluster: Cluster) -> list[Item]:
+        """Put the agents on the workers; returns what was said until at least one was ready."""
         watch = self.settings.watchdog.model_dump()
         mode = watch.pop("mode")
         agent = Agent(
@@ -190,22 +193,29 @@ class _Driver:
                 preload=self.settings.training.preload,
             )
         )
-        cluster.start(agent, self._on_message, self._on_end)
-        seen: list[m.Json] = []
+        cluster.start(
+            agent,
+            lambda message: self.inbox.put(Said(message)),
+            lambda attempt, outcome: self.inbox.put(Ended(attempt, outcome)),
+        )
+        seen: list[Item] = []
         deadline = time.monotonic() + FIRST_WORKER_TIMEOUT_S
-        while not any(message["type"] == "joined" for message in seen):
+        while not any(isinstance(item, Said) and item.message.get("type") == "joined" for item in seen):
             try:
-                message = self.early.get(timeout=max(0.1, deadline - time.monotonic()))
+                item = self.inbox.get(timeout=max(0.1, deadline - time.monotonic()))
             except queue.Empty:
                 where = self.settings.cluster or "this machine"
                 raise m.HeadroomError(
                     f"no worker of {where} got ready within {FIRST_WORKER_TIMEOUT_S:.0f} s; start one with "
                     "`dask worker ADDRESS` in an environment that has Headroom, or see the logs above"
                 ) from None
-            if message["type"] == "broken":
-                raise m.HeadroomError(f"worker {message['worker']} cannot run trials: {message['detail']}")
-            seen.append(message)
-        return [message for message in seen if message["type"] in ("joined", "left")]
+            match item:
+                case Said(message={"type": "broken", "worker": worker, "detail": detail}):
+                    raise m.HeadroomError(f"worker {worker} cannot run trials: {detail}")
+                case m.QuitRequested(source=source):
+                    raise StoppedAtStart(f"stopped by {source} before anything was started")
+            seen.append(item)
+        return seen
 
     def _store(self, folder: Path) -> StudyStore:
         functions = plan.load_functions(self.settings)
@@ -286,32 +296,8 @@ class _Driver:
 
     # -- events from outside the loop -----------------------------------------------------------------------------
 
-    def _on_message(self, message: m.Json) -> None:
-        if self.dispatcher is None:
-            self.early.put(message)
-        else:
-            self.dispatcher.on_message(message)
-
-    def _on_end(self, attempt: str, outcome: m.Outcome) -> None:
-        assert self.dispatcher is not None  # nothing was launched before there was one
-        self.dispatcher.on_end(attempt, outcome)
-
-    def _hand_over(self, dispatcher: Dispatcher, joined: Sequence[m.Json]) -> None:
-        """From here on Dask's threads talk to the dispatcher; what came before is told in order."""
-        for message in joined:
-            dispatcher.on_message(message)
-        self.dispatcher = dispatcher
-        while not self.early.empty():
-            dispatcher.on_message(self.early.get())
-        for event in self.quit_before:
-            dispatcher.post(event)
-
     def _quit(self, source: str) -> None:
-        event = m.QuitRequested(source=source)
-        if self.dispatcher is None:
-            self.quit_before.append(event)
-        else:
-            self.dispatcher.post(event)
+        self.inbox.put(m.QuitRequested(source=source))
 
     def _watch(self, brain: BatchState, folder: Path) -> None:
         """Once a second: the STOP file, lines the journal still owes, the picture for the console and the page."""
