@@ -289,7 +289,7 @@ class Agent(WorkerPlugin):
         folder = Path(task["folder"])
         try:
             with door.naming(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if not claim(folder):
                     return Outcome(reason=ExitReason.LOST, detail="started before; an attempt is never started twice")
                 write_json(os.fspath(folder / "spec.json"), task, durable=True)

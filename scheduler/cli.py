@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scheduler import __version__
+from scheduler import __version__, masking
 from scheduler.model import HeadroomError, NothingFits
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ def command(
         raise click.UsageError("--json goes with --dry-run")
     # `--experiment a.yaml b.yaml`, as a shell's *.yaml gives it, means both.
     settings = loading.load(_parsed(given), config=config, experiments=(*experiment, *files))
+    if settings.storage is not None:
+        masking.learn(settings.storage)
+        if given["storage"] and masking.has_secret(given["storage"]):
+            _say("a password among the arguments is seen by every user of this machine (ps); HEADROOM_STORAGE or "
+                 "~/.pgpass is safer", 0)  # fmt: skip
     plan = make_plan(settings)
     if dry_run:
         from scheduler import report
@@ -157,7 +162,7 @@ def run(settings: Settings, plan: Plan) -> int:
     with view:
         code = driver.run(settings, plan, view)  # shows the results itself: the study is open there
     if code == STOPPED:
-        _say(f"stopped; to go on where it stopped: {shlex.join(['bin/schedule', *sys.argv[1:]])}", 0)
+        _say(f"stopped; to go on where it stopped: {_again(sys.argv[1:])}", 0)
     return CLOSED_EARLY if code == OK and plan.refusals else code
 
 
@@ -183,8 +188,19 @@ def execute(arguments: Sequence[str]) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    click.echo(f"headroom: {' '.join(message.split())}", err=True)
+    click.echo(f"headroom: {' '.join(masking.scrubbed(message).split())}", err=True)
     return code
+
+
+def _again(arguments: Sequence[str]) -> str:
+    """The command line to give again; its passwords are the user's to fill in."""
+    words = []
+    for word in arguments:
+        flag, found, url = word.partition("=")
+        words.append(f"{flag}={masking.masked(url)}" if found and flag.startswith("-") and "://" in url else
+                     masking.masked(word) if "://" in word else word)  # fmt: skip
+    hidden = " (with its password, which is not shown)" if words != list(arguments) else ""
+    return shlex.join(["bin/schedule", *words]) + hidden
 
 
 def _parsed(given: dict[str, Any]) -> dict[str, Any]:

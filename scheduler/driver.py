@@ -31,6 +31,7 @@ from scheduler.console import View
 from scheduler.dashboard import PageFeed
 from scheduler.dispatcher import Dispatcher, Ended, Inbox, Item, Said, worker_facts
 from scheduler.lock import DriverLock
+from scheduler.masking import masked
 from scheduler.plan import Plan
 from scheduler.policy.admission import parse_memory_budget
 from scheduler.policy.fault import RetryPolicy
@@ -289,7 +290,7 @@ class _Driver:
             except StudyUnavailable as error:
                 if time.monotonic() > deadline:
                     raise m.UsageError(
-                        f"storage {self.settings.storage_url}: {error}; check it, then start again"
+                        f"storage {masked(self.settings.storage_url)}: {error}; check it, then start again"
                     ) from error
                 self.log("study.unavailable", error=str(error))
                 time.sleep(1.0)

@@ -160,4 +160,5 @@ def _check_agreement(paths: tuple[Path, ...], *, name_given: bool) -> None:
             other, before = seen.setdefault(key, (path, value))
             if before != value:
                 fix = "give --name" if key == "name" else f"--{key.replace('_', '-')} or the same value in both"
-                raise UsageError(f"{path}: {key} {value!r} differs from {before!r} in {other}; {fix}")
+                seen, was = sources.short(value), sources.short(before)
+                raise UsageError(f"{path}: {key} {seen} differs from {was} in {other}; {fix}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from scheduler.masking import scrubbed
 from scheduler.units import gib
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -60,12 +61,16 @@ SHOWN = {
 
 
 def configure(level: str = "info", sink: Sink | None = None) -> None:
-    """Send what `get()` logs at `level` and above to `sink` as readable lines (default: stderr).
+    """Send what `get()` logs at `level` and above to `sink` as readable lines (default: stderr), passwords hidden.
 
     The standard library's warnings and errors (Dask, Optuna, tornado) go the same way, their chatter does not. Call it
     after Optuna was imported, which sets up a logger of its own then.
     """
-    write = sink or stderr_sink
+    to = sink or stderr_sink
+
+    def write(line: str) -> None:
+        to(scrubbed(line))
+
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

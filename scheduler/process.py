@@ -27,6 +27,7 @@ from scheduler.model.plain import line, plain, text
 LOG_TAIL_BYTES = 4096
 CHECK_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
 MAX_LINE_BYTES = 4 * 2**20  # a result at its bounds (`training.plain`) is shorter, all of it escaped
+WITHHELD = "HEADROOM_STORAGE"  # no trial needs the database, and many programs write their environment into a log
 _POLL_S = 0.25  # how soon a death is noticed whose pipe a grandchild keeps open
 _PROJECT = Path(__file__).resolve().parent.parent
 
@@ -301,7 +302,7 @@ def check_objective(path: str, environment: Mapping[str, str | None] | None = No
 def _variables(environment: Mapping[str, str | None]) -> dict[str, str]:
     """A trial process's variables: these over our own, None takes one away; it finds our modules, then the user's."""
     path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH", "")]))
-    variables = {**os.environ, "PYTHONPATH": path, **environment}
+    variables = {**os.environ, "PYTHONPATH": path, WITHHELD: None, **environment}
     return {name: value for name, value in variables.items() if value is not None}
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scheduler.adapters.study import LeftTrial, NotOurs, StudyStore, StudyUnavailable
+from scheduler.masking import scrubbed
 from scheduler.model import (
     AskFailed,
     AskTrial,
@@ -201,8 +202,9 @@ class Recorder:
                 break
             except Exception as error:
                 # Not the storage: trying again would give the same. The study is closed with this as its reason.
-                self._journal("study.rejected", **_story(command), error=f"{type(error).__name__}: {error}")
-                events = self._rejected(command, f"{type(error).__name__}: {error}")
+                why = scrubbed(f"{type(error).__name__}: {error}")
+                self._journal("study.rejected", **_story(command), error=why)
+                events = self._rejected(command, why)
                 break
             else:
                 self._note_up()
@@ -284,7 +286,8 @@ class Recorder:
         except StudyUnavailable as error:
             self._note_down(error)
         except Exception as error:
-            self._journal("study.rejected", command="lease", error=f"{type(error).__name__}: {error}")
+            why = scrubbed(f"{type(error).__name__}: {error}")
+            self._journal("study.rejected", command="lease", error=why)
         else:
             self._note_up()
 

@@ -371,6 +371,11 @@ def claim(folder: str | os.PathLike[str]) -> bool:
     return True
 
 
+def private(path: str, flags: int) -> int:
+    """An opener for `open`: a file that it creates is its user's alone."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 def sync_folder(path: str) -> None:
     """Force a folder's entries to the disk; does nothing where folders cannot be opened."""
     with contextlib.suppress(OSError):
@@ -385,7 +390,7 @@ def write_json(path: str, data: Any, *, durable: bool = False) -> None:
     """Write a JSON file whole: a reader sees the old one or the new one. durable: also force it to the disk."""
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", opener=private) as file:
             file.write(json.dumps(data, default=str))
             if durable:
                 file.flush()

@@ -14,10 +14,16 @@ from typing import Any
 
 import yaml
 
+from scheduler import masking
 from scheduler.model import UsageError
+from scheduler.registry import private
 from scheduler.settings import Settings
 
 _ABSENT = "(not set)"
+HEAD = "# What this run was last started with (arguments, environment and files resolved).\n"
+LEFT_OUT = (
+    "# storage stands here without its password: give it again by --storage or HEADROOM_STORAGE, or by PGPASSWORD.\n"
+)
 
 
 def check(settings: Settings) -> None:
@@ -44,13 +50,14 @@ def prepare(settings: Settings) -> Path:
     check(settings)
     folder = settings.run_folder
     try:
-        (folder / "attempts").mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # one that is shared on purpose stays as it is
+        (folder / "attempts").mkdir(mode=0o700, exist_ok=True)
         meaning = {**_read_meaning(folder / "meaning.json"), **settings.meaning()}
         write_durably(folder / "meaning.json", json.dumps(meaning, indent=1, sort_keys=True) + "\n")
-        text = "# What this run was last started with (arguments, environment and files resolved).\n" + resolved_yaml(
-            settings
+        write_durably(
+            folder / "settings.yaml", HEAD + (LEFT_OUT if has_secret(settings) else "") + resolved_yaml(settings)
         )
-        write_durably(folder / "settings.yaml", text)
     except OSError as error:
         raise UsageError(
             f"cannot write the run folder {folder}: {error.strerror or error}; give another --runs-dir"
@@ -58,15 +65,22 @@ def prepare(settings: Settings) -> Path:
     return folder
 
 
+def has_secret(settings: Settings) -> bool:
+    return settings.storage is not None and masking.has_secret(settings.storage)
+
+
 def resolved_yaml(settings: Settings) -> str:
-    """The settings as YAML text, passwords hidden."""
+    """The settings as YAML text, without passwords."""
     return yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True, width=110)
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Replace a file's content: whoever reads it, also after a power cut, sees the old or the new text in full."""
+    """Replace a file's content: whoever reads it, also after a power cut, sees the old or the new text in full.
+
+    It is for this user's eyes only.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with open(temporary, "w", encoding="utf-8", opener=private) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

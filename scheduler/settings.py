@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
+from urllib.parse import quote
 
 from pydantic import (
     BaseModel,
@@ -24,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from scheduler import sources
+from scheduler import masking, sources
 from scheduler.host import cores, resolve_device
 from scheduler.model import StudySpec, UsageError
 from scheduler.policy.admission import parse_memory_budget
@@ -258,8 +259,16 @@ class Settings(StudyKeys):
     @field_validator("storage")
     @classmethod
     def _url(cls, value: str | None) -> str | None:
-        if value is not None and "://" not in value:
+        if value is None:
+            return None
+        if "://" not in value:
             raise ValueError("must be a database URL such as sqlite:////abs/study.db or postgresql://host/name")
+        if not masking.is_clear(value):
+            raise ValueError(
+                "cannot be read with certainty: in user and password write @ as %40, / as %2F, ? as %3F and : as %3A"
+            )
+        if f":{masking.MASK}@" in value:
+            raise ValueError("has its password left out (***): give the whole URL, or one without it and PGPASSWORD")
         return value
 
     @field_validator("dashboard", mode="before")
@@ -297,7 +306,7 @@ class Settings(StudyKeys):
     @property
     def storage_url(self) -> str:
         """The study database's URL; by default a SQLite file in the run folder."""
-        return self.storage or f"sqlite:///{self.run_folder / 'study.db'}"
+        return self.storage or f"sqlite:///{quote(str(self.run_folder / 'study.db'))}"
 
     @property
     def reserve(self) -> int:
@@ -382,10 +391,10 @@ class Settings(StudyKeys):
         return {spec.name: {**_flat_meaning(spec.context), **functions} for spec in self.studies()}
 
     def resolved(self) -> dict[str, Any]:
-        """All keys with their values as plain data, passwords hidden: what the run folder keeps."""
+        """All keys with their values as plain data, without passwords: what the run folder keeps."""
         data = self.model_dump(mode="json")
         if self.storage is not None:
-            data["storage"] = hide_password(self.storage)
+            data["storage"] = masking.bare(self.storage)
         if self._experiments:
             data["experiments"] = [each.model_dump(mode="json") for each in self._experiments]
         return data
@@ -415,7 +424,3 @@ def _flat_meaning(context: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def hide_password(url: str) -> str:
-    return re.sub(r"(://[^:/@]*:)[^@/]*@", r"\1***@", url)

@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from scheduler import masking
 from scheduler.model import UsageError
 
 KeyPath = tuple[str, ...]
@@ -141,7 +142,7 @@ def _check_keys(label: str, values: Mapping[str, Any], model: type[BaseModel], a
             suggestion = ".".join((*at, close)) if close else closest_leaf(str(key), leaves)
             known = ", ".join(model.model_fields)
             hint = f"did you mean {suggestion}?" if suggestion else f"known keys: {known}"
-            raise UsageError(f"{label}: unknown key {'.'.join(path)} ({value!r}); {hint}")
+            raise UsageError(f"{label}: unknown key {'.'.join(path)} ({short(value)}); {hint}")
         if (inner := group_of(info)) is not None and isinstance(value, Mapping):
             _check_keys(label, value, inner, path, leaves)
 
@@ -171,7 +172,7 @@ def from_environment(environ: Mapping[str, str], model: type[BaseModel]) -> dict
         if variable in names:
             found[names[variable]] = (variable, parse_scalar(text))
         elif close := difflib.get_close_matches(variable, names, n=1, cutoff=0.85):
-            raise UsageError(f"environment: unknown setting {variable} ({text!r}); did you mean {close[0]}?")
+            raise UsageError(f"environment: unknown setting {variable} ({short(text)}); did you mean {close[0]}?")
     return found
 
 
@@ -195,12 +196,18 @@ def explain(error: ValidationError, layers: Layers, model: type[BaseModel]) -> s
         start, shown = source, ""  # the flag says which key it is
     else:
         start = f"{source}: " if source else ""
-    seen = f" {short(first['input'])}" if first["type"] != "missing" else ""
+    seen = f" {short(_shown(path, first['input']))}" if first["type"] != "missing" else ""
     return f"{start}{shown}{seen} {fix}{hint}{more}"
 
 
+def _shown(path: KeyPath, value: Any) -> Any:
+    # Whatever is wrong with such a value, a password may be in it.
+    return masking.masked(value) if path[-1:] == ("storage",) and isinstance(value, str) else value
+
+
 def short(value: Any) -> str:
-    text = repr(value)
+    """The value as an error line shows it: without passwords, and cut."""
+    text = masking.scrubbed(repr(value))
     return text if len(text) <= 60 else text[:57] + "…"
 
 

@@ -317,11 +317,30 @@ def test_the_run_folder_keeps_the_resolved_settings(tmp_path: Path) -> None:
 
 
 def test_passwords_stay_out_of_the_run_folder(tmp_path: Path) -> None:
-    """A storage URL's password is not written to disk."""
-    settings = load({"runs_dir": str(tmp_path), "storage": "postgresql://me:secret@host/db"}, environ={})
-    text = (run_folder.prepare(settings) / "settings.yaml").read_text()
-    assert "secret" not in text
-    assert "postgresql://me:***@host/db" in text
+    """A storage URL's password is not written to disk; the file says so, and still is one that can be given again."""
+    settings = load({"runs_dir": str(tmp_path), "storage": "postgresql://me:secret@host/db?token=hush"}, environ={})
+    path = run_folder.prepare(settings) / "settings.yaml"
+    text = path.read_text()
+    assert "secret" not in text and "hush" not in text
+    assert "without its password: give it again" in text
+    assert load(config=path, environ={}).storage == "postgresql://me@host/db"
+    again = {"HEADROOM_STORAGE": "postgresql://me:secret@host/db"}
+    assert load(config=path, environ=again).storage == "postgresql://me:secret@host/db"
+
+
+def test_what_a_run_writes_is_its_users_alone(tmp_path: Path) -> None:
+    """The folder cannot be entered by others, and its files cannot be read by them wherever they are moved."""
+    folder = run_folder.prepare(load({"runs_dir": str(tmp_path), "name": "r"}, environ={}))
+    assert folder.stat().st_mode & 0o777 == 0o700
+    files = [path for path in folder.iterdir() if path.is_file()]
+    assert files and {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_a_run_folder_that_is_shared_stays_shared(tmp_path: Path) -> None:
+    """Who has opened it to a group has meant it."""
+    (tmp_path / "r").mkdir(mode=0o750)
+    folder = run_folder.prepare(load({"runs_dir": str(tmp_path), "name": "r"}, environ={}))
+    assert folder.stat().st_mode & 0o777 == 0o750
 
 
 def test_a_resume_with_another_meaning_is_refused(tmp_path: Path) -> None:

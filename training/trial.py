@@ -386,7 +386,7 @@ def _preload(arguments: Sequence[str]) -> None:
 
 
 def _log_to(path: Path) -> None:
-    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
@@ -418,12 +418,16 @@ def bound_log(path: Path, limit_bytes: int, keep_bytes: int) -> None:
 def write_durably(path: Path, message: Mapping[str, Any]) -> None:
     """Write a JSON file that is there after a crash, or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with open(temporary, "w", encoding="utf-8", opener=_private) as file:
         json.dump(message, file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def end_children() -> None:

@@ -31,7 +31,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open for appending. A torn last line (power cut, full disk) is ended, so that the next one is whole."""
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._lock = threading.Lock()
         self._held: deque[bytes] = deque(maxlen=_HELD_LINES)
         size = os.fstat(self._fd).st_size

@@ -11,6 +11,7 @@ the file): a trial that was told is then RUNNING again, and the next start tells
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from sqlalchemy.orm import Session
 
 from scheduler.adapters import optuna_private
 from scheduler.adapters.optuna_private import StudyAttr, StudyRow, TrialAttr, TrialRow
+from scheduler.masking import masked, scrubbed
 from scheduler.model import HeadroomError, UsageError
 from scheduler.model.plain import plain
 from scheduler.model.plain import text as bounded_text
@@ -77,15 +79,18 @@ def check(url: str) -> None:
     """Prove that a study could be kept at `url`; creates nothing. Raises UsageError, one line, with what to do."""
     if gone := optuna_private.missing():
         raise UsageError(f"optuna {optuna.__version__} has no {', '.join(gone)}: pip install 'optuna>=5.0,<6'")
+    shown = masked(url)
     try:
         path, backend = sqlite_path(url), sqlalchemy.engine.make_url(url).get_backend_name()
     except (exc.ArgumentError, ValueError) as error:
-        raise UsageError(f"--storage {url!r} is not a database URL ({error}): use sqlite:///FILE or "
-                         "postgresql://USER@HOST/NAME") from None  # fmt: skip
+        raise UsageError(
+            f"--storage {shown} is not a database URL ({one_line(error)}): use sqlite:///FILE or "
+            "postgresql://USER@HOST/NAME"
+        ) from None
     if backend != "sqlite":
         _check_server(url)
     elif path is None:
-        raise UsageError(f"--storage {url!r} keeps the study in memory, lost at exit: use sqlite:///FILE")
+        raise UsageError(f"--storage {shown} keeps the study in memory, lost at exit: use sqlite:///FILE")
     else:
         _check_file(path)
 
@@ -106,17 +111,17 @@ def _check_file(path: Path) -> None:
 
 
 def _check_server(url: str) -> None:
-    shown = sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    shown = masked(url)
     try:
         engine = sqlalchemy.create_engine(url, **_engine_kwargs(url))
     except ImportError as error:
         raise UsageError(f"--storage {shown} needs a driver that is not installed ({error}): pip install it") from None
-    except exc.SQLAlchemyError as error:
+    except (exc.SQLAlchemyError, ValueError, TypeError) as error:
         raise UsageError(f"--storage {shown} cannot be used: {one_line(error)}") from None
     try:
         with engine.connect() as connection:
             connection.execute(sqlalchemy.text("SELECT 1"))
-    except (exc.SQLAlchemyError, OSError) as error:
+    except (exc.SQLAlchemyError, OSError, ValueError, TypeError) as error:  # the last two: a query no driver knows
         raise UsageError(f"--storage {shown} cannot be reached: {one_line(error)}") from None
     finally:
         engine.dispose()
@@ -137,9 +142,9 @@ def _engine_kwargs(url: str) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """The driver's own message, without SQLAlchemy's statement and link."""
+    """The driver's own message, without SQLAlchemy's statement and link, and without passwords."""
     cause = getattr(error, "orig", None) or error
-    return " ".join(str(cause).split()) or type(cause).__name__
+    return " ".join(scrubbed(str(cause)).split()) or type(cause).__name__
 
 
 @contextmanager
@@ -190,6 +195,8 @@ class Rdb:
             path = sqlite_path(url)
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileExistsError):  # a new one is its user's alone; SQLite would make it 0644
+                    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
                 with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")
             self.storage = self._create(url)
