@@ -418,7 +418,7 @@ def bound_log(path: Path, limit_bytes: int, keep_bytes: int) -> None:
 def write_durably(path: Path, message: Mapping[str, Any]) -> None:
     """Write a JSON file that is there after a crash, or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", opener=_private) as file:
+    with open(temporary, "w", encoding="utf-8", opener=_owners_only) as file:
         json.dump(message, file)
         file.flush()
         os.fsync(file.fileno())
@@ -426,7 +426,7 @@ def write_durably(path: Path, message: Mapping[str, Any]) -> None:
     sync_folder(path.parent)
 
 
-def _private(path: str, flags: int) -> int:
+def _owners_only(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
