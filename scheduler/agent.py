@@ -7,6 +7,7 @@ as Dask events, and answers stop, kill and resize. Ends an attempt whose driver 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import os
 import signal
@@ -430,6 +431,10 @@ class Agent(WorkerPlugin):
         if outcome.reason is ExitReason.NOT_STARTED:
             self._shut(outcome.detail, folder, self._imports(run))
         elif outcome.reason is ExitReason.NO_ROOM:
+            try:  # at once: what is short now says more than the trial's own error
+                door.folders([folder.parent])()
+            except OSError as error:
+                outcome = dataclasses.replace(outcome, detail=f"{door.words(error)} ({outcome.detail})")
             self._shut(outcome.detail, folder)
         return outcome
 

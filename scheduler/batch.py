@@ -12,6 +12,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from scheduler import ending
 from scheduler import model as m
 from scheduler.book import IllegalTransition, Rules, Study, Trial
 from scheduler.ledger import Ledger, Reservation, Row
@@ -38,9 +39,11 @@ class BatchState:
         self.trials: dict[m.TrialId, Trial] = {}
         self.draining: str | None = None
         self.failed = False
+        self.timed_out = False
         self.at_once = False  # do not even wait for the study: what it has not heard, the next start tells it
         self.ended = False
         self._drain_since = 0.0
+        self._began: float | None = None
         self._now = 0.0
         self._out: list[m.Command] = []
         self._stale = True  # something changed that could let a waiting trial start
@@ -49,6 +52,7 @@ class BatchState:
     def handle(self, event: m.Event, now: float) -> list[m.Command]:
         """Take one event at instant `now` (monotonic seconds); return what is to be done, in order."""
         self._now, self._out = now, []
+        self._began = now if self._began is None else self._began
         match event:
             case m.StudyOpened():
                 self._on_study_opened(event)
@@ -65,8 +69,9 @@ class BatchState:
             case m.AskFailed(study=name, detail=detail):
                 self.studies[name].asking = False
                 self._close(self.studies[name], f"sampling failed: {detail}", early=True)
-            case m.QuotaReached(study=name):
+            case m.QuotaReached(study=name, completed=completed):
                 self.studies[name].asking = False
+                self.studies[name].completed = max(self.studies[name].completed, completed)
                 if not self.draining:  # then it is the recorder's answer to an ask that is no longer wanted
                     self._close(self.studies[name], "quota reached with other drivers", early=False)
             case m.AttemptStarted():
@@ -87,6 +92,7 @@ class BatchState:
             case m.Tick():
                 self._stale = True
                 self._distrust_silent_workers()
+                self._end_overdue()
                 if self.draining and now - self._drain_since > self.rules.drain_timeout_s:
                     self._kill_all("drain_timeout")
         self._advance()
@@ -108,7 +114,9 @@ class BatchState:
     # -- events -----------------------------------------------------------------------------------------------------
 
     def _on_study_opened(self, event: m.StudyOpened) -> None:
-        self.studies[event.study.name] = Study(spec=event.study, counted=event.counted, best=event.best)
+        self.studies[event.study.name] = Study(
+            spec=event.study, counted=event.counted, completed=event.completed, best=event.best
+        )
         self.sizing.open(event.study.name, event.observations)
 
     def _on_worker_joined(self, event: m.WorkerJoined) -> None:
@@ -140,7 +148,7 @@ class BatchState:
             return
         row.vitals_at = self._now
         row.available_bytes, row.pressure = event.available_bytes, event.pressure
-        row.closed_reason = event.closed_reason
+        self._shut(row, event.closed_reason)
         row.touch()
         for attempt, used in event.used_bytes.items():
             if self.ledger.worker_of(attempt) == event.worker:
@@ -168,6 +176,7 @@ class BatchState:
             resume_from=event.resume_from,
             max_epochs=event.max_epochs,
             retries=event.retries,
+            ran_s=event.ran_s,
             since=self._now,
             story=[f"asked at {self._now:.1f}"],
         )
@@ -210,7 +219,8 @@ class BatchState:
         if trial is None:
             return
         outcome, study = event.outcome, self.studies[trial.id.study]
-        verdict = fault.judge(outcome, trial.facts(outcome), self.rules.retry)
+        facts = trial.facts(outcome)
+        verdict = fault.judge(outcome, facts, self.rules.retry)
         if isinstance(verdict, fault.Final):
             outcome = replace(outcome, reason=verdict.reason)
         self.ledger.saw(event.attempt, peak_bytes=outcome.peak_bytes)
@@ -223,6 +233,8 @@ class BatchState:
             self._finish(trial, verdict, outcome, trusted_peak=trusted)
             return
         trial.retries, trial.fruitless = verdict.spent, verdict.fruitless
+        if facts.progress:  # what was lost is not held against it
+            trial.ran_s = trial.ran_until(self._now)
         if verdict.closes_host and worker is not None:
             self._close_host(worker, outcome.detail)
         if self.draining:
@@ -235,8 +247,27 @@ class BatchState:
     def _close_host(self, worker: str, reason: str) -> None:
         """Nothing more starts there until its agent has looked and says otherwise: with its next vitals."""
         if (row := self.ledger.row(worker)) is not None:
+            self._shut(row, reason)
+
+    def _shut(self, row: Row, reason: str | None) -> None:
+        if row.closed_reason != reason:
             row.closed_reason = reason
             row.touch()
+            self._out.append(m.NoteHost(worker=row.facts.address, reason=reason))
+
+    def _end_overdue(self) -> None:
+        """Ask whoever is over its time limit to leave; who does not leave in time is ended."""
+        whole_s, each_s = self.rules.timeout_s, self.rules.trial_timeout_s
+        if whole_s is not None and not self.draining and self._now - (self._began or 0.0) > whole_s:
+            self.timed_out = True
+            self._on_quit(m.QuitRequested(source="its time limit (--timeout)"))
+        for trial in self.trials.values():
+            if each_s is None or trial.state is not m.TrialState.RUNNING or trial.ran_until(self._now) <= each_s:
+                continue
+            if trial.stopping is None:
+                self._stop(trial, "timeout")
+            elif self._now - trial.stopping_since > self.rules.drain_timeout_s:
+                self._kill(trial, "timeout")
 
     def _on_quit(self, event: m.QuitRequested) -> None:
         again = self.draining is not None
@@ -350,6 +381,7 @@ class BatchState:
                 slots=study.spec.slots,
                 resume_from=trial.resume_from,
                 retries=trial.retries,
+                ran_s=trial.ran_s,
                 wait_s=self._now - trial.since,
             )
         )
@@ -368,6 +400,7 @@ class BatchState:
         study.misfits_in_row = 0
         study.counted += 1
         if state is m.FinalState.COMPLETE:
+            study.completed += 1
             study.durations_s.append(outcome.duration_s)
             study.expected_s = median(study.durations_s)
         attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak)
@@ -405,6 +438,7 @@ class BatchState:
                 resume_from=trial.resume_from,
                 reason=reason,
                 retries=trial.retries,
+                ran_s=trial.ran_s,
                 attrs=attrs,
             )
         )
@@ -432,12 +466,13 @@ class BatchState:
         if not self.at_once and any(s.asking or s.untold for s in self.studies.values()):
             return
         self.ended = True
-        if any(s.closed_early for s in self.studies.values()):
-            code, reason = 1, "some studies closed early"
-        elif over:
-            code, reason = 0, "all studies reached their quota"
-        else:
-            code, reason = 1 if self.failed else 130, f"stopped by {self.draining}"
+        code, reason = ending.verdict(
+            self.studies.values(),
+            over=over,
+            draining=self.draining,
+            failed=self.failed,
+            timed_out=self.timed_out,
+        )
         self._out.append(m.EndBatch(exit_code=code, reason=reason))
 
     # -- small things -----------------------------------------------------------------------------------------------
@@ -475,15 +510,18 @@ class BatchState:
     def _stop(self, trial: Trial, reason: str) -> None:
         worker = self.ledger.worker_of(trial.attempt_id)
         if worker is not None and trial.stopping is None:
-            trial.stopping = reason
+            trial.stopping, trial.stopping_since = reason, self._now
             self._out.append(m.StopAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
 
     def _kill_all(self, reason: str) -> None:
         for trial in self.trials.values():
-            worker = self.ledger.worker_of(trial.attempt_id)
-            if worker is not None and not trial.killed:
-                trial.killed = True
-                self._out.append(m.KillAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
+            self._kill(trial, reason)
+
+    def _kill(self, trial: Trial, reason: str) -> None:
+        worker = self.ledger.worker_of(trial.attempt_id)
+        if worker is not None and not trial.killed:
+            trial.killed = True
+            self._out.append(m.KillAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
 
     def _grow(self, attempt: m.AttemptId) -> None:
         held = self.ledger.reservation(attempt)

@@ -30,7 +30,8 @@ class IllegalTransition(RuntimeError):
 class Rules:
     """What the user decided. reserve_bytes: kept free on each host for the system itself.
 
-    keep_checkpoints: of finished trials: "best" (each study's best trial), "all" or "none".
+    keep_checkpoints: of finished trials: "best" (each study's best trial), "all" or "none". trial_timeout_s: how long a
+    trial may run, over all its attempts but what was lost of them; timeout_s: how long this driver may; None: no limit.
     """
 
     memory_budget: MemoryBudget
@@ -39,6 +40,8 @@ class Rules:
     max_misfits: int = 20
     drain_timeout_s: float = 20.0
     keep_checkpoints: str = "best"
+    trial_timeout_s: float | None = None
+    timeout_s: float | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,12 +49,14 @@ class Study:
     """A study's place in the batch.
 
     live: its trials under way; pending: those of them that wait to be placed (kept apart because thousands may run).
-    untold: final states sent to the study and not yet confirmed durable. durations_s: of its latest complete trials;
+    completed: trials that ended COMPLETE, also before this driver. untold: final states sent to the study and not yet
+    confirmed durable. durations_s: of its latest complete trials;
     expected_s: their median.
     """
 
     spec: StudySpec
     counted: int = 0
+    completed: int = 0
     asking: bool = False
     live: set[TrialId] = field(default_factory=set)
     pending: set[TrialId] = field(default_factory=set)
@@ -100,7 +105,9 @@ class Trial:
     settled: bool = False
     retries: int = 0
     fruitless: int = 0
+    ran_s: float = 0.0
     stopping: str | None = None
+    stopping_since: float = 0.0
     killed: bool = False
 
     @property
@@ -126,6 +133,10 @@ class Trial:
         self.since, self.not_before = now, now + again.delay_s
         self.started_at = self.first_step = self.progressed_at = self.deferred = self.stopping = None
         self.settled = self.killed = False
+
+    def ran_until(self, now: float) -> float:
+        """How long it has run: earlier attempts that left a checkpoint, and the present one."""
+        return self.ran_s + (0.0 if self.started_at is None else now - self.started_at)
 
     def progressed(self, now: float, step: int, value: float) -> None:
         """An epoch ended."""

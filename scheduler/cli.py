@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scheduler import __version__, masking
-from scheduler.model import HeadroomError, NothingFits
+from scheduler.model import HeadroomError, NothingFits, UsageError
 
 if TYPE_CHECKING:
     from scheduler.plan import Plan
     from scheduler.settings import Settings
 
-OK, CLOSED_EARLY, USAGE, NOTHING_FITS, STOPPED = 0, 1, 2, 3, 130
+OK, CLOSED_EARLY, USAGE, NOTHING_FITS, TIMED_OUT, STOPPED = 0, 1, 2, 3, 124, 130
 
 EPILOG = """\b
 Examples:
@@ -46,8 +46,8 @@ Every key of configs/schedule.yaml can be set in a file (--config), as HEADROOM_
 an argument; arguments go first, then the environment, then the experiment file, then the configuration file.
 
 \b
-Exit codes: 0 all studies reached their quota; 1 some study closed early or was refused; 2 wrong usage or configuration;
-3 nothing can fit; 130 stopped by the user (the same command resumes).
+Exit codes: 0 all studies reached their quota; 1 some study closed early, was refused or has no completed trial; 2 wrong
+usage or configuration; 3 nothing can fit; 124 stopped by --timeout; 130 stopped by the user (both resume).
 """
 
 FILE = click.Path(path_type=Path)
@@ -78,7 +78,9 @@ def _argument(*names: str, key: str | None = None, **extra: Any) -> Any:
 @_argument("--pruner", metavar="NAME", help="median (default), hyperband or none.")
 @_argument("--device", metavar="NAME", help="auto (default), cpu, mps or cuda.")
 @_argument("--seed", metavar="N", help="Seed of samplers and trials (default: 0).")
-@_argument("--max-retries", metavar="N", help="Attempts after the first for a trial that was lost (default: 3).")
+@_argument("--max-retries", metavar="N", help="Retries of a trial that is lost without progress (default: 3).")
+@_argument("--trial-timeout", metavar="TIME", help="Longest a trial may run, e.g. 30m or 12h; then it is PRUNED.")
+@_argument("--timeout", metavar="TIME", help="Longest this command may run, e.g. 8h; then it drains, resumable.")
 @_argument("--watchdog", metavar="MODE", help="on (default), observe (say, never kill) or off.")
 @_argument("--dashboard", metavar="ADDRESS", help="Port or host:port of the Dask dashboard (default: 8787), or off.")
 @click.option("--config", type=FILE, metavar="FILE", help="Configuration instead of configs/schedule.yaml.")
@@ -127,7 +129,9 @@ def make_plan(settings: Settings) -> Plan:
     from scheduler import host, plan
 
     if settings.cluster is None:
-        return plan.make(settings, [host.facts(host.resolve_device(settings.device), settings.total_slots)])
+        made = plan.make(settings, [host.facts(host.resolve_device(settings.device), settings.total_slots)])
+        check_objective(settings)
+        return made
     # The quick and usual mistakes first: functions and data, then whether anybody answers, then what the workers have.
     plan.with_data_facts(settings.studies(), plan.load_functions(settings)["check_data"])
     from scheduler.adapters import cluster, credentials
@@ -137,6 +141,23 @@ def make_plan(settings: Settings) -> Plan:
     from scheduler import driver
 
     return plan.make(settings, driver.cluster_facts(settings.cluster, security))
+
+
+def check_objective(settings: Settings) -> None:
+    """Import the objective as a trial would, in a process: it may take torch along. Raises UsageError.
+
+    Our own needs no proof: the first worker imports it before it says that it is ready.
+    """
+    from scheduler import process
+    from scheduler.settings import Training
+
+    path = settings.training.objective
+    if path == Training().objective:
+        return
+    try:
+        process.check_objective(path)
+    except process.TrialStartError as error:
+        raise UsageError(f"training.objective: {error}; check the spelling, or PYTHONPATH") from None
 
 
 def run(settings: Settings, plan: Plan) -> int:
@@ -161,7 +182,7 @@ def run(settings: Settings, plan: Plan) -> int:
         view.line(refusal)
     with view:
         code = driver.run(settings, plan, view)  # shows the results itself: the study is open there
-    if code == STOPPED:
+    if code in (STOPPED, TIMED_OUT):
         _say(f"stopped; to go on where it stopped: {_again(sys.argv[1:])}", 0)
     return CLOSED_EARLY if code == OK and plan.refusals else code
 

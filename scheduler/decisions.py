@@ -20,7 +20,7 @@ def write(command: TellTrial | EnqueueRetry) -> tuple[str, Json]:
         fields |= {"state": command.state.value, "value": command.value, "constraint": command.constraint}
         return "trial.ended", fields
     fields |= {"next_attempt": command.attempt, "resume_from": command.resume_from}
-    fields |= {"reason": command.reason, "retries": command.retries}
+    fields |= {"reason": command.reason, "retries": command.retries, "ran_s": command.ran_s}
     return "trial.requeued", fields
 
 
@@ -88,5 +88,6 @@ def _read(record: Mapping[str, Any]) -> TellTrial | EnqueueRetry:
         resume_from=record["resume_from"],
         reason=record["reason"],
         retries=record.get("retries", 0),
+        ran_s=record.get("ran_s", 0.0),
         attrs=record["attrs"],
     )

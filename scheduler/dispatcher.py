@@ -190,6 +190,11 @@ class Dispatcher:
                 self.cluster.deliver(agent.deliver, worker, "resize", str(attempt), size)
             case m.NoteDeferral(trial=trial, reason=reason, numbers=numbers):
                 self._log("trial.deferred", trial=str(trial), reason=reason, **numbers)
+            case m.NoteHost(worker=worker, reason=reason):
+                if reason is None:
+                    self._log("host.opened", worker=worker)
+                else:
+                    self._log("host.closed", durable=True, worker=worker, reason=reason)
             case m.CloseStudy(study=study, reason=reason, early=early):
                 self._log("study.closed", durable=True, study=study, reason=reason, early=early)
             case m.EndBatch():
@@ -224,6 +229,7 @@ class Dispatcher:
             "threads": spec.context.get("threads", 1),
             "reserved_bytes": command.reserved_bytes,
             "retries": command.retries,
+            "ran_s": round(command.ran_s, 3),
         }
         self.cluster.submit(agent.execute, task, command.worker)
 

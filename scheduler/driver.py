@@ -245,6 +245,8 @@ class _Driver:
                 max_retries=settings.max_retries, max_consecutive_failures=settings.max_consecutive_failures
             ),
             drain_timeout_s=settings.drain_timeout_s,
+            trial_timeout_s=settings.trial_timeout_s,
+            timeout_s=settings.timeout_s,
             keep_checkpoints=settings.keep_checkpoints,
         )
 
@@ -275,6 +277,7 @@ class _Driver:
                 m.StudyOpened(
                     study=study.spec,
                     counted=found.counted,
+                    completed=found.completed,
                     observations=tuple(found.observations),
                     best=found.best,
                 )

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from scheduler.console import duration
 from scheduler.model import StudySpec
+from scheduler.model.plain import line
 from scheduler.plan import Plan, StudyPlan
 from scheduler.run_folder import write_durably
 from scheduler.units import gib
@@ -68,11 +69,12 @@ def finish(
 ) -> None:
     """Write results.csv and best/, then print the table to `stream` (default: stdout).
 
-    rows: by the study's name. notes: a study's closing remark ("closed: 5 failures in a row: ...").
+    rows: by the study's name. notes: a study's closing remark ("closed: 5 failures in a row: ..."). One of which no
+    trial completed says so, with the last error there was.
     """
     write_files(folder, studies, rows)
     console = _console(stream)
-    console.print(results_table(studies, rows, notes or {}))
+    console.print(results_table(studies, rows, {**barren(studies, rows), **(notes or {})}))
     console.print(f"results in {folder}", soft_wrap=True, markup=False)
 
 
@@ -140,6 +142,18 @@ def results_table(
             *([notes.get(spec.name, "")] if notes else []),
         )
     return table
+
+
+def barren(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """A remark for each study that has ended trials and not one of them COMPLETE."""
+    found = {}
+    for spec in studies:
+        ended = [row for row in rows.get(spec.name, ()) if row["state"] in FINAL and row.get("retried") is None]
+        if ended and not any(row["state"] == "COMPLETE" for row in ended):
+            said = next((row["error"] for row in reversed(ended) if row.get("error")), None)
+            last = line(said, 160) if said else str(ended[-1].get("stop_reason") or "unknown")
+            found[spec.name] = f"no trial completed; last: {last}"
+    return found
 
 
 def plan_table(plan: Plan) -> Table:

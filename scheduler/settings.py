@@ -30,7 +30,7 @@ from scheduler.host import cores, resolve_device
 from scheduler.model import StudySpec, UsageError
 from scheduler.policy.admission import parse_memory_budget
 from scheduler.policy.thresholds import Thresholds
-from scheduler.units import parse_size
+from scheduler.units import parse_duration, parse_size
 
 BUDGETS = {"2M": 2_000_000, "20M": 20_000_000, "200M": 200_000_000, "2B": 2_000_000_000}
 # Below some 10^8 parameters a second thread makes a step hardly faster, but takes a core from another trial.
@@ -221,16 +221,23 @@ class Settings(StudyKeys):
     hpo: Path = Path("hpo/architectural_search.yaml")
     training: Training = Training()
     watchdog: Watchdog = Watchdog()  # type: ignore[valid-type]
+    trial_timeout: str | None = None
+    timeout: str | None = None
     drain_timeout_s: Annotated[Number, Field(gt=0)] = 20.0
     keep_checkpoints: Literal["best", "all", "none"] = "best"
     lease_s: Annotated[Number, Field(ge=1)] = 300.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     dashboard: str | None = ":8787"
 
-    @field_validator("memory_budget", "reserve_bytes", mode="before")
+    @field_validator("memory_budget", "reserve_bytes", "trial_timeout", "timeout", mode="before")
     @classmethod
     def _size(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("trial_timeout", "timeout")
+    @classmethod
+    def _duration(cls, value: str | None) -> str | None:
+        return None if value is None else _as_value_error(parse_duration, value)
 
     @field_validator("memory_budget")
     @classmethod
@@ -312,6 +319,16 @@ class Settings(StudyKeys):
     def reserve(self) -> int:
         """Bytes kept free for the system itself, as configured."""
         return parse_size(self.reserve_bytes, "reserve_bytes")
+
+    @property
+    def trial_timeout_s(self) -> float | None:
+        """Seconds that a trial may run; None: no limit."""
+        return None if self.trial_timeout is None else parse_duration(self.trial_timeout, "trial_timeout")
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds after which the batch drains; None: no limit."""
+        return None if self.timeout is None else parse_duration(self.timeout, "timeout")
 
     def reserve_on(self, total_bytes: int) -> int:
         """Bytes kept free on a host of this size: on a small one a twentieth is enough."""

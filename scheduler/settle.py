@@ -35,7 +35,7 @@ from scheduler.model import (
     TellTrial,
     TrialId,
 )
-from scheduler.model.messages import Last
+from scheduler.model.messages import Last, finite
 from scheduler.model.plain import plain
 from scheduler.policy import fault
 from scheduler.process import Witness, conclude, tail
@@ -64,7 +64,8 @@ class Remains:
     attempt: its number, 0 when none was ever started. result: the last message, durable before the process left.
     kill: the watchdog's record of a kill that was carried out. process: (pid, start_time) while it lives.
     checkpoint: the newest of any attempt; progress: it is the last attempt's own. retries: those spent when it began,
-    None where that is not known. reachable: False when the folder is on another host, so nothing is known.
+    None where that is not known. ran_s: how long the trial ran, up to that checkpoint. reachable: False when the folder
+    is on another host, so nothing is known.
     """
 
     attempt: int = 0
@@ -74,6 +75,7 @@ class Remains:
     checkpoint: str | None = None
     progress: bool = False
     retries: int | None = None
+    ran_s: float = 0.0
     log_tail: str = ""
     reachable: bool = True
 
@@ -89,7 +91,12 @@ def decide(
     checkpoint = remains.checkpoint or left.attrs.get("resume_from")
     if remains.reachable and remains.attempt == 0:
         return EnqueueRetry(
-            trial=left.trial, attempt=left.attempt, resume_from=checkpoint, reason="not started", retries=left.retries
+            trial=left.trial,
+            attempt=left.attempt,
+            resume_from=checkpoint,
+            reason="not started",
+            retries=left.retries,
+            ran_s=left.ran_s,
         )
     attempt = max(remains.attempt, left.attempt)
     outcome = end_of(left, remains)
@@ -109,6 +116,7 @@ def decide(
             resume_from=checkpoint,
             reason=outcome.reason.value,
             retries=verdict.spent,
+            ran_s=max(left.ran_s, remains.ran_s),
             attrs=attrs,
         )
     value = outcome.value if verdict.state is FinalState.COMPLETE else None
@@ -160,7 +168,8 @@ class Evidence:
         if not found:
             return Remains()
         attempt, folder = found[-1]
-        spent = (read_json(os.fspath(folder / "spec.json")) or {}).get("retries")
+        spec = read_json(os.fspath(folder / "spec.json")) or {}
+        spent = spec.get("retries")
         return Remains(
             attempt=attempt,
             result=durable_result(folder),
@@ -169,6 +178,7 @@ class Evidence:
             checkpoint=_checkpoint([path for _, path in reversed(found)]),
             progress=(folder / "checkpoint.pt").is_file(),
             retries=spent if isinstance(spent, int) else None,
+            ran_s=max(0.0, finite(spec.get("ran_s")) or 0.0) + _seconds_to_checkpoint(folder),
             log_tail=tail(folder / "trial.log"),
         )
 
@@ -194,6 +204,13 @@ class Evidence:
             if story.attempt == str(attempt) and story.signalled and not story.aborted and not elsewhere:
                 return story.told()
         return {}
+
+
+def _seconds_to_checkpoint(folder: Path) -> float:
+    """From the beginning of an attempt to its last checkpoint, by the host's clock; 0 where it has none."""
+    with contextlib.suppress(OSError):
+        return max(0.0, (folder / "checkpoint.pt").stat().st_mtime - (folder / "spec.json").stat().st_mtime)
+    return 0.0
 
 
 def _checkpoint(newest_first: Sequence[Path]) -> str | None:

@@ -1,6 +1,7 @@
-"""Sizes as people write and read them: `parse_size("12GiB")`, `gib(bytes)`.
+"""Sizes and durations as people write and read them: `parse_size("12GiB")`, `gib(bytes)`, `parse_duration("12h")`.
 
-Covers text <-> bytes. Percentages of a host's memory are not sizes: see `policy.admission.parse_memory_budget`.
+Covers text <-> bytes, text -> seconds. Percentages of a host's memory are not sizes: see
+`policy.admission.parse_memory_budget`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,20 @@ def parse_size(text: str | int, name: str = "size") -> int:
     if "." in number:
         return round(float(number) * _UNITS[unit])
     return int(number) * _UNITS[unit]
+
+
+_SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def parse_duration(text: str | float, name: str = "duration") -> float:
+    """Seconds of "90s", "30m", "12h", "1.5d" or a plain number of seconds. Raises UsageError, as `parse_size` does."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", str(text))
+    if match is None or match[2].lower() not in _SECONDS:
+        raise UsageError(f"{name} {text!r} is not a duration: write e.g. 90s, 30m, 12h or 2d")
+    seconds = float(match[1]) * _SECONDS[match[2].lower()]
+    if seconds <= 0:
+        raise UsageError(f"{name} {text!r} leaves no time: write e.g. 90s, 30m, 12h or 2d")
+    return seconds
 
 
 def gib(size_bytes: int) -> str:

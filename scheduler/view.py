@@ -16,7 +16,8 @@ WORDS = {
     "live_memory": "memory that other programs hold",
     "slots": "a free slot",
     "pressure": "the host's memory pressure to ease",
-    "closed": "the watchdog to reopen the host",
+    "closed": "the host to be opened again",
+    "retry_delay": "its next attempt",
     "probe_failed": "a working memory probe",
     "no_worker": "a worker",
     "not_empty": "an empty worker (its size is unknown)",
@@ -74,6 +75,9 @@ def _study(brain: BatchState, study: Study) -> StudyLine:
     if pending and pending[0].deferred is not None:
         trial = pending[0]
         reason = WORDS.get(trial.deferred or "", trial.deferred or "")
+        if trial.deferred == "closed":
+            closed = next((row.closed_reason for row in brain.ledger if row.closed_reason), "")
+            reason = f"{reason} ({closed})" if closed else reason
         size = f" (needs {gib(trial.footprint.host_bytes)})" if trial.footprint.is_known else ""
         waiting = f"waits for {reason}{size}"
     return StudyLine(

@@ -94,6 +94,96 @@ def test_runs_a_study_to_its_quota_and_ends() -> None:
     assert len(kinds(batch.log, m.AskTrial)) == 2
 
 
+def test_a_study_without_a_completed_trial_is_no_success() -> None:
+    """Its quota is reached, and nothing came of it: exit code 1, and the reason names the study."""
+    batch = Batch(b.study("good", quota=1), b.study("bad", quota=2))
+    batch.join()
+    for number, study, reason in ((0, "good", "completed"), (0, "bad", "failed"), (1, "bad", "pruned")):
+        launch = batch.start(number, study=study)
+        tell = only(batch.end(launch.attempt, m.ExitReason(reason)), m.TellTrial)
+        batch.told(tell.trial, tell.state)
+    end = only(batch.log, m.EndBatch)
+    assert (end.exit_code, end.reason) == (1, "no trial completed in bad")
+
+
+def test_what_other_drivers_completed_counts_as_success() -> None:
+    """A study whose quota others have filled is one that ran."""
+    batch = Batch()
+    batch.join()
+    batch.tell(m.QuotaReached(study="study", completed=2))
+    assert only(batch.log, m.EndBatch).exit_code == 0
+
+
+def test_a_trial_over_its_time_limit_is_asked_to_leave_then_ended() -> None:
+    """Asked once, ended once the time to leave is over, told PRUNED `timed_out`; it counts, and has no constraint."""
+    batch = Batch(b.study(quota=1), trial_timeout_s=100.0, drain_timeout_s=20.0)
+    batch.join()
+    launch = batch.start()
+    assert kinds(batch.tell(m.Tick(), after=99), m.StopAttempt) == []
+    assert only(batch.tell(m.Tick(), after=2), m.StopAttempt).reason == "timeout"
+    assert kinds(batch.tell(m.Tick(), after=19), m.StopAttempt | m.KillAttempt) == []
+    assert only(batch.tell(m.Tick(), after=2), m.KillAttempt).reason == "timeout"
+    assert kinds(batch.tell(m.Tick(), after=60), m.KillAttempt) == []
+    tell = only(batch.end(launch.attempt, m.ExitReason.TIMED_OUT), m.TellTrial)
+    assert (tell.state, tell.attrs["stop_reason"], tell.constraint) == (m.FinalState.PRUNED, "timed_out", None)
+    assert batch.brain.studies["study"].counted == 1
+
+
+def test_time_that_was_lost_is_not_held_against_a_trial() -> None:
+    """What an attempt with a checkpoint ran counts towards the limit; one that left nothing does not."""
+    batch = Batch(b.study(quota=1), trial_timeout_s=100.0)
+    batch.join()
+    launch = batch.start()
+    batch.tell(m.Tick(), after=60)
+    commands = batch.end(launch.attempt, m.ExitReason.LOST)
+    launch = only(commands or batch.tell(m.Tick(), after=60), m.LaunchAttempt)
+    assert launch.ran_s == 0.0
+    batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=1))
+    batch.tell(m.Tick(), after=60)
+    commands = batch.end(launch.attempt, m.ExitReason.LOST, checkpoint="/c")
+    launch = only(commands or batch.tell(m.Tick(), after=60), m.LaunchAttempt)
+    assert launch.ran_s == 61.0
+    batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=1))
+    assert only(batch.tell(m.Tick(), after=40), m.StopAttempt).reason == "timeout"
+
+
+def test_the_time_limit_of_the_batch_drains_it() -> None:
+    """As if the user had asked, with a code of its own; what runs is queued again with its checkpoint."""
+    batch = Batch(b.study(quota=9), timeout_s=1000.0)
+    batch.join()
+    launch = batch.start()
+    assert kinds(batch.tell(m.Tick(), after=900), m.StopAttempt) == []
+    assert only(batch.tell(m.Tick(), after=200), m.StopAttempt).reason == "drain"
+    requeue = only(batch.end(launch.attempt, m.ExitReason.INTERRUPTED, checkpoint="/c"), m.EnqueueRetry)
+    assert (requeue.resume_from, requeue.retries) == ("/c", 0)
+    batch.told(launch.attempt.trial, m.FinalState.FAIL)
+    batch.tell(m.QuotaReached(study="study"))
+    end = only(batch.log, m.EndBatch)
+    assert end.exit_code == 124 and "--timeout" in end.reason
+
+
+def test_a_batch_that_is_done_at_its_time_limit_is_done() -> None:
+    """The last result comes while it drains: exit code 0."""
+    batch = Batch(b.study(quota=1), timeout_s=10.0)
+    batch.join()
+    launch = batch.start()
+    batch.tell(m.Tick(), after=20)
+    batch.end(launch.attempt)
+    assert only(batch.told(launch.attempt.trial, m.FinalState.COMPLETE), m.EndBatch).exit_code == 0
+
+
+def test_a_host_that_closes_and_opens_is_told_once_each() -> None:
+    """Why nothing starts there goes into the journal when it changes, not with every sample."""
+    batch = Batch()
+    batch.join()
+    closed = m.WorkerVitals(worker=b.WORKER, available_bytes=24 * GIB, closed_reason="disk full: /runs")
+    for _ in range(3):
+        batch.tell(closed)
+    for _ in range(3):
+        batch.tell(m.WorkerVitals(worker=b.WORKER, available_bytes=24 * GIB))
+    assert [note.reason for note in kinds(batch.log, m.NoteHost)] == ["disk full: /runs", None]
+
+
 def test_does_not_end_before_the_study_confirms() -> None:
     """A final state that the database has not taken keeps the driver alive."""
     batch = Batch(b.study(quota=1))
@@ -421,7 +511,7 @@ def test_study_at_its_quota_closes_without_asking() -> None:
     """A resumed study that is complete closes at once."""
     batch = Batch()
     batch.brain.studies.clear()
-    batch.tell(m.StudyOpened(study=b.study(quota=3), counted=3))
+    batch.tell(m.StudyOpened(study=b.study(quota=3), counted=3, completed=1))
     batch.join()
     assert kinds(batch.log, m.AskTrial) == []
     assert only(batch.log, m.EndBatch).exit_code == 0

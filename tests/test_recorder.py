@@ -259,7 +259,7 @@ def test_an_ask_waits_while_another_driver_runs_the_rest(tmp_path: Path, start: 
     for trial in theirs[1:]:
         other.recorder.submit(told(trial))
     driver.recorder.submit(told(driver.of(TrialAsked)[0].trial))
-    assert driver.wait(QuotaReached) == [QuotaReached(study=STUDY)]
+    assert driver.wait(QuotaReached) == [QuotaReached(study=STUDY, completed=10)]
 
 
 def test_draining_answers_every_ask_at_once(tmp_path: Path, start: Start) -> None:

@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_pruned_with_a_constraint_and_does_not_count(store:
         asked = ask(store, limit=3)
         assert asked.params["d_model"] <= 3
         store.tell(told(asked.trial))
-    assert store.ask(AskTrial(study=STUDY, limit_bytes=3)) == QuotaReached(study=STUDY)
+    assert store.ask(AskTrial(study=STUDY, limit_bytes=3)) == QuotaReached(study=STUDY, completed=10)
     trials = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{file}").trials
     misfits = [t for t in trials if t.user_attrs.get("stop_reason") == "does_not_fit"]
     assert misfits and len(trials) == 10 + len(misfits)
@@ -510,7 +510,7 @@ def test_a_trial_that_another_program_left_running_is_not_waited_for(store: Stud
     optuna.load_study(study_name=STUDY, storage=f"sqlite:///{file}").ask()
     for _ in range(10):
         store.tell(told(ask(store).trial))
-    assert store.ask(AskTrial(study=STUDY, limit_bytes=100)) == QuotaReached(study=STUDY)
+    assert store.ask(AskTrial(study=STUDY, limit_bytes=100)) == QuotaReached(study=STUDY, completed=10)
     assert states(file).count("RUNNING") == 1
 
 

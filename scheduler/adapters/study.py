@@ -84,13 +84,14 @@ class Functions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedStudy:
-    """What a study holds at the start. best: (value, number) of its best complete trial.
+    """What a study holds at the start. completed: its COMPLETE trials; best: (value, number) of the best of them.
 
     left: this run's RUNNING trials, to be settled before the first ask.
     """
 
     spec: StudySpec
     counted: int
+    completed: int
     architectures: Sequence[Mapping[str, Any]]
     observations: Sequence[Observation] = ()
     left: Sequence[LeftTrial] = ()
@@ -177,6 +178,7 @@ class StudyStore:
             return OpenedStudy(
                 spec=spec,
                 counted=rdb.counted(study_id),
+                completed=sum(t.state is TrialState.COMPLETE for t in trials),
                 architectures=architectures,
                 observations=[o for o in map(observation, trials) if o is not None],
                 left=[
@@ -226,7 +228,7 @@ class StudyStore:
             )
             if isinstance(begun, Full):
                 full = begun.counted >= opened.spec.quota
-                return QuotaReached(study=command.study) if full else None
+                return QuotaReached(study=command.study, completed=rdb.completed(opened.id)) if full else None
             try:
                 with translated():
                     asked = self._sample(opened, begun, command)
@@ -278,6 +280,7 @@ class StudyStore:
             attempt=attrs["attempt"],
             resume_from=begun.attrs.get("resume_from"),
             retries=begun.attrs.get("retries", 0),
+            ran_s=begun.attrs.get("ran_s", 0.0),
             max_epochs=min((e for e in (epochs, limit) if e), default=None),
         )
 
@@ -393,6 +396,7 @@ class StudyStore:
         successor = {
             "attempt": command.attempt,
             "retries": command.retries,
+            "ran_s": round(command.ran_s, 3) or None,
             "resume_from": command.resume_from,
             "micro_batch": attrs.get("micro_batch") if command.resume_from else None,
         }

@@ -355,6 +355,11 @@ class Rdb:
         with self._transaction(study_id) as session:
             return self._counted(session, study_id)
 
+    def completed(self, study_id: int) -> int:
+        """Trials that ended COMPLETE."""
+        with self._transaction(study_id) as session:
+            return int(self._trials(session, study_id, TrialState.COMPLETE).count())
+
     # -- attributes of the study ------------------------------------------------------------------------------------
 
     def remember(self, study_id: int, key: str, value: Any) -> Any:

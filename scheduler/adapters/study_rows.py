@@ -24,14 +24,16 @@ HIDDEN_ATTRS = frozenset({"owner", "run"})  # bookkeeping that no table of resul
 class LeftTrial:
     """A RUNNING trial whose driver is gone. attempt: its first attempt's number (a folder may show later ones).
 
-    retries: attempts lost so far. asked: whether sampling had finished. steps: intermediate values it has.
-    folder: its run's folder as that driver saw it, None when unknown. lease: what a takeover must still find.
+    retries, ran_s: those it has spent, and how long it ran, under earlier drivers. asked: whether sampling had
+    finished. steps: intermediate values it has. folder: its run's folder as that driver saw it, None when unknown.
+    lease: what a takeover must still find.
     """
 
     trial: TrialId
     run: str
     attempt: int = 1
     retries: int = 0
+    ran_s: float = 0.0
     asked: bool = True
     steps: int = 0
     attrs: Mapping[str, Any] = field(default_factory=dict)
@@ -86,6 +88,7 @@ def left_trial(study: str, trial: FrozenTrial, folder: str | None, lease: tuple[
         run=attrs["run"],
         attempt=attrs.get("attempt", 1),
         retries=attrs.get("retries", 0),
+        ran_s=attrs.get("ran_s", 0.0),
         asked="asked_unix" in attrs,
         steps=len(trial.intermediate_values),
         attrs=dict(attrs),

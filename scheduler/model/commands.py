@@ -35,6 +35,7 @@ class LaunchAttempt:
     resume_from: str | None
     wait_s: float
     retries: int = 0  # spent so far
+    ran_s: float = 0.0  # in attempts before this one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,14 @@ class NoteDeferral:
     trial: TrialId
     reason: str
     numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteHost:
+    """Nothing to do but to log: nothing starts on this worker for this reason; None: it is open again."""
+
+    worker: str
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +67,7 @@ class ResizeReservation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopAttempt:
-    """Finish the step, write a checkpoint, leave. reason: "prune" or "drain"."""
+    """Finish the step, write a checkpoint, leave. reason: "prune", "drain" or "timeout"."""
 
     attempt: AttemptId
     worker: str
@@ -96,7 +105,8 @@ class TellTrial:
 class EnqueueRetry:
     """Put the trial's parameters back into the study's queue (idempotent), then tell the old one FAIL.
 
-    Used when this driver will not run it again itself: interrupted by the user. retries: those it has spent.
+    Used when this driver will not run it again itself: interrupted by the user. retries, ran_s: those it has spent,
+    and how long it has run.
     """
 
     trial: TrialId
@@ -104,6 +114,7 @@ class EnqueueRetry:
     resume_from: str | None
     reason: str
     retries: int = 0
+    ran_s: float = 0.0
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -135,6 +146,7 @@ Command = (
     AskTrial
     | LaunchAttempt
     | NoteDeferral
+    | NoteHost
     | ResizeReservation
     | StopAttempt
     | KillAttempt

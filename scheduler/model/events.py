@@ -23,11 +23,12 @@ from scheduler.model.nouns import (
 class StudyOpened:
     """A study is open. counted: its trials that already count towards the quota; observations: of its finished ones.
 
-    best: (value, trial number) of the best complete one, None while there is none.
+    completed: how many ended COMPLETE. best: (value, trial number) of the best of these, None while there is none.
     """
 
     study: StudySpec
     counted: int = 0
+    completed: int = 0
     observations: Sequence[Observation] = ()
     best: tuple[float, int] | None = None
 
@@ -62,7 +63,7 @@ class TrialAsked:
     """A trial was sampled. `attempt`: number of its next attempt; `resume_from`: checkpoint of an earlier one.
 
     family: what shares one footprint correction (see Observation). max_epochs: for the predicted duration.
-    retries: attempts of it that were lost before, under earlier drivers.
+    retries, ran_s: those it spent, and how long it ran, under earlier drivers.
     """
 
     trial: TrialId
@@ -73,6 +74,7 @@ class TrialAsked:
     resume_from: str | None = None
     max_epochs: int | None = None
     retries: int = 0
+    ran_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +87,10 @@ class AskFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotaReached:
-    """The study has, with what other drivers finished or are running, all the trials it needs."""
+    """The study has, with what other drivers finished or are running, all the trials it needs. completed: of all."""
 
     study: str
+    completed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
