@@ -116,6 +116,10 @@ def command(
             _say("a password among the arguments is seen by every user of this machine (ps); HEADROOM_STORAGE or "
                  "~/.pgpass is safer", 0)  # fmt: skip
     plan = make_plan(settings)
+    if settings.training.is_own:
+        from scheduler.adapters import rehearsal
+
+        rehearsal.rehearse(settings, plan)
     if dry_run:
         from scheduler import report
 
@@ -126,14 +130,14 @@ def command(
 
 def make_plan(settings: Settings) -> Plan:
     """The plan for the cluster's workers, or for this machine. Raises HeadroomError; writes nothing."""
-    from scheduler import host, plan
+    from scheduler import host, plan, training_side
 
     if settings.cluster is None:
         made = plan.make(settings, [host.facts(host.resolve_device(settings.device), settings.total_slots)])
         check_objective(settings)
         return made
     # The quick and usual mistakes first: functions and data, then whether anybody answers, then what the workers have.
-    plan.with_data_facts(settings.studies(), plan.load_functions(settings)["check_data"])
+    plan.with_data_facts(settings.studies(), training_side.load(settings)["check_data"])
     from scheduler.adapters import cluster, credentials
 
     security = credentials.given(settings.cluster, settings.tls_files)

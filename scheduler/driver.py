@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scheduler import decisions, log, plan, report, run_folder, settle, view
+from scheduler import decisions, log, report, run_folder, settle, training_side, view
 from scheduler import model as m
 from scheduler.adapters import credentials, journal, vitals
 from scheduler.adapters.cluster import Cluster
@@ -219,7 +219,7 @@ class _Driver:
         return seen
 
     def _store(self, folder: Path) -> StudyStore:
-        functions = plan.load_functions(self.settings)
+        functions = training_side.load(self.settings)
         assert functions["sample"] is not None
         return StudyStore(
             self.settings.storage_url,

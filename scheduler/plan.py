@@ -7,19 +7,16 @@ real run begins with it. Sizes come from the training side's functions, named by
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scheduler import training_side
 from scheduler.model import Json, StudySpec, UsageError, WorkerFacts
 from scheduler.policy import admission
 from scheduler.settings import BUDGETS, Settings
+from scheduler.training_side import Function
 from scheduler.units import GIB, gib
-
-Function = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,59 +125,28 @@ def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
         )
         for facts in workers
     )
-    functions = load_functions(settings)
+    functions = training_side.load(settings)
     specs = with_data_facts(settings.studies(), functions["check_data"])
     sized: dict[str, StudyPlan] = {}
     studies = []
     for spec in specs:
         # Studies that differ by horizon alone need the same memory: size the grid once.
-        key = repr(sorted((k, v) for k, v in spec.context.items() if k not in ("horizon", "data"))) + str(spec.slots)
+        key = repr(sorted((k, v) for k, v in spec.context.items() if k != "horizon")) + str(spec.slots)
         if key not in sized:
             sized[key] = _study(spec, rooms, settings, functions)
         studies.append(dataclasses.replace(sized[key], spec=spec))
     return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=settings.memory_budget)
 
 
-def load_functions(settings: Settings) -> dict[str, Function | None]:
-    """The training functions by their key. Raises UsageError for one that cannot be imported; the objective, which may
-    import torch, is looked up by the trial process alone."""
-    paths = settings.training.functions
-    paths.pop("objective")
-    return {key: None if path is None else load_function(path, f"training.{key}") for key, path in paths.items()}
-
-
-def load_function(path: str, key: str) -> Function:
-    """The function `package.module:function`. Raises UsageError naming the key."""
-    module_name, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own module usually lies where the command is started
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"{key}: cannot find {path} ({error}); check the spelling, or PYTHONPATH") from None
-    if not callable(found):
-        raise UsageError(f"{key}: {path} is not a function")
-    return found  # type: ignore[no-any-return]
-
-
 def with_data_facts(specs: Sequence[StudySpec], check: Function | None) -> tuple[StudySpec, ...]:
-    """The specs with their data file checked and its number of features noted. Raises UsageError for a bad file."""
-    seen: dict[tuple[Any, int], Any] = {}
+    """The specs with their data file checked and what it holds noted. Raises UsageError for a bad file."""
+    seen: dict[tuple[Any, int], Mapping[str, int]] = {}
     done = []
     for spec in specs:
-        if check is None:
-            done.append(spec)
-            continue
         key = (spec.context["data"], spec.horizon)
         if key not in seen:
-            try:
-                seen[key] = check(*key)
-            except (ValueError, OSError) as error:
-                raise UsageError(str(error)) from None
-        n_features = getattr(seen[key], "n_features", spec.context["n_features"])
-        done.append(dataclasses.replace(spec, context={**spec.context, "n_features": n_features}))
+            seen[key] = {} if check is None else check(*key)
+        done.append(dataclasses.replace(spec, context={**spec.context, **seen[key]}))
     return tuple(done)
 
 

@@ -24,6 +24,7 @@ from scheduler.model import (
     EnqueueRetry,
     Event,
     FinalState,
+    HeadroomError,
     PruneAdvised,
     QuotaReached,
     ReportValue,
@@ -202,7 +203,8 @@ class Recorder:
                 break
             except Exception as error:
                 # Not the storage: trying again would give the same. The study is closed with this as its reason.
-                why = scrubbed(f"{type(error).__name__}: {error}")
+                # Our own errors are whole lines, written to be read.
+                why = scrubbed(str(error) if isinstance(error, HeadroomError) else f"{type(error).__name__}: {error}")
                 self._journal("study.rejected", **_story(command), error=why)
                 events = self._rejected(command, why)
                 break

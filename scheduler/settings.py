@@ -155,6 +155,12 @@ class Training(Frozen):
         """The dotted paths by key."""
         return self.model_dump(exclude={"preload"})
 
+    @property
+    def is_own(self) -> bool:
+        """Whether what draws or sizes a trial is the user's: it may fail in ways that nobody has tried."""
+        built_in = Training().functions
+        return any(self.functions[key] != built_in[key] for key in ("sample", "estimate", "micro_batch"))
+
     @field_validator("objective", "sample", "candidates", "estimate", "micro_batch", "check_data")
     @classmethod
     def _dotted(cls, value: str | None) -> str | None:
