@@ -1,7 +1,12 @@
 """Reading a file of daily bars and saying precisely what is wrong with it.
 
 Covers CSV (also gzipped) and Parquet, column names, dates, and every check of the raw values. Knows nothing of
-features. CSV is read with the standard library: importing pandas would cost every trial process 73 MiB.
+features.
+
+Numbers go straight into one array, 8 bytes a cell, since what is held while a file is read is part of a trial's peak.
+Of 50,000 rows x 100 columns (38 MiB as numbers), read in a trial process, the peak rose by: cells as Python strings 469
+MiB; pandas 262, 66 of them for importing it; pyarrow 169 with its blocks read one by one; numpy.loadtxt 42 to 48, and
+numpy is there already. So CSV is NumPy's; Parquet is pyarrow's, without the pandas that its `to_numpy` imports.
 """
 
 from __future__ import annotations
@@ -11,12 +16,14 @@ import csv
 import gzip
 import importlib.util
 import io
+import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.errors import TrainingInputError
 
@@ -30,37 +37,84 @@ LEAKING = frozenset({"adj close", "adj_close", "adjclose", "adjusted close", "ad
 MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "null", "none", "-"})
 DATE_FORMATS = ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%Y%m%d")
 SAMPLE = "built-in sample"
+LOOKED_AT_FIRST = 50  # rows that tell which columns hold numbers
+BLOCK_CHARS = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Checked daily bars: dates (datetime64[D], increasing), float64 columns, and the names beyond OHLCV."""
+    """Checked daily bars: dates (datetime64[D], increasing), float64 columns, and the names beyond OHLCV.
+
+    width: how many columns the file has, those that are no feature included.
+    """
 
     source: str
     dates: np.ndarray
     columns: dict[str, np.ndarray]
+    width: int
     further: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.dates)
 
 
+@dataclass(slots=True, kw_only=True)
+class Cells:
+    """A column that is looked at cell by cell: the dates, text, and numbers that are not all written plainly.
+
+    wanted: keep the cells themselves. numbers: how many there were. wrong: the first that is none, with its row.
+    """
+
+    wanted: bool = False
+    kept: list[object] = field(default_factory=list)
+    rows: int = 0
+    numbers: int = 0
+    wrong: tuple[int, object] | None = None
+
+    def take(self, cell: object) -> float:
+        """The cell as a number, NaN for one that is empty or none."""
+        cell = cell.strip() if isinstance(cell, str) else cell
+        if self.wanted:
+            self.kept.append(cell)
+            return math.nan
+        value = _number(cell)
+        if value is None and self.wrong is None:
+            self.wrong = (self.rows, cell)
+        self.rows += 1
+        self.numbers += value is not None and not math.isnan(value)
+        return math.nan if value is None else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """A file as it was read. names: in lower case. values: float64 (rows, columns). cells: of those columns that were
+    looked at cell by cell, among them the one of the dates."""
+
+    names: Sequence[str]
+    date_column: int
+    values: np.ndarray
+    cells: dict[int, Cells]
+
+
 def read(path: str | None) -> Table:
     """Read and check a file; None is the built-in sample. Raises TrainingInputError."""
     if path is None:
-        return _checked(SAMPLE, *_read_csv(_sample_path(), SAMPLE))
+        return _checked(SAMPLE, _read_csv(_sample_path(), SAMPLE))
     file = Path(path)
     if file.is_dir():
         raise TrainingInputError(f"data file {path}: is a directory: name a CSV or Parquet file")
     try:
-        reader = _read_parquet if file.suffix.lower() in {".parquet", ".pq"} else _read_csv
-        names, columns = reader(file, str(path))
+        return _checked(str(path), (_read_parquet if is_parquet(path) else _read_csv)(file, str(path)))
     except OSError as error:
         reason = error.strerror or str(error)
         raise TrainingInputError(f"data file {path}: cannot be read: {reason}: check the path") from error
     except (UnicodeDecodeError, csv.Error, EOFError) as error:
         raise TrainingInputError(f"data file {path}: not a CSV file ({error}): save it as UTF-8 CSV") from error
-    return _checked(str(path), names, columns)
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a file of this name is read as Parquet."""
+    return Path(path).suffix.lower() in {".parquet", ".pq"}
 
 
 def _sample_path() -> Path:
@@ -71,47 +125,8 @@ def _sample_path() -> Path:
     return Path(spec.origin).parent / "data" / "sp500" / "sp500.csv.gz"
 
 
-def _read_csv(file: Path, source: str) -> tuple[list[str], list[Sequence[object]]]:
-    with contextlib.ExitStack() as stack:
-        raw = stack.enter_context(file.open("rb"))
-        if raw.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
-            raw = stack.enter_context(gzip.open(raw))  # type: ignore[assignment]
-        text = stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
-        header_line = text.readline()
-        if not header_line.strip():
-            raise TrainingInputError(f"data file {source}: is empty: it needs a header line with {', '.join(OHLCV)}")
-        delimiter = max(",;\t", key=header_line.count)
-        names = next(csv.reader([header_line], delimiter=delimiter))
-        columns: list[list[str]] = [[] for _ in names]
-        for number, row in enumerate(csv.reader(text, delimiter=delimiter), start=2):
-            if not row:
-                continue
-            if len(row) != len(names):
-                raise TrainingInputError(
-                    f"data file {source}: line {number} has {len(row)} fields, the header {len(names)}: fix the line"
-                )
-            for column, cell in zip(columns, row, strict=True):
-                column.append(cell.strip())
-    return names, list(columns)
-
-
-def _read_parquet(file: Path, source: str) -> tuple[list[str], list[Sequence[object]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise TrainingInputError(f"data file {source}: Parquet needs pyarrow: install it, or save as CSV") from None
-    try:
-        table = parquet.read_table(file)
-    except pyarrow.ArrowException as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingInputError(f"data file {source}: not a Parquet file ({reason})") from error
-    return list(table.column_names), [column.to_pylist() for column in table.columns]
-
-
-def _checked(source: str, names: list[str], columns: list[Sequence[object]]) -> Table:
-    import numpy as np
-
+def _header(source: str, names: Sequence[str]) -> tuple[list[str], int]:
+    """The names in lower case and the column of the dates."""
     lowered = [name.strip().lower() for name in names]
     twice = sorted({name for name in lowered if lowered.count(name) > 1})
     if twice:
@@ -122,27 +137,184 @@ def _checked(source: str, names: list[str], columns: list[Sequence[object]]) -> 
             f"data file {source}: no column {', '.join(absent)}: seen {', '.join(names)}; "
             f"needed are a date and {', '.join(OHLCV)} (any case)"
         )
-    by_name = dict(zip(lowered, columns, strict=True))
-    date_name = next((name for name in DATE_NAMES if name in by_name), None)
+    date_name = next((name for name in DATE_NAMES if name in lowered), None)
     if date_name is None:
         raise TrainingInputError(f"data file {source}: no date column: seen {', '.join(names)}; name it Date")
-    days = _dates(source, by_name.pop(date_name))
-    if len(days) == 0:
-        raise TrainingInputError(f"data file {source}: has a header but no rows: give daily bars")
+    return lowered, lowered.index(date_name)
 
-    numbers = {name: _numbers(source, name, by_name[name]) for name in OHLCV}
-    for name, cells in by_name.items():
-        if name not in numbers and name not in LEAKING and _looks_numeric(cells):
-            numbers[name] = _numbers(source, name, cells)
-    found = {name: column for name, column in numbers.items() if column is not None}
+
+# -- CSV ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _text(file: Path) -> Iterator[io.TextIOWrapper]:
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(file.open("rb"))
+        if raw.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
+            raw = stack.enter_context(gzip.open(raw))  # type: ignore[assignment]
+        yield stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
+
+
+def _read_csv(file: Path, source: str) -> Raw:
+    with _text(file) as text:
+        header_line = text.readline()
+        if not header_line.strip():
+            raise TrainingInputError(f"data file {source}: is empty: it needs a header line with {', '.join(OHLCV)}")
+        delimiter = max(",;\t", key=header_line.count)
+        written = next(csv.reader([header_line], delimiter=delimiter))
+        names, date_column = _header(source, written)
+        first = list(itertools.islice(filter(None, csv.reader(text, delimiter=delimiter)), LOOKED_AT_FIRST))
+    if not first:
+        raise TrainingInputError(f"data file {source}: has a header but no rows: give daily bars")
+    # Columns without a number in the first rows are text, or start late: they are looked at cell by cell.
+    plain = {i for i in range(len(names)) if any(i < len(row) and _is_plain(row[i]) for row in first)}
+    cells = {i: Cells(wanted=i == date_column) for i in range(len(names)) if i not in plain or i == date_column}
+    try:
+        values = _parse(file, delimiter, cells)
+    except UnicodeDecodeError:
+        raise
+    except ValueError:  # a line with too many or too few fields, or a cell that is no number, maybe an empty one
+        _check_fields(file, source, delimiter, len(names))
+        cells = {i: Cells(wanted=i == date_column) for i in range(len(names))}
+        try:
+            values = _parse(file, delimiter, cells)
+        except ValueError as error:
+            raise csv.Error(str(error)) from error
+    if values.shape[1] != len(names):
+        _check_fields(file, source, delimiter, len(names))
+    return Raw(names=names, date_column=date_column, values=values, cells=cells)
+
+
+def _is_plain(cell: str) -> bool:
+    """Whether NumPy reads this as a number."""
+    try:
+        return math.isfinite(float(cell)) and "_" not in cell
+    except ValueError:
+        return False
+
+
+def _parse(file: Path, delimiter: str, cells: dict[int, Cells]) -> np.ndarray:
+    import numpy as np
+
+    converters: dict[int, Any] = {column: each.take for column, each in cells.items()}
+    with _text(file) as text:
+        lines = sum(block.count("\n") for block in iter(lambda: text.read(BLOCK_CHARS), "")) + 1
+    with _text(file) as text, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that an empty line is no row
+        text.readline()
+        # With the number of rows an array of that size is filled; without it grows, to half as much again.
+        return np.loadtxt(
+            text,
+            delimiter=delimiter,
+            comments=None,
+            quotechar='"',
+            converters=converters,
+            ndmin=2,
+            max_rows=lines,
+        )
+
+
+def _check_fields(file: Path, source: str, delimiter: str, wanted: int) -> None:
+    with _text(file) as text:
+        text.readline()
+        for number, row in enumerate(csv.reader(text, delimiter=delimiter), start=2):
+            if row and len(row) != wanted:
+                raise TrainingInputError(
+                    f"data file {source}: line {number} has {len(row)} fields, the header {wanted}: fix the line"
+                )
+
+
+# -- Parquet --------------------------------------------------------------------------------------------------------
+
+
+def _read_parquet(file: Path, source: str) -> Raw:
+    import numpy as np
+
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise TrainingInputError(f"data file {source}: Parquet needs pyarrow: install it, or save as CSV") from None
+    try:
+        with parquet.ParquetFile(file) as opened:
+            names, date_column = _header(source, opened.schema_arrow.names)
+            values = np.empty((opened.metadata.num_rows, len(names)))
+            cells: dict[int, Cells] = {date_column: Cells(wanted=True)}
+            row = 0
+            for group in range(opened.num_row_groups):
+                # One column after another: all of a group at once took 190 MiB more for 50,000 rows x 100 columns.
+                for i, name in enumerate(opened.schema_arrow.names):
+                    read = opened.read_row_group(group, columns=[name], use_threads=False)
+                    end = row
+                    for chunk in read.column(0).chunks:
+                        start, end = end, end + len(chunk)
+                        if i in cells or not _is_array(chunk):
+                            seen = cells.setdefault(i, Cells(rows=start, numbers=start))
+                            values[start:end, i] = [seen.take(cell) for cell in _as_python(chunk)]
+                        else:
+                            values[start:end, i] = np.from_dlpack(chunk)
+                row = end
+    except pyarrow.ArrowException as error:
+        reason = str(error).splitlines()[0]
+        raise TrainingInputError(f"data file {source}: not a Parquet file ({reason})") from error
+    if not len(values):
+        raise TrainingInputError(f"data file {source}: has a header but no rows: give daily bars")
+    return Raw(names=names, date_column=date_column, values=values, cells=cells)
+
+
+def _is_array(column: Any) -> bool:
+    """Whether its buffer is an array of numbers as it is. pyarrow's own `to_numpy` would import pandas."""
+    import pyarrow.types as types
+
+    return column.null_count == 0 and (types.is_integer(column.type) or types.is_floating(column.type))
+
+
+def _as_python(column: Any) -> Iterable[object]:
+    """The cells; times without the nanoseconds for which pyarrow would import pandas."""
+    import pyarrow
+
+    if pyarrow.types.is_timestamp(column.type):
+        column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
+    return column.to_pylist()
+
+
+# -- what is in it --------------------------------------------------------------------------------------------------
+
+
+def _checked(source: str, raw: Raw) -> Table:
+    import numpy as np
+
+    days = _dates(source, raw.cells[raw.date_column].kept)
+    found = {name: np.ascontiguousarray(_column(source, raw, raw.names.index(name))) for name in OHLCV}
+    for i, name in enumerate(raw.names):
+        if name not in found and name not in LEAKING and i != raw.date_column and _has_numbers(raw, i):
+            found[name] = _column(source, raw, i)
     table = Table(
         source=source if source == SAMPLE else f"data file {source}",
         dates=np.array(days, dtype="datetime64[D]"),
         columns=found,
+        width=len(raw.names),
         further=tuple(name for name in found if name not in OHLCV),
     )
     _check_values(table)
     return table
+
+
+def _has_numbers(raw: Raw, i: int) -> bool:
+    """Whether any cell is a number: a further column of text (a ticker) is no feature and is left out."""
+    import numpy as np
+
+    return raw.cells[i].numbers > 0 if i in raw.cells else not np.isnan(raw.values[:, i]).all()
+
+
+def _column(source: str, raw: Raw, i: int) -> np.ndarray:
+    """A column of numbers. Raises TrainingInputError for the first cell that is none."""
+    if (seen := raw.cells.get(i)) is not None and seen.wrong is not None:
+        row, cell = seen.wrong
+        raise TrainingInputError(
+            f"data file {source}: column {raw.names[i]}, row {row + 2}: {cell!r} is not a number: fix the cell"
+        )
+    return raw.values[:, i]
 
 
 def _dates(source: str, cells: Sequence[object]) -> list[date]:
@@ -166,11 +338,6 @@ def _dates(source: str, cells: Sequence[object]) -> list[date]:
     )
 
 
-def _looks_numeric(cells: Sequence[object]) -> bool:
-    """Whether any cell is a number: a further column of text (a ticker) is no feature and is left out."""
-    return any(_number(cell) is not None and not math.isnan(_number(cell) or 0.0) for cell in cells)
-
-
 def _number(cell: object) -> float | None:
     """The cell as a float, NaN when it is empty, None when it is no number."""
     if cell is None or (isinstance(cell, str) and cell.lower() in MISSING):
@@ -181,20 +348,6 @@ def _number(cell: object) -> float | None:
         return float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-
-
-def _numbers(source: str, name: str, cells: Sequence[object]) -> np.ndarray:
-    import numpy as np
-
-    values = np.empty(len(cells))
-    for row, cell in enumerate(cells):
-        value = _number(cell)
-        if value is None:
-            raise TrainingInputError(
-                f"data file {source}: column {name}, row {row + 2}: {cell!r} is not a number: fix the cell"
-            )
-        values[row] = value
-    return values
 
 
 def _check_values(table: Table) -> None:
