@@ -25,8 +25,8 @@ Function = Callable[..., Any]
 SIGNATURES = {
     "candidates": "candidates(context) -> list of mappings",
     "estimate": "estimate(params, context) -> {'host_bytes': bytes, ...}",
-    "micro_batch": "micro_batch(params, context, limit_bytes, device_limit_bytes=, factor=, target_effective_batch=) "
-    "-> whole number or None",
+    "micro_batch": "micro_batch(params, context, limit_bytes, device_limit_bytes=, target_effective_batch=) -> whole "
+    "number or None",
     "check_data": "check_data(path, horizon) -> facts or None",
     "sample": "sample(trial, context, architectures, fit) -> mapping",
 }
@@ -149,6 +149,7 @@ def _estimate(found: Any, path: str, arguments: tuple[Any, ...]) -> dict[str, An
         **found,
         "host_bytes": _count(found["host_bytes"], "host_bytes", 1),
         "device_bytes": _count(found.get("device_bytes") or 0, "device_bytes", 0),
+        "runtime_bytes": _count(found.get("runtime_bytes") or 0, "runtime_bytes", 0),
         "components": {str(name): _count(size, f"component {name}", 0) for name, size in components.items()},
         "family": str(found.get("family") or f"{path}/{heap}"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import data, hpo, table
+from training import data, hpo, runtime, table
 from training.errors import TrainingInputError
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = "Date,Open,High,Low,Close,Volume"
+OHLCV_WRITTEN = HEADER.split(",")[1:]
 
 
 def make_rows(n: int = 420, seed: int = 0) -> list[list[str]]:
@@ -99,7 +101,7 @@ def test_labels_by_hand():
 def test_sample_is_the_sp500():
     """The built-in sample is real: 5,031 days of 25 features, 1999 to 2018, adjusted closes left out."""
     facts = data.check(None)
-    assert (facts.rows, facts.n_features) == (5031, 25)
+    assert (facts.rows, facts.columns, facts.n_features) == (5031, 7, 25)
     assert (facts.first, facts.last) == ("1999-01-04", "2018-12-31")
     assert data.load(None).names == (*table.OHLCV, *data.INDICATORS)
 
@@ -179,6 +181,109 @@ def test_parquet(tmp_path):
     ours, theirs = table.read(path), table.read(str(tmp_path / "a.parquet"))
     np.testing.assert_array_equal(ours.dates, theirs.dates)
     np.testing.assert_array_equal(ours.columns["close"], theirs.columns["close"])
+
+
+def test_parquet_as_others_write_it(tmp_path):
+    """Nanoseconds, whole numbers, numbers as text, several row groups, text and empty columns: without pandas."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rows = make_rows()
+    columns = dict(zip(HEADER.split(","), map(list, zip(*rows, strict=True)), strict=True))
+    columns = {
+        name: columns[name] if name == "Open" else [float(v) for v in columns[name]] for name in OHLCV_WRITTEN
+    } | {
+        "Date": pa.array(np.array([row[0] for row in rows], dtype="datetime64[ns]")),
+        "Count": pa.array(range(len(rows)), pa.int64()),
+        "Ticker": ["SPX"] * len(rows),
+        "Nothing": pa.nulls(len(rows)),
+    }
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=100)
+    code = (
+        "import sys; from training import table; t = table.read(sys.argv[1]); "
+        "print(t.further, t.width, len(t), t.columns['open'][419], t.dates[-1], 'pandas' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.parquet")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"('count',) 9 420 {float(rows[-1][1])} {rows[-1][0]} False"
+
+
+def test_parquet_with_a_gap_is_explained(tmp_path):
+    """A null among numbers is a missing value, on its day."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    rows = make_rows()
+    rows[110][4] = ""
+    path = write(tmp_path / "a.csv", rows)
+    pyarrow.parquet.write_table(pyarrow.csv.read_csv(path), tmp_path / "a.parquet", row_group_size=100)
+    with pytest.raises(TrainingInputError, match=r"NaN or infinite values in 1 of 420 rows: 2010-06-07 \(row 112\)"):
+        table.read(str(tmp_path / "a.parquet"))
+
+
+def test_odd_cells_are_read_cell_by_cell(tmp_path):
+    """Quotes, blanks around numbers, Python's underscores, a column of blanks: a number is a number."""
+    rows = [[*row, ""] for row in make_rows()]
+    plain = table.read(write(tmp_path / "plain.csv", rows, HEADER + ",Empty"))
+    rows[100][1] = f'" {rows[100][1]} "'
+    rows[200][5] = rows[200][5][:1] + "_" + rows[200][5][1:]
+    odd = table.read(write(tmp_path / "odd.csv", rows, HEADER + ",Empty"))
+    assert plain.further == odd.further == ()
+    for name in table.OHLCV:
+        np.testing.assert_array_equal(plain.columns[name], odd.columns[name])
+
+
+def test_a_text_column_may_not_turn_into_numbers(tmp_path):
+    """A column that has numbers only far down is one of numbers, and its first text is what is wrong."""
+    rows = [[*row, "SPX"] for row in make_rows()]
+    rows[300][6] = "7"
+    with pytest.raises(TrainingInputError, match="column ticker, row 2: 'SPX' is not a number"):
+        data.check(write(tmp_path / "a.csv", rows, HEADER + ",Ticker"))
+
+
+def test_features_are_those_of_all_columns_at_once(tmp_path):
+    """Normalising a few columns at a time gives the same bits as all of them in one array."""
+    further = (np.random.default_rng(0).normal(size=(900, 4)) * [1.0, 1e-6, 1e9, 1.0]).tolist()
+    rows = [[*row, *map(repr, more)] for row, more in zip(make_rows(900), further, strict=True)]
+    for path in (None, write(tmp_path / "a.csv", rows, HEADER + ",a,b,c,d")):
+        dataset, read = data.load(path, 3), table.read(path)
+        columns = {name: read.columns[name] for name in table.OHLCV} | data.indicators(read)
+        raw = np.stack([*columns.values(), *(read.columns[name] for name in read.further)], axis=1)
+        first, last = data.WARM_UP_ROWS, dataset.train.last
+        mean, std = raw[first:last].mean(axis=0), raw[first:last].std(axis=0)
+        raw = (raw - mean) / std
+        raw[:first] = 0.0
+        np.testing.assert_array_equal(dataset.features, raw.astype(np.float32))
+
+
+@pytest.mark.skipif(runtime.allocator({}) != runtime.STACK, reason="reads /proc, under the heap that trials get")
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_large_file_is_held_as_numbers_only(tmp_path, kind):
+    """What loading adds to the peak is three times the numbers at most; as Python strings they took twelve times."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    rows = make_rows(12_000)
+    path = write(
+        tmp_path / "a.csv", [[*row, *[row[1]] * 60] for row in rows], HEADER + "".join(f",x{i}" for i in range(60))
+    )
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.csv.read_csv(path), path := str(tmp_path / "a.parquet"))
+    code = (
+        "import sys, pyarrow.parquet; from training import data, trial; data.load(None)\n"
+        "before = trial.peak_bytes(); data.load(sys.argv[1]); print(trial.peak_bytes() - before)"
+    )
+    variables = {name: value for name, value in runtime.environment({}).items() if value is not None}
+    done = subprocess.run(
+        [sys.executable, "-c", code, path],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    numbers = 12_000 * 66 * 8
+    assert 0.5 * numbers < int(done.stdout) < 3 * numbers + (20 * 2**20 if kind == "parquet" else 0)
 
 
 # -- files that are not ---------------------------------------------------------------------------------------------

@@ -111,7 +111,6 @@ def load(path: str | None, horizon: int = 1, context_length: int = 60) -> Datase
 
     Raises TrainingInputError.
     """
-    import numpy as np
 
     table = read(path)
     _check_length(table, horizon, context_length, WARM_UP_ROWS)

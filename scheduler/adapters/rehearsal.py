@@ -50,7 +50,6 @@ def _draw(study: StudyPlan, plan: Plan, functions: Mapping[str, Any]) -> None:
             context,
             room.trial_bytes,
             device_limit_bytes=room.device_bytes,
-            factor=1.0,
             target_effective_batch=context["target_effective_batch"],
         )
         return found
