@@ -1,7 +1,8 @@
-"""The agent: what Headroom runs on a Dask worker.
+"""The agent: what runs attempts on a host, in a process of its own beside the Dask worker that started it.
 
-A WorkerPlugin that keeps a warm spare trial process, runs attempts in it, samples vitals, forwards both to the driver
-as Dask events, and answers stop, kill and resize. Ends an attempt whose driver is gone. Knows no policy and no study.
+Keeps a warm spare trial process, runs attempts in it, samples vitals, tells the driver of both, and answers stop, kill
+and resize. How it hears and is heard, and when it lets go of its attempts, is `agent_process`. Knows neither Dask nor
+policy nor study.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ import socket
 import subprocess
 import threading
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distributed import Worker, WorkerPlugin, get_worker
-
 from scheduler import door, watchdog
 from scheduler.adapters import vitals
-from scheduler.host import OVERHEAD_BYTES
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
 from scheduler.process import TrialProcess, TrialStartError, Witness, check_objective, conclude, tail
@@ -34,7 +34,11 @@ from scheduler.spare import WarmSpare
 KILL_STORY_TIMEOUT_S = 40.0  # the watchdog gives the memory 30 s to come back
 WATCHDOG_EXIT_S = 10.0
 WATCHDOG_GRACE_S = 10.0
+SWEEP_S = 5.0
 _BEAT_S = 0.25
+GAPS = 20  # of the latest signs of life of a trial, by which the length of its steps is known
+# What a driver that was away for long can do without, when thousands of letters wait for it: the outcome has the rest.
+DROPPABLE = frozenset({"progress", "checkpoint", "note", "would_kill"})
 NO_VITALS: Json = {
     "available_bytes": None,
     "pressure": 0,
@@ -46,13 +50,19 @@ NO_VITALS: Json = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    """What the driver tells every agent. topic: where its events go. scratch: for the spares' logs.
+    """What the driver tells every agent. topic: names the driver; run_id: names the run folder, as long as it exists.
 
     environment: dotted path of the function that gives a trial process its environment; context: its argument.
+    driver: its process, as `agent_folder.ProcessIdentity`. away_timeout_s: how long attempts are held for a driver that
+    is not heard of. drain_timeout_s: what an attempt has at least to checkpoint and leave.
     """
 
     run: str
     topic: str
+    run_id: str
+    driver: Mapping[str, Any]
+    away_timeout_s: float
+    drain_timeout_s: float
     environment: str
     context: Mapping[str, Any]
     watchdog_mode: str
@@ -66,7 +76,6 @@ class AttemptRun:
     """An attempt at work on this worker."""
 
     attempt: str
-    key: str
     process: TrialProcess
     registration: Registration
     seen: Witness
@@ -77,22 +86,40 @@ class AttemptRun:
     observed: bool = False  # the watchdog has said that it would have ended it
     complained: bool = False  # it was noted that a message of its was not understood
     family: set[tuple[int, float]] = field(default_factory=set)  # (pid, start time) of every descendant ever sampled
+    heard_at: float | None = None  # its last sign of life after it had started
+    gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS))
+    leave_by: float | None = None  # asked to leave by the agent itself: ended at this instant
+
+    @property
+    def step_s(self) -> float | None:
+        """How long its steps take: the longest of the latest pauses between two signs of life. None before the second.
+
+        Whatever keeps it from answering is in there: a step, a validation, the writing of a checkpoint.
+        """
+        return max(self.gaps, default=None)
 
 
-class Agent(WorkerPlugin):
-    """One per run and worker; `name` keeps two drivers' agents apart on one worker."""
+class Agent:
+    """The attempts of one run on one worker.
 
-    def __init__(self, config: AgentConfig) -> None:
-        self.config = config
-        self.name = agent_name(config.topic)
+    post: takes a message for the driver (`droppable=True` for one that it can do without). news: takes the vitals.
+    slots: how many single-threaded trials run at once. worker: (pid, start time) of the Dask worker, whose memory is
+    charged with ours. scratch: for the spares' log.
+    """
 
-    # -- Dask's side ------------------------------------------------------------------------------------------------
-
-    def setup(self, worker: Worker) -> None:
-        """Called on the worker's event loop; everything slow happens in the agent's own thread."""
-        self.worker = worker
-        self.registry = HostRegistry.default()
-        self.scratch = Path(worker.local_directory)
+    def __init__(
+        self,
+        config: AgentConfig,
+        registry: HostRegistry,
+        *,
+        post: Callable[..., None],
+        news: Callable[[Json], None],
+        scratch: Path,
+        slots: int,
+        worker: tuple[int, float],
+    ) -> None:
+        self.config, self.registry, self.scratch = config, registry, scratch
+        self._post_letter, self._news, self._slots, self._worker = post, news, slots, worker
         self._runs: dict[str, AttemptRun] = {}
         self._early: dict[str, tuple[str, str]] = {}  # attempt -> (stop or kill, why), also before it has begun
         self._lock = threading.Lock()
@@ -100,34 +127,60 @@ class Agent(WorkerPlugin):
         self._door = door.Door(door.folders([self.scratch, Path(self.registry.root)]), self._spare.ensure)
         self._closing = threading.Event()
         self._watchdog: Any = None
-        self._tree_bytes = 0
         self._heard_at = time.monotonic()
-        # Dask would show only the worker's own RSS; what a person wants to see is the trials' memory.
-        own = worker.monitor.get_process_memory
-        worker.monitor.get_process_memory = lambda: own() if self._closing.is_set() else self._tree_bytes or own()
+
+    def start(self) -> None:
+        """Begin; everything slow happens in the agent's own threads."""
         threading.Thread(target=self._live, name="headroom-agent", daemon=True).start()
 
-    def teardown(self, worker: Worker) -> None:
+    def close(self) -> None:
+        """End every attempt, the spare and the watchdog; returns when all are gone (the watchdog has 10 s)."""
         self._closing.set()
-        with self._lock:
-            runs = list(self._runs.values())
-        for run in runs:
+        for run in self._running():
             run.seen.ended_by = run.seen.ended_by or "orphaned"
             run.process.kill()
-        # Not on the event loop: whoever is just warming one up is waited for, so that nothing is left behind.
-        threading.Thread(target=self._clear_away, name="headroom-teardown").start()
-
-    def _clear_away(self) -> None:
         self._spare.close()
+        deadline = time.monotonic() + SWEEP_S
+        while self.busy and time.monotonic() < deadline:  # what a trial has left behind is ended by whoever ran it
+            time.sleep(0.05)
         if self._watchdog is not None:
             if self._watchdog.stdin is not None:
                 self._watchdog.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._watchdog.wait(WATCHDOG_EXIT_S)
 
+    @property
+    def busy(self) -> bool:
+        """Attempts are under way here."""
+        return bool(self._runs)
+
+    def _running(self) -> list[AttemptRun]:
+        with self._lock:
+            return list(self._runs.values())
+
     def _post(self, message: Json) -> None:
-        if not self._closing.is_set():
-            self.worker.log_event(self.config.topic, {"worker": self.worker.address, **message})
+        self._post_letter(message, droppable=message["type"] in DROPPABLE)
+
+    # -- letting go ---------------------------------------------------------------------------------------------------
+
+    def release(self, why: str) -> None:
+        """Ask every attempt to checkpoint and leave, without being told by the driver; `overdue` ends the late ones."""
+        now = time.monotonic()
+        for run in self._running():
+            if run.leave_by is None:
+                run.leave_by = now + max(self.config.drain_timeout_s, 2 * (run.step_s or 0.0))
+                self._post({"type": "note", "attempt": run.attempt, "text": f"asked to leave: {why}"})
+                self.stop(run.attempt, "drain")
+
+    def end_overdue(self) -> None:
+        """End those that were asked to leave and had time enough."""
+        for run in self._running():
+            if run.leave_by is not None and time.monotonic() > run.leave_by:
+                self._end(run, "drain_timeout")
+
+    def rest(self) -> None:
+        """Nobody is there who would send a task: the spare's memory can go. The next task makes its own process."""
+        self._spare.drop()
 
     # -- the agent's own thread -------------------------------------------------------------------------------------
 
@@ -144,27 +197,34 @@ class Agent(WorkerPlugin):
             return
         next_vitals = 0.0
         while not self._closing.wait(_BEAT_S):
-            self._end_orphans()
             self._door.look()
             if time.monotonic() >= next_vitals:
                 next_vitals = time.monotonic() + self.config.vitals_every_s
                 try:
                     self._keep_watchdog()
-                    self._post(self._vitals())
+                    self._news(self._vitals())
                 except Exception:  # whatever a probe runs into: it closes admission, it never ends this thread
-                    self._post({"type": "vitals", **NO_VITALS})
+                    self._news({"type": "vitals", **NO_VITALS})
 
     def _facts(self) -> Json:
         memory = vitals.host_memory()
-        self._measure([])
         return {
             "host": socket.gethostname(),
-            "slots": self.worker.state.nthreads,
+            "slots": self._slots,
             "total_bytes": memory.total_bytes,
             "limit_bytes": memory.limit_bytes,
             "available_bytes": memory.available_bytes,
-            "overhead_bytes": self._tree_bytes,  # this worker, its watchdog and the warm spare: no trial runs yet
+            "overhead_bytes": self._overhead_bytes(),
         }
+
+    def _overhead_bytes(self) -> int:
+        """What the Dask worker, this agent, its watchdog and the warm spare hold: no trial runs yet."""
+        own = os.getpid()
+        roots = {"agent": (own, vitals.start_time(own) or 0.0, False, ()), "worker": (*self._worker, False, ())}
+        found = vitals.sample_trees(roots)
+        agent, worker = found["agent"], found["worker"]
+        trees = [worker] if worker and agent and set(agent.members) <= set(worker.members) else [agent, worker]
+        return sum(tree.footprint_bytes or 0 for tree in trees if tree is not None)
 
     def _keep_watchdog(self) -> None:
         """One per agent is started; flock decides which of the host's watches and which stand by."""
@@ -175,9 +235,8 @@ class Agent(WorkerPlugin):
 
     def _vitals(self) -> Json:
         memory = vitals.host_memory()
-        with self._lock:
-            runs = list(self._runs.values())
-        used, peaks = self._measure(runs)
+        runs = self._running()
+        used, peaks, tree_bytes = self._measure(runs)
         if self.config.watchdog_mode == "observe":
             self._pass_on_observations(runs)
         level, closed_reason = self._pressure()
@@ -188,6 +247,8 @@ class Agent(WorkerPlugin):
             "closed_reason": self._door.reason or closed_reason,
             "used_bytes": used,
             "peak_bytes": peaks,
+            "step_s": {run.attempt: round(run.step_s, 1) for run in runs if run.step_s is not None},
+            "tree_bytes": tree_bytes,
         }
 
     def _pass_on_observations(self, runs: list[AttemptRun]) -> None:
@@ -211,8 +272,8 @@ class Agent(WorkerPlugin):
         silent = time.monotonic() - self._heard_at > WATCHDOG_GRACE_S
         return 0, "the watchdog does not answer" if silent else None
 
-    def _measure(self, runs: list[AttemptRun]) -> tuple[dict[str, int], dict[str, int]]:
-        """(used, peak) bytes of each attempt; the worker's whole tree goes to Dask's dashboard."""
+    def _measure(self, runs: list[AttemptRun]) -> tuple[dict[str, int], dict[str, int], int]:
+        """(used, peak) bytes of each attempt, and of the agent with all of them for Dask's dashboard."""
         own = os.getpid()
         wanted: dict[str, Any] = {"": (own, vitals.start_time(own), False, ())}
         for run in runs:
@@ -229,19 +290,36 @@ class Agent(WorkerPlugin):
             if (peak := vitals.peak_bytes(run.process.pid)) is not None:
                 run.seen.peak_bytes = peaks[run.attempt] = max(peak, run.seen.peak_bytes or 0)
         tree = samples[""]
-        self._tree_bytes = (tree.footprint_bytes or 0) if tree is not None else 0
-        return used, peaks
+        return used, peaks, (tree.footprint_bytes or 0) if tree is not None else 0
 
-    def _end_orphans(self) -> None:
-        """The scheduler cancels a task when its driver is gone; nothing may compute on for nobody."""
-        with self._lock:
-            runs = list(self._runs.values())
-        for run in runs:
-            task = self.worker.state.tasks.get(run.key)
-            if task is None or task.state in ("cancelled", "released"):
-                self._end(run, "orphaned")
+    # -- what the driver says (in order, on the mail's threads: short) ------------------------------------------------
 
-    # -- commands from the driver (on the worker's event loop: short) ------------------------------------------------
+    def told(self, letter: Json) -> None:
+        """One letter of the driver."""
+        match letter.get("verb"):
+            case "launch":
+                task = letter["task"]
+                name = f"attempt {task['attempt']}"
+                threading.Thread(target=self._attempt, args=(task,), name=name, daemon=True).start()
+            case "stop":
+                self.stop(letter["attempt"], letter["value"])
+            case "kill":
+                self.kill(letter["attempt"], letter["value"])
+            case "resize":
+                self.resize(letter["attempt"], letter["value"])
+
+    def refuse(self, task: Json, why: str) -> None:
+        """An attempt that comes when the agent leaves: nothing has begun."""
+        outcome = Outcome(reason=ExitReason.INTERRUPTED, detail=f"not begun: {why}", checkpoint=task.get("resume_from"))
+        self._post({"type": "ended", "attempt": str(task["attempt"]), "outcome": outcome.to_json()})
+
+    def _attempt(self, task: Json) -> None:
+        try:
+            outcome = self.run(task)
+        except Exception as error:  # a bug of ours must not look like a trial that runs for ever
+            traceback.print_exc()
+            outcome = Outcome(reason=ExitReason.LOST, detail=f"{type(error).__name__}: {error}")
+        self._post({"type": "ended", "attempt": str(task["attempt"]), "outcome": outcome.to_json()})
 
     def stop(self, attempt: str, reason: str) -> None:
         """Ask the attempt to checkpoint and leave; remembered when it has not started yet."""
@@ -267,10 +345,10 @@ class Agent(WorkerPlugin):
                 run.registration = self.registry.resize(run.registration, reserved_bytes)
 
     def _new_process(self) -> TrialProcess:
-        self.scratch.mkdir(parents=True, exist_ok=True)  # Dask's own folder, which somebody may have cleared away
+        self.scratch.mkdir(parents=True, exist_ok=True)  # below a folder for temporary files, which get cleared away
         return TrialProcess(
             environment=self._environment(),
-            log=self.scratch / f"spare-{self.config.topic}.log",
+            log=self.scratch / "spare.log",
             preload=self.config.preload,
         )
 
@@ -283,9 +361,9 @@ class Agent(WorkerPlugin):
             run.seen.ended_by = reason
         run.process.kill()
 
-    # -- one attempt (in a thread of the worker's pool) ---------------------------------------------------------------
+    # -- one attempt (in a thread of its own) ------------------------------------------------------------------------
 
-    def run(self, task: Json, key: str) -> Outcome:
+    def run(self, task: Json) -> Outcome:
         """Run one attempt to its end; every end is an outcome. Returns when its memory is back."""
         folder = Path(task["folder"])
         try:
@@ -297,7 +375,7 @@ class Agent(WorkerPlugin):
             process = self._spare.take()
         except (OSError, TrialStartError) as error:
             return self._not_started(door.words(error), folder)
-        run = self._begin(task, key, folder, process)
+        run = self._begin(task, folder, process)
         try:
             try:
                 with door.naming(Path(self.registry.root)):
@@ -323,7 +401,7 @@ class Agent(WorkerPlugin):
         """Nothing else is started here until whatever failed has been seen to work."""
         self._door.close(reason, door.folders([folder.parent]), *more)
 
-    def _begin(self, task: Json, key: str, folder: Path, process: TrialProcess) -> AttemptRun:
+    def _begin(self, task: Json, folder: Path, process: TrialProcess) -> AttemptRun:
         now = time.monotonic()
         attempt = str(task["attempt"])
         registration = Registration(
@@ -341,7 +419,6 @@ class Agent(WorkerPlugin):
         )
         run = AttemptRun(
             attempt=attempt,
-            key=key,
             process=process,
             registration=registration,
             seen=Witness(
@@ -391,6 +468,10 @@ class Agent(WorkerPlugin):
         seen.peak_bytes = _most(seen.peak_bytes, message.peak_bytes)
         seen.device_peak_bytes = _most(seen.device_peak_bytes, message.device_bytes)
         memory = {"peak_bytes": message.peak_bytes, "device_bytes": message.device_bytes}
+        if not isinstance(message, messages.Note | messages.Last):
+            if run.heard_at is not None:
+                run.gaps.append(now - run.heard_at)
+            run.heard_at = now
         match message:
             case messages.Last():
                 seen.last = message
@@ -465,39 +546,6 @@ class Agent(WorkerPlugin):
 
 def _most(before: int | None, now: int | None) -> int | None:
     return before if now is None else max(before or 0, now)
-
-
-def agent_name(topic: str) -> str:
-    return f"headroom-agent-{topic}"
-
-
-def execute(task: Json, topic: str) -> Json:
-    """The Dask task: run one attempt on this worker and return its outcome as JSON."""
-    worker = get_worker()
-    agent: Agent = worker.plugins[agent_name(topic)]
-    return agent.run(task, worker.get_current_task()).to_json()
-
-
-def deliver(topic: str, verb: str, attempt: str, value: Any, dask_worker: Worker) -> None:
-    """Carry `stop`, `kill` or `resize` to the agent (through client.run, which reaches busy workers)."""
-    agent: Agent | None = dask_worker.plugins.get(agent_name(topic))
-    if agent is not None:
-        verbs: dict[str, Callable[[str, Any], None]] = {"stop": agent.stop, "kill": agent.kill, "resize": agent.resize}
-        verbs[verb](attempt, value)
-
-
-def describe(dask_worker: Worker) -> Json:
-    """A worker's facts before it has an agent, for the plan; no device is known without importing torch."""
-    memory = vitals.host_memory()
-    return {
-        "worker": dask_worker.address,
-        "host": socket.gethostname(),
-        "slots": dask_worker.state.nthreads,
-        "total_bytes": memory.total_bytes,
-        "limit_bytes": memory.limit_bytes,
-        "available_bytes": memory.available_bytes,
-        "overhead_bytes": OVERHEAD_BYTES,
-    }
 
 
 def _resolve(path: str) -> Callable[..., Any]:

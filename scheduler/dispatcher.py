@@ -18,17 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scheduler import agent, checkpoints, decisions
+from scheduler import checkpoints, decisions
 from scheduler import model as m
 from scheduler.adapters.cluster import Cluster
 from scheduler.batch import BatchState
+from scheduler.fleet import Fleet
 from scheduler.model.plain import line as one_line
 from scheduler.recorder import Recorder
 from scheduler.story import ended_line
 
 TICK_S = 1.0
-CLUSTER_LOST_AFTER_S = 30.0  # a Dask scheduler that restarts comes back within seconds, or not at all
 WORKER_NAG_S = 60.0
+REBUILD_AFTER_S = 60.0  # a cluster of our own without an agent for so long is made anew
+REBUILDS = 3  # in a row; then something is wrong that another one will not cure
 
 Log = Callable[..., None]
 Recover = Callable[[m.AttemptId, m.Outcome], m.Outcome]
@@ -67,14 +69,15 @@ class Dispatcher:
     """Runs a batch to its end.
 
     inbox: where everybody puts what happened. log: `log(event, durable=False, **fields)`, one constant dotted name per
-    kind of event. recover: given an attempt whose worker was lost and its outcome so far, what its outcome really was.
-    watch: called about once a second.
+    kind of event. recover: given an attempt that was lost and its outcome so far, what its outcome really was.
+    away_timeout_s: how long the Dask scheduler may be gone before the run ends. watch: called about once a second.
     """
 
     def __init__(
         self,
         brain: BatchState,
         cluster: Cluster,
+        fleet: Fleet,
         recorder: Callable[[Callable[[m.Event], None]], Recorder],
         *,
         inbox: Inbox,
@@ -82,9 +85,10 @@ class Dispatcher:
         folder: Path,
         log: Log,
         recover: Recover,
+        away_timeout_s: float,
         watch: Callable[[BatchState], None] = lambda brain: None,
     ) -> None:
-        self.brain, self.cluster = brain, cluster
+        self.brain, self.cluster, self.fleet = brain, cluster, fleet
         self._inbox = inbox
         self.recorder = recorder(self.post)
         self._objective, self._folder, self._log, self._recover, self._watch = objective, folder, log, recover, watch
@@ -93,6 +97,7 @@ class Dispatcher:
         self._end: m.EndBatch | None = None
         self._connected_at = self._nagged_at = time.monotonic()
         self._connected, self._abandoned = True, False
+        self._away_timeout_s, self._rebuilds = away_timeout_s, 0
         self._failure: m.HeadroomError | None = None
         self._misread: set[str] = set()  # kinds of messages that could not be read
 
@@ -146,23 +151,40 @@ class Dispatcher:
             return
         if self._connected:
             self._connected = False
-            self._log("cluster.disconnected", durable=True)
-            for view in self.brain.ledger.views():
+            self._log("cluster.disconnected", durable=True, held_s=self._away_timeout_s)
+            for view in self.brain.ledger.views():  # at once: the fleet's own word for it comes through the queue
                 self._take(m.WorkerLost(worker=view.address), now)
-        if self._abandoned or not (self.cluster.is_lost or now - self._connected_at > CLUSTER_LOST_AFTER_S):
-            return
-        self._abandoned = True
-        self._log("cluster.lost", durable=True, after_s=round(now - self._connected_at, 1))
-        self.cluster.abandon("the Dask scheduler is gone")
-        self.post(m.QuitRequested(source="the loss of the Dask scheduler", now=True, failed=True))
+            self.fleet.disconnected()
+        if now - self._connected_at > self._away_timeout_s:
+            self._give_up("cluster.lost", "the loss of the Dask scheduler", after_s=round(now - self._connected_at, 1))
+
+    def _give_up(self, event: str, source: str, **fields: Any) -> None:
+        """End the run: it can be resumed, but not from here."""
+        if not self._abandoned:
+            self._abandoned = True
+            self._log(event, durable=True, **fields)
+            self.post(m.QuitRequested(source=source, now=True, failed=True))
 
     def _look_after(self, now: float) -> None:
         self._watch(self.brain)
-        if self.brain.ledger.views():
-            self._nagged_at = now
-        elif now - self._nagged_at > WORKER_NAG_S:
+        self.cluster.tend()
+        self.fleet.tick()
+        if self.fleet.in_reach:
+            self._nagged_at, self._rebuilds = now, 0
+        elif now - self._nagged_at > (REBUILD_AFTER_S if self.cluster.is_ours else WORKER_NAG_S):
             self._nagged_at = now
             self._log("worker.none", waiting_s=WORKER_NAG_S)
+            if self.cluster.is_ours:
+                self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Our own cluster has no worker and Dask does not bring one back: make another. What runs is held meanwhile."""
+        if self._rebuilds >= REBUILDS:
+            self._give_up("cluster.lost", "the loss of every worker", rebuilds=self._rebuilds)
+            return
+        self._rebuilds += 1
+        self._log("cluster.rebuilt", durable=True, number=self._rebuilds)
+        self.cluster.revive()
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -181,13 +203,14 @@ class Dispatcher:
                 self._launch(command)
             case m.StopAttempt(attempt=attempt, worker=worker, reason=reason):
                 self._log("attempt.stopping", attempt=str(attempt), reason=reason)
-                self.cluster.deliver(agent.deliver, worker, "stop", str(attempt), reason)
+                self.fleet.tell(worker, "stop", str(attempt), reason)
             case m.KillAttempt(attempt=attempt, worker=worker, reason=reason):
                 self._log("attempt.killing", attempt=str(attempt), reason=reason)
-                self.cluster.deliver(agent.deliver, worker, "kill", str(attempt), reason)
+                self.fleet.tell(worker, "kill", str(attempt), reason)
+                self.fleet.give_up(str(attempt), f"out of reach when it was to be ended: {reason}")
             case m.ResizeReservation(attempt=attempt, worker=worker, reserved_bytes=size, reason=reason):
                 self._log("reservation.resized", attempt=str(attempt), reserved_bytes=size, reason=reason)
-                self.cluster.deliver(agent.deliver, worker, "resize", str(attempt), size)
+                self.fleet.tell(worker, "resize", str(attempt), size)
             case m.NoteDeferral(trial=trial, reason=reason, numbers=numbers):
                 self._log("trial.deferred", trial=str(trial), reason=reason, **numbers)
             case m.NoteHost(worker=worker, reason=reason):
@@ -231,7 +254,7 @@ class Dispatcher:
             "retries": command.retries,
             "ran_s": round(command.ran_s, 3),
         }
-        self.cluster.submit(agent.execute, task, command.worker)
+        self.fleet.launch(task, command.worker)
 
     # -- what the agents say ----------------------------------------------------------------------------------------
 
@@ -279,7 +302,7 @@ class Dispatcher:
             case "joined", _:
                 return m.WorkerJoined(facts=worker_facts(message))
             case "left", _:
-                return m.WorkerLost(worker=worker)
+                return m.WorkerLost(worker=worker, detail=str(message.get("detail") or ""))
             case "broken", _:
                 self._log("worker.broken", durable=True, worker=worker, detail=message["detail"])
                 if not self.brain.ledger.views():
@@ -340,8 +363,8 @@ class Dispatcher:
                     environment=None if facts.environment is None else facts.environment.name,
                     runtime_bytes=None if facts.environment is None else facts.environment.runtime_bytes,
                 )
-            case m.WorkerLost(worker=worker):
-                self._log("worker.left", durable=True, worker=worker)
+            case m.WorkerLost(worker=worker, detail=detail):
+                self._log("worker.left", durable=True, worker=worker, detail=detail)
             case m.TrialAsked(trial=trial, params=params, footprint=footprint, attempt=attempt):
                 self._log(
                     "trial.asked",

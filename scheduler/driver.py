@@ -21,15 +21,18 @@ from typing import Any
 from scheduler import decisions, log, report, run_folder, settle, training_side, view
 from scheduler import model as m
 from scheduler.adapters import credentials, journal, vitals
-from scheduler.adapters.cluster import Cluster
+from scheduler.adapters.cluster import Cluster, Listener
 from scheduler.adapters.credentials import Security
 from scheduler.adapters.study import Functions, OpenedStudy, StudyStore, StudyUnavailable
-from scheduler.agent import Agent, AgentConfig, describe
+from scheduler.agent import AgentConfig
+from scheduler.agent_folder import ProcessIdentity
+from scheduler.agent_plugin import describe
 from scheduler.batch import BatchState
 from scheduler.book import Rules
 from scheduler.console import View
 from scheduler.dashboard import PageFeed
 from scheduler.dispatcher import Dispatcher, Ended, Inbox, Item, Said, worker_facts
+from scheduler.fleet import Fleet
 from scheduler.lock import DriverLock
 from scheduler.masking import masked
 from scheduler.plan import Plan
@@ -83,6 +86,7 @@ class _Driver:
         self.inbox: Inbox = queue.SimpleQueue()  # one, from the first line: nothing can come too early or too late
         self.dashboard: str | None = None
         self.page: PageFeed | None = None
+        self.unusable: dict[str, str] = {}  # Dask worker -> why
 
     def run(self) -> int:
         registry = HostRegistry.default()
@@ -104,17 +108,18 @@ class _Driver:
         if self.journal.was_torn:
             self.log("journal.torn", path=str(self.journal.path))
         self.log("batch.started", durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
-        cluster = self._cluster(folder)
+        cluster, fleet = self._cluster(folder), None
         try:
             self.dashboard = cluster.dashboard
             if self.dashboard:
                 self.page = PageFeed(cluster, key=self.topic, log=self.log)
                 self.dashboard = self.page.start(self.dashboard)
                 self.log("dashboard.ready", url=self.dashboard)
-            joined = self._agents(cluster)
+            fleet = self._fleet(cluster)
+            joined = self._agents(cluster, fleet, folder)
             store = self._store(folder)
             evidence = settle.Evidence(registry=registry, start_time=vitals.start_time)
-            dispatcher = self._dispatcher(folder, cluster, store, evidence)
+            dispatcher = self._dispatcher(folder, cluster, fleet, store, evidence)
             opened = self._open_studies(store, evidence, dispatcher.brain.rules.retry)
             end = dispatcher.run(first=[*opened, *joined])
             self._watch(dispatcher.brain, folder)
@@ -122,6 +127,8 @@ class _Driver:
                 self.page.end(end.reason)
             unwritten = dispatcher.recorder.close(HASTY_CLOSE_S if dispatcher.brain.at_once else CLOSE_TIMEOUT_S)
         finally:
+            if fleet is not None:
+                fleet.dismiss("the run is over")
             cluster.close()
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         self.log("batch.ended", durable=True, exit_code=end.exit_code, reason=end.reason, unwritten=len(unwritten))
@@ -131,12 +138,15 @@ class _Driver:
         store.close()
         return end.exit_code
 
-    def _dispatcher(self, folder: Path, cluster: Cluster, store: StudyStore, evidence: settle.Evidence) -> Dispatcher:
+    def _dispatcher(
+        self, folder: Path, cluster: Cluster, fleet: Fleet, store: StudyStore, evidence: settle.Evidence
+    ) -> Dispatcher:
         brain = BatchState(self._rules(), studies=len(self.plan.runnable))
         policy = brain.rules.retry
         return Dispatcher(
             brain,
             cluster,
+            fleet,
             lambda post: Recorder(
                 store, post, journal=self.log, settle=lambda left: settle.settle(left, evidence, policy)
             ),
@@ -145,6 +155,7 @@ class _Driver:
             folder=folder,
             log=self.log,
             recover=lambda attempt, outcome: recover(attempt, outcome, evidence, folder),
+            away_timeout_s=self.settings.away_timeout_s,
             watch=lambda brain: self._watch(brain, folder),
         )
 
@@ -179,25 +190,37 @@ class _Driver:
             scratch=str(folder / SCRATCH),
         )
 
-    def _agents(self, cluster: Cluster) -> list[Item]:
+    def _fleet(self, cluster: Cluster) -> Fleet:
+        return Fleet(
+            cluster,
+            on_message=lambda message: self.inbox.put(Said(message)),
+            on_end=lambda attempt, outcome: self.inbox.put(Ended(attempt, outcome)),
+            hold_s=self.settings.away_timeout_s,
+            lives=vitals.lives,
+            clock=time.monotonic,
+        )
+
+    def _agents(self, cluster: Cluster, fleet: Fleet, folder: Path) -> list[Item]:
         """Put the agents on the workers; returns what was said until at least one was ready."""
         watch = self.settings.watchdog.model_dump()
         mode = watch.pop("mode")
-        agent = Agent(
-            AgentConfig(
-                run=self.settings.name,
-                topic=self.topic,
-                environment=ENVIRONMENT,
-                context=self.plan.runnable[0].context,
-                watchdog_mode=mode,
-                thresholds=watch,
-                preload=self.settings.training.preload,
-            )
+        config = AgentConfig(
+            run=self.settings.name,
+            topic=self.topic,
+            run_id=_run_id(folder),
+            driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
+            away_timeout_s=self.settings.away_timeout_s,
+            drain_timeout_s=self.settings.drain_timeout_s,
+            environment=ENVIRONMENT,
+            context=self.plan.runnable[0].context,
+            watchdog_mode=mode,
+            thresholds=watch,
+            preload=self.settings.training.preload,
         )
         cluster.start(
-            agent,
-            lambda message: self.inbox.put(Said(message)),
-            lambda attempt, outcome: self.inbox.put(Ended(attempt, outcome)),
+            dataclasses.asdict(config),
+            [str(folder / "attempts")],
+            Listener(frame=fleet.heard, left=fleet.worker_left, judged=self._judged),
         )
         seen: list[Item] = []
         deadline = time.monotonic() + FIRST_WORKER_TIMEOUT_S
@@ -206,6 +229,9 @@ class _Driver:
                 item = self.inbox.get(timeout=max(0.1, deadline - time.monotonic()))
             except queue.Empty:
                 where = self.settings.cluster or "this machine"
+                reasons = "; ".join(dict.fromkeys(self.unusable.values()))
+                if reasons:
+                    raise m.HeadroomError(f"no worker of {where} can be used: {reasons}") from None
                 raise m.HeadroomError(
                     f"no worker of {where} got ready within {FIRST_WORKER_TIMEOUT_S:.0f} s; start one with "
                     "`dask worker ADDRESS` in an environment that has Headroom, or see the logs above"
@@ -299,6 +325,11 @@ class _Driver:
                 time.sleep(1.0)
 
     # -- events from outside the loop -----------------------------------------------------------------------------
+
+    def _judged(self, worker: str, why: str) -> None:
+        """A Dask worker cannot be used, and is left alone."""
+        self.unusable[worker] = why
+        self.log("worker.unusable", durable=True, worker=worker, why=why)
 
     def _quit(self, source: str) -> None:
         self.inbox.put(m.QuitRequested(source=source))

@@ -232,6 +232,7 @@ class Settings(StudyKeys):
     drain_timeout_s: Annotated[Number, Field(gt=0)] = 20.0
     keep_checkpoints: Literal["best", "all", "none"] = "best"
     lease_s: Annotated[Number, Field(ge=1)] = 300.0
+    away_timeout_s: Annotated[Number, Field(ge=5)] = 600.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     dashboard: str | None = ":8787"
 

@@ -69,6 +69,14 @@ class WarmSpare:
                 raise
             self._spare = spare
 
+    def drop(self) -> None:
+        """End the spare to free its memory; `take` makes another one."""
+        with self._warming:
+            if self._spare is not None:
+                self._spare.kill()
+                self._spare.close()
+                self._spare = None
+
     def close(self) -> None:
         """End the spare, also one that is just being warmed up by another thread, and reap it."""
         self._closed.set()

@@ -142,3 +142,18 @@ def leaves_a_daemon(task, progress):
     subprocess.run([sys.executable, "-c", code], start_new_session=True, check=True)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return {"value": float(len(children)), "metrics": {"children": children}}
+
+
+def told(task, progress):
+    """Do what the parameters say: end, fail, or train on until a file is there."""
+    params = task["params"]
+    if params["do"] == "fail":
+        raise RuntimeError("not to my taste")
+    step = 0
+    while params["do"] == "wait" and not os.path.exists(params["until"]):
+        if progress.stop_requested:
+            return {"value": 1.0, "epochs": step, "stop_reason": "interrupted"}
+        step += 1
+        progress.tick()
+        time.sleep(0.02)
+    return {"value": 0.5, "epochs": step}

@@ -1,103 +1,167 @@
-"""The Dask side of the driver on a real LocalCluster: every attempt ends exactly once, whatever its worker does."""
+"""The Dask side of the driver on real workers: whom it puts its plugin on, what it carries, and what it survives."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import queue
 import signal
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from distributed import WorkerPlugin, get_worker
 
-from scheduler.adapters.cluster import Cluster
-from scheduler.model import ExitReason, Outcome
+from scheduler.adapters import vitals
+from scheduler.adapters.cluster import Cluster, Listener
+from scheduler.agent import AgentConfig
+from scheduler.agent_folder import ProcessIdentity
+from scheduler.fleet import Fleet
+from scheduler.model import ExitReason, Json, Outcome
 from tests.waiting import wait_until
 
-
-class Idle(WorkerPlugin):
-    """A plugin in the agent's place: says that its worker is there."""
-
-    name = "idle"
-
-    def setup(self, worker: Any) -> None:
-        """Announce the worker."""
-        worker.log_event("test", {"type": "joined", "worker": worker.address, "pid": os.getpid()})
+MIB = 2**20
 
 
-def act(task: dict[str, Any], topic: str) -> dict[str, Any]:
-    """(On the worker.) End, fail, or stay, as the task says."""
-    if task["do"] == "fail":
-        raise RuntimeError("the agent has a bug")
-    if task["do"] == "stay":
-        threading.Event().wait(600)
-    return Outcome(reason=ExitReason.COMPLETED, value=1.0, detail=get_worker().address).to_json()
+def plugin_config(run_id: str = "run") -> Json:
+    """An agent that needs neither torch nor a watchdog; its driver is this test."""
+    config = AgentConfig(
+        run="test",
+        topic="test",
+        run_id=run_id,
+        driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
+        away_timeout_s=60.0,
+        drain_timeout_s=5.0,
+        environment="training.runtime:environment",
+        context={"device": "cpu", "threads": 1},
+        watchdog_mode="off",
+        preload=(),
+        vitals_every_s=0.2,
+    )
+    return dataclasses.asdict(config)
 
 
-class Ends:
-    """Collects what the cluster reports."""
+def task(folder: Path, number: int, **params: Any) -> Json:
+    """An attempt of the objectives of `tests.objectives`."""
+    return {
+        "protocol": 1,
+        "attempt": f"s/{number}/1",
+        "objective": "tests.objectives:told",
+        "params": params,
+        "context": {"device": "cpu"},
+        "folder": str(folder / f"s.t{number}.a1"),
+        "resume_from": None,
+        "threads": 1,
+        "reserved_bytes": 200 * MIB,
+        "retries": 0,
+    }
 
-    def __init__(self) -> None:
-        self.messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+class Driver:
+    """A driver's ears: the fleet and what it reports."""
+
+    def __init__(self, connected: Cluster) -> None:
+        self.cluster = connected
+        self.messages: queue.SimpleQueue[Json] = queue.SimpleQueue()
         self.ends: list[tuple[str, Outcome]] = []
+        self.unusable: list[tuple[str, str]] = []
+        self.left: list[str] = []
+        self.fleet = Fleet(
+            connected,
+            on_message=self.messages.put,
+            on_end=lambda attempt, outcome: self.ends.append((attempt, outcome)),
+            hold_s=60.0,
+            lives=vitals.lives,
+            clock=time.monotonic,
+        )
 
-    def joined(self) -> dict[str, Any]:
-        """The next worker that says it is there."""
-        while (message := self.messages.get(timeout=60))["type"] != "joined":
-            continue
-        return message
+    def start(self, folder: Path) -> None:
+        """Put the plugins on the workers."""
+        listener = Listener(
+            frame=self.fleet.heard, left=self._left, judged=lambda worker, why: self.unusable.append((worker, why))
+        )
+        self.cluster.start(plugin_config(), [str(folder)], listener)
 
-    def of(self, attempt: str) -> list[Outcome]:
+    def _left(self, worker: str) -> None:
+        self.left.append(worker)
+        self.fleet.worker_left(worker)
+
+    def next(self, kind: str, number: int | None = None) -> Json:
+        """The next message of a kind, about this attempt where one is named."""
+        while True:
+            message = self.messages.get(timeout=60)
+            if message["type"] == kind and (number is None or message["attempt"] == f"s/{number}/1"):
+                return message
+
+    def of(self, number: int) -> list[Outcome]:
         """All ends that were reported for an attempt."""
-        return [outcome for name, outcome in self.ends if name == attempt]
+        return [outcome for attempt, outcome in self.ends if attempt == f"s/{number}/1"]
+
+    def until(self, condition: Callable[[], Any], what: str) -> None:
+        """Wait, with the driver's heartbeat going."""
+
+        def beat() -> Any:
+            self.cluster.tend()
+            self.fleet.tick()
+            return condition()
+
+        wait_until(beat, what, 60)
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, Ends]]:
-    """One cluster of our own for all tests here."""
-    scratch = str(tmp_path_factory.mktemp("dask"))
-    cluster = Cluster.local(slots=2, memory_bytes=2**30, topic="test", dashboard=None, scratch=scratch)
-    ends = Ends()
-    cluster.start(Idle(), ends.messages.put, lambda attempt, outcome: ends.ends.append((attempt, outcome)))
-    yield cluster, ends
-    cluster.close()
+@pytest.fixture
+def ours(tmp_path: Path) -> Iterator[tuple[Driver, Path]]:
+    """A cluster of our own with its driver, and the folder of the run."""
+    connected = Cluster.local(slots=2, memory_bytes=2**30, topic="test", dashboard=None, scratch=str(tmp_path / "dask"))
+    driver = Driver(connected)
+    driver.start(tmp_path)
+    yield driver, tmp_path
+    driver.fleet.dismiss("the test is over")
+    connected.close()
 
 
-def test_each_attempt_ends_once(local: tuple[Cluster, Ends]) -> None:
-    """A task that returns is its outcome; one that raises is LOST with the exception; a dead worker loses its tasks.
-
-    The task of a dead worker is not run again, and one sent to a worker that has left ends at once.
-    """
-    cluster, ends = local
-    worker = ends.joined()
-    address = worker["worker"]
-    cluster.submit(act, {"attempt": "s/0/1", "do": "end"}, address)
-    cluster.submit(act, {"attempt": "s/1/1", "do": "fail"}, address)
-    wait_until(lambda: ends.of("s/0/1") and ends.of("s/1/1"), "both have ended", 30)
-    assert ends.of("s/0/1")[0].detail == address
-    assert ends.of("s/1/1")[0].reason is ExitReason.LOST
-    assert "the agent has a bug" in ends.of("s/1/1")[0].detail
-
-    cluster.submit(act, {"attempt": "s/2/1", "do": "stay"}, address)
-    wait_until(lambda: psutil.Process(worker["pid"]).num_threads() > 1, "the task runs", 30)
-    os.kill(worker["pid"], signal.SIGKILL)
-    wait_until(lambda: ends.of("s/2/1"), "the lost task has ended", 30)
-    second = ends.joined()  # the nanny's replacement
-    cluster.submit(act, {"attempt": "s/3/1", "do": "end"}, address)
-    wait_until(lambda: ends.of("s/3/1"), "what was sent to a worker that is gone has ended", 30)
-    assert ends.of("s/3/1")[0].reason is ExitReason.LOST
-
-    cluster.submit(act, {"attempt": "s/4/1", "do": "end"}, second["worker"])
-    wait_until(lambda: ends.of("s/4/1"), "the replacement works", 30)
-    assert {attempt: len(ends.of(attempt)) for attempt, _ in ends.ends} == {f"s/{n}/1": 1 for n in range(5)}
-    assert ends.of("s/2/1")[0].reason is ExitReason.LOST
+def worker_pid(driver: Driver) -> int:
+    """The Dask worker's process."""
+    return next(iter(driver.cluster._client.run(os.getpid).values()))
 
 
-def test_worker_uses_the_scratch_folder(local: tuple[Cluster, Ends], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing of Dask is written outside the run folder."""
-    folders = list(Path(tmp_path_factory.getbasetemp()).glob("dask*/**/worker-*"))
-    assert folders
+def test_each_attempt_ends_once_whatever_becomes_of_its_worker(ours: tuple[Driver, Path]) -> None:
+    """An attempt that returns or raises is its outcome; one whose Dask worker is killed goes on under the next one,
+    twice in a row; one whose agent is killed is lost."""
+    driver, folder = ours
+    name = driver.next("joined")["worker"]
+    driver.fleet.launch(task(folder, 0, do="end"), name)
+    driver.fleet.launch(task(folder, 1, do="fail"), name)
+    driver.until(lambda: driver.of(0) and driver.of(1), "both have ended")
+    assert driver.of(0)[0].reason is ExitReason.COMPLETED
+    assert driver.of(1)[0].reason is ExitReason.FAILED
+    assert "not to my taste" in driver.of(1)[0].detail
+
+    driver.fleet.launch(task(folder, 2, do="wait", until=str(folder / "go")), name)
+    trial = driver.next("started", 2)["pid"]
+    for _ in range(2):
+        os.kill(worker_pid(driver), signal.SIGKILL)
+        driver.next("left")
+        driver.until(lambda: driver.fleet.in_reach, "another worker carries for the agent")
+        assert driver.next("joined")["worker"] == name
+    assert psutil.pid_exists(trial)
+    (folder / "go").touch()
+    driver.until(lambda: driver.of(2), "it has ended by itself")
+    assert driver.of(2)[0].reason is ExitReason.COMPLETED
+
+    driver.fleet.launch(task(folder, 3, do="wait", until=str(folder / "never")), name)
+    driver.next("started", 3)
+    os.kill(int(name.rpartition(":")[2]), signal.SIGKILL)
+    driver.until(lambda: driver.of(3), "the lost attempt has ended")
+    assert driver.of(3)[0].reason is ExitReason.LOST
+    driver.fleet.launch(task(folder, 4, do="end"), name)
+    driver.until(lambda: driver.of(4), "what is sent to an agent that is gone has ended")
+    assert driver.of(4)[0].reason is ExitReason.LOST
+
+    second = driver.next("joined")["worker"]
+    driver.fleet.launch(task(folder, 5, do="end"), second)
+    driver.until(lambda: driver.of(5), "the worker has another agent")
+    assert {attempt: len([1 for a, _ in driver.ends if a == attempt]) for attempt, _ in driver.ends} == {
+        f"s/{n}/1": 1 for n in range(6)
+    }

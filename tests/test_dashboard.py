@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster, Worker
 
-from scheduler import dashboard, page
+from scheduler import agent_plugin, dashboard, page
+from scheduler.adapters import vitals
 from scheduler.adapters.cluster import Cluster
-from scheduler.agent import Agent, AgentConfig
+from scheduler.agent import AgentConfig
+from scheduler.agent_folder import AgentFolder, Connection, ProcessIdentity
 from scheduler.board import Board, Point
 from scheduler.dashboard import HeadroomPage, PageFeed
 from scheduler.model import Json
+from scheduler.registry import HostRegistry
 from scheduler.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
 from scheduler.units import GIB
 from tests import browser
@@ -300,6 +303,10 @@ def test_dask_shows_the_trials_memory(tmp_path: Path) -> None:
     config = AgentConfig(
         run="test",
         topic="memory",
+        run_id="memory",
+        driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
+        away_timeout_s=60.0,
+        drain_timeout_s=1.0,
         environment="training.runtime:environment",
         context={"device": "cpu", "threads": 1, "allocator": "auto"},
         watchdog_mode="off",
@@ -319,14 +326,17 @@ def test_dask_shows_the_trials_memory(tmp_path: Path) -> None:
     ):
         (state,) = local.scheduler.workers.values()
         own = client.run(own_rss)[state.address]
-        agent = Agent(config)
-        client.register_plugin(agent, name=agent.name)
+        client.run(agent_plugin.install, dataclasses.asdict(config))
         wait_until(lambda: state.metrics["memory"] > own + 100 * 2**20)
         drawn = get(local.dashboard_link.replace("/status", "/info/main/workers.html"))
         shown = int(re.search(r'<progress class="progress" value="(\d+)"', drawn)[1])
         assert shown > own + 100 * 2**20
-        client.unregister_worker_plugin(agent.name)
+        client.run(agent_plugin.remove, config.topic)
         wait_until(lambda: state.metrics["memory"] < own + 50 * 2**20)
+        folder = AgentFolder(HostRegistry.default())
+        (entry,) = folder.agents(vitals.lives)
+        Connection.to(entry.address).send({"dismiss": "the test is over"})
+        wait_until(lambda: not list(folder.agents(vitals.lives)))
 
 
 def own_rss(dask_worker: Worker) -> int:

@@ -1,30 +1,42 @@
 """Dask on the driver's side: a LocalCluster of our own, or an existing cluster.
 
-Turns attempts into tasks pinned to one worker, Dask's events into ours, and reports every attempt's end exactly once,
-whatever Dask does with the task. Knows neither memory nor studies.
+Keeps the connection (a scheduler that restarts, a cluster of our own that has lost its workers), puts the plugin on
+every worker that can use it, and carries frames between driver and agents. Dask runs nothing of ours: a task per
+attempt only keeps a thread of the worker. What a frame says, and what becomes of attempts, is `fleet`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
-from distributed import Client, Future, LocalCluster, SchedulerPlugin, Security
+from distributed import Client, Future, LocalCluster, Security
 from distributed.comm import CommClosedError
 from distributed.core import rpc
 
-from scheduler.adapters import credentials
-from scheduler.model import ExitReason, HeadroomError, Json, Outcome, UsageError
+from scheduler import agent_plugin
+from scheduler.adapters import credentials, preflight
+from scheduler.model import HeadroomError, Json, UsageError
 
 CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 30.0  # of a worker that is asked something
+JOIN_TIMEOUT_S = 60.0  # for the workers that are there at the start
+LOOK_AGAIN_S = 15.0  # for workers whose coming was missed, and those that could not be used
+RETRY_S = 2.0  # between tries to reach a scheduler that is gone
 START_TRIES = 3
+
+REMOVE_TIMEOUT_S = 5.0
+StartLocal = Callable[[], LocalCluster]
 
 # Dask must neither judge our workers by their memory (it sees only their RSS) nor run an attempt a second time; and a
 # worker whose host swaps must not be declared dead because its heartbeat is late.
@@ -32,6 +44,8 @@ DASK_CONFIG = {
     "distributed.scheduler.allowed-failures": 0,
     "distributed.scheduler.worker-ttl": "30 minutes",
     "distributed.scheduler.work-stealing": False,
+    # A nanny whose worker dies twice within this is closed for good: by default 15 s, and no worker ever comes back.
+    "distributed.deploy.lost-worker-timeout": "365 days",
     "distributed.worker.memory.target": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
@@ -41,8 +55,17 @@ DASK_CONFIG = {
 }
 NO_PAGES: dict[str, Any] = {"distributed.scheduler.http.routes": []}
 
-OnEnd = Callable[[str, Outcome], None]
-OnMessage = Callable[[Json], None]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """What hears of the cluster; called from Dask's threads, so it may only take note.
+
+    frame: (worker, text of a frame of an agent). left: a worker is gone. judged: (worker, why it is not used).
+    """
+
+    frame: Callable[[str, str], None]
+    left: Callable[[str], None]
+    judged: Callable[[str, str], None]
 
 
 def check(address: str, security: Security | None = None) -> None:
@@ -67,18 +90,25 @@ def check(address: str, security: Security | None = None) -> None:
 
 
 class Cluster:
-    """A connected cluster. `on_message` and `on_end` are called from Dask's threads: they may only enqueue."""
+    """A connected cluster. start_local: makes a cluster of our own, None for somebody else's."""
 
-    def __init__(self, client: Client, local: LocalCluster | None, topic: str) -> None:
-        self._client, self._local, self._topic = client, local, topic
-        self._inflight: dict[str, tuple[Future, str]] = {}
-        self._gone: set[str] = set()  # workers that left: a task pinned to one would wait for ever
+    def __init__(
+        self, client: Client, topic: str, local: LocalCluster | None = None, start_local: StartLocal | None = None
+    ) -> None:
+        self._client, self._local, self._topic, self._start_local = client, local, topic, start_local
+        self._address = str(client.scheduler_info(n_workers=0)["address"])
+        self._tasks: dict[str, Future] = {}
+        self._sending: set[concurrent.futures.Future[Any]] = set()
+        self._why_not: dict[str, str] = {}  # worker -> why it is not used
+        self._used: set[str] = set()
+        self._joining: set[str] = set()
         self._lock = threading.Lock()
-        self._couriers = ThreadPoolExecutor(4, thread_name_prefix="headroom-courier")
-        self._on_end: OnEnd = lambda attempt, outcome: None
-        self._on_message: OnMessage = lambda message: None
+        self._reviving: threading.Thread | None = None
+        self._look_at = 0.0
         self._closing = False
         self._wants_dashboard = True
+        self._plugin_config: Json | None = None
+        self._security: Security | None = None
 
     @classmethod
     def local(cls, *, slots: int, memory_bytes: int, topic: str, dashboard: str | None, scratch: str) -> Cluster:
@@ -88,32 +118,24 @@ class Cluster:
         """
         dask.config.set(DASK_CONFIG)
         security = credentials.of_our_own()
-        for tries_left in reversed(range(START_TRIES)):
-            try:
-                with _deaf_to_the_terminal(), dask.config.set({} if dashboard else NO_PAGES):
-                    local = LocalCluster(
-                        n_workers=1,
-                        threads_per_worker=slots,
-                        processes=True,
-                        host="127.0.0.1",
-                        memory_limit=memory_bytes,
-                        security=security,
-                        dashboard_address=dashboard or "127.0.0.1:0",
-                        scheduler_kwargs={
-                            "dashboard": dashboard is not None
-                        },  # else bokeh's pages are there all the same
-                        local_directory=scratch,
-                        silence_logs=50,
-                    )
-                break
-            except RuntimeError as error:  # its nanny replaces a worker that dies, but not one that dies while starting
-                if not tries_left:
-                    why = error.__cause__ or error
-                    raise HeadroomError(
-                        f"Dask's worker process does not start ({type(why).__name__}: {why}); is there enough memory, "
-                        "and do processes of `python -m multiprocessing` work here?"
-                    ) from error
-        cluster = cls(Client(local, set_as_default=False), local, topic)
+
+        def start() -> LocalCluster:
+            with _deaf_to_the_terminal(), dask.config.set({} if dashboard else NO_PAGES):
+                return LocalCluster(
+                    n_workers=1,
+                    threads_per_worker=slots,
+                    processes=True,
+                    host="127.0.0.1",
+                    memory_limit=memory_bytes,
+                    security=security,
+                    dashboard_address=dashboard or "127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": dashboard is not None},  # else bokeh's pages are there all the same
+                    local_directory=scratch,
+                    silence_logs=50,
+                )
+
+        local = _patiently(start)
+        cluster = cls(Client(local, set_as_default=False), topic, local, start)
         cluster._wants_dashboard = dashboard is not None
         return cluster
 
@@ -121,12 +143,17 @@ class Cluster:
     def connect(cls, address: str, *, topic: str, security: Security | None = None) -> Cluster:
         """An existing cluster. security: None for Dask's own configuration. Raises UsageError: it does not answer."""
         dask.config.set(DASK_CONFIG)
+        # A connection that is lost and found again is told in one line of ours; Dask writes a traceback for each try.
+        for name in ("distributed.client", "distributed.core"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             client = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False, security=security)
         except (OSError, TimeoutError, ValueError) as error:
             why = credentials.explained(error)
             raise UsageError(f"--cluster {address}: no Dask scheduler answers ({why})") from error
-        return cls(client, None, topic)
+        cluster = cls(client, topic)
+        cluster._security = security
+        return cluster
 
     @property
     def dashboard(self) -> str | None:
@@ -144,27 +171,69 @@ class Cluster:
         return self._client.status == "running"
 
     @property
-    def is_lost(self) -> bool:
-        """True once the client has given up reconnecting."""
-        return self._client.status in ("closing", "closed")
+    def is_ours(self) -> bool:
+        """Whether it was started by this driver, and ends with it."""
+        return self._start_local is not None
 
-    def start(self, agent: Any, on_message: OnMessage, on_end: OnEnd) -> None:
-        """Subscribe, then put the agent on every worker there is and will be."""
-        self._on_message, self._on_end = on_message, on_end
-        self._agent_name = agent.name
-        self._join = lambda: self._put(agent)
-        self._join()
+    def start(self, plugin_config: Json, folders: list[str], listener: Listener) -> None:
+        """Put the plugin on every worker there is and will be; returns when those that are there have been tried.
+
+        plugin_config: see `AgentPlugin`. folders: what a worker must be able to write to.
+        """
+        self._plugin_config, self._folders, self._listener = plugin_config, folders, listener
+        self._subscribe()
+        with contextlib.suppress(TimeoutError, OSError):
+            self._call(self._join_all()).result(JOIN_TIMEOUT_S)
 
     def rejoin(self) -> None:
-        """The scheduler is back, maybe a new one: what `start` did there is done again."""
-        self._couriers.submit(self._join)
+        """The scheduler is back, maybe a new one: what `start` did there is done again. Called off Dask's threads."""
+        with self._lock:
+            self._used.clear()
+        with contextlib.suppress(Exception):  # gone again: this will be called again
+            self._subscribe()
+            self._call(self._join_all())
 
-    def _put(self, agent: Any) -> None:
-        self._client.subscribe_topic(self._topic, lambda event: self._on_message(dict(event[1])))
+    def tend(self) -> None:
+        """Once a second: get the connection back, and look for workers that can be used by now."""
+        if self._client.status in ("closing", "closed"):
+            self.revive()
+        elif self.is_connected and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_AGAIN_S
+            self._call(self._join_all())
+
+    def revive(self) -> None:
+        """In the background, a new connection, and a new cluster where it is our own.
+
+        Until it is there, `is_connected` is False. Nothing while that is under way.
+        """
+        if self._closing or (self._reviving is not None and self._reviving.is_alive()):
+            return
+        self._reviving = threading.Thread(target=self._revive, name="headroom-revive", daemon=True)
+        self._reviving.start()
+
+    def _revive(self) -> None:
+        with contextlib.suppress(Exception):
+            self._client.close(timeout=2)
+        if self._local is not None:
+            with contextlib.suppress(Exception):
+                self._local.close(timeout=5)
+        while not self._closing:
+            try:
+                if self._start_local is not None:
+                    self._local = self._start_local()
+                    self._client = Client(self._local, set_as_default=False)
+                else:
+                    check(self._address, self._security)
+                    self._client = Client(
+                        self._address, timeout=CONNECT_TIMEOUT_S, set_as_default=False, security=self._security
+                    )
+                return
+            except Exception:  # whatever a scheduler that is just starting or ending answers
+                time.sleep(RETRY_S)
+
+    def _subscribe(self) -> None:
+        self._client.subscribe_topic(self._topic, self._on_event)
         self._client.subscribe_topic("all", self._on_cluster_event)
-        if self._local is None:
-            self._client.register_plugin(_reaper(self._client.id, agent.name))
-        self._client.register_plugin(agent, name=agent.name)
 
     def install(self, plugin: Any) -> None:
         """Put a plugin on the Dask scheduler. Raises OSError when that is out of reach, else what the plugin raised."""
@@ -175,70 +244,73 @@ class Cluster:
         self._client.log_event(topic, message)
 
     def ask_workers(self, function: Callable[..., Json], timeout_s: float) -> list[Json]:
-        """`function()` on every worker there is, waiting for the first one. Raises UsageError when it cannot run."""
+        """`function()` on every worker that can use Headroom, waiting for the first one.
+
+        Raises UsageError when there is none, with the reasons.
+        """
+        self._folders: list[str] = []
         try:
             self._client.wait_for_workers(1, timeout=timeout_s)
-            answers: dict[str, Json] = self._client.run(function)
         except TimeoutError:
             raise UsageError(
                 f"the cluster has no worker after {timeout_s:.0f} s; start one with `dask worker ADDRESS`"
             ) from None
-        except Exception as error:  # whatever a worker of another version or environment raises
-            raise UsageError(
-                f"a worker of the cluster cannot run Headroom ({type(error).__name__}: {error}); start `dask worker` "
-                "in an environment that has it"
-            ) from error
-        return list(answers.values())
+        workers = list(self._client.scheduler_info(n_workers=-1)["workers"])
 
-    def submit(self, function: Callable[..., Any], task: Mapping[str, Any], worker: str) -> None:
-        """Run `function(task, topic)` on that worker; its end comes through `on_end`, once."""
-        attempt = str(task["attempt"])
-        try:
-            future = self._client.submit(
+        async def ask(worker: str) -> Json | str:
+            if (why := await self._why_not_use(worker)) is not None:
+                return why
+            try:
+                return dict(await self._run(worker, function))
+            except Exception as error:
+                return _told(error)
+
+        async def ask_all() -> list[Json | str]:
+            return list(await asyncio.gather(*map(ask, workers)))
+
+        answers = self._call(ask_all()).result()
+        if not (found := [answer for answer in answers if isinstance(answer, dict)]):
+            why = "; ".join(dict.fromkeys(str(answer) for answer in answers))
+            raise UsageError(f"no worker of the cluster can run Headroom: {why}")
+        return found
+
+    # -- to the agents ------------------------------------------------------------------------------------------------
+
+    def send(self, worker: str, agent: str, frame: Json) -> None:
+        """Carry a frame to an agent by way of a worker; returns at once. It may be lost: whoever sends it says it again
+        until it is acknowledged."""
+        if self.is_connected and not self._closing:
+            sending = self._call(self._run(worker, agent_plugin.deliver, self._topic, agent, frame))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+
+    def occupy(self, attempt: str, worker: str) -> None:
+        """Keep a thread of the worker until the attempt has ended; where that fails, nothing else does."""
+        function, *arguments = agent_plugin.occupation(self._topic, attempt)
+        with contextlib.suppress(Exception):
+            self._tasks[attempt] = self._client.submit(
                 function,
-                dict(task),
-                self._topic,
+                *arguments,
                 key=f"headroom-{self._topic}-{attempt}",
                 workers=[worker],
                 allow_other_workers=False,
                 pure=False,
                 retries=0,
             )
-        except Exception as error:  # the connection was lost this moment: the same as if it were lost in the next
-            self._on_end(attempt, Outcome(reason=ExitReason.LOST, detail=f"not sent: {type(error).__name__}: {error}"))
-            return
-        with self._lock:
-            self._inflight[attempt] = (future, worker)
-            gone = worker in self._gone
-        if gone:  # it left before this was sent, and its leaving was looked at before this was noted
-            self._report(attempt, Outcome(reason=ExitReason.LOST, detail=f"worker {worker} is gone"))
-            return
-        future.add_done_callback(lambda done: self._on_done(attempt, done))
 
-    def deliver(self, function: Callable[..., Any], worker: str, verb: str, attempt: str, value: Any) -> None:
-        """Carry a message to a worker's agent; lost with the worker, which ends the attempt anyway."""
-
-        def carry() -> None:
-            with contextlib.suppress(Exception):
-                self._client.run(function, self._topic, verb, attempt, value, workers=[worker], on_error="ignore")
-
-        if not self._closing:
-            self._couriers.submit(carry)
-
-    def abandon(self, reason: str) -> None:
-        """The cluster is gone: report every attempt under way as lost."""
-        with self._lock:
-            attempts = list(self._inflight)
-        for attempt in attempts:
-            self._report(attempt, Outcome(reason=ExitReason.LOST, detail=reason))
+    def vacate(self, attempt: str) -> None:
+        """The attempt has ended: its thread is free."""
+        if (task := self._tasks.pop(attempt, None)) is not None and not self._closing:
+            self._call(_cancelled(task))
 
     def close(self) -> None:
-        """Leave. A cluster of our own ends with its worker processes; a foreign one only loses our agent."""
+        """Leave. A cluster of our own ends with its worker processes; a foreign one only loses our plugin."""
         self._closing = True
-        self._couriers.shutdown(wait=False, cancel_futures=True)
+        concurrent.futures.wait(list(self._sending), timeout=REMOVE_TIMEOUT_S)
         with contextlib.suppress(Exception):
             if self._local is None and self.is_connected:
-                self._client.unregister_worker_plugin(self._agent_name)
+                removals = [self._run(worker, agent_plugin.remove, self._topic) for worker in self._used]
+                self._call(_all(removals)).result(REMOVE_TIMEOUT_S)
         with contextlib.suppress(Exception):
             for topic in (self._topic, "all"):
                 self._client.unsubscribe_topic(topic)
@@ -247,68 +319,110 @@ class Cluster:
             with contextlib.suppress(Exception):
                 self._local.close(timeout=10)
 
-    # -- Dask's threads -----------------------------------------------------------------------------------------------
+    # -- on Dask's event loop -----------------------------------------------------------------------------------------
 
-    def _on_done(self, attempt: str, future: Future) -> None:
-        if future.status == "finished":
-            try:
-                outcome = Outcome.from_json(future.result(timeout=30))
-            except Exception as error:  # the result was on a worker that died before it could be fetched
-                outcome = Outcome(reason=ExitReason.LOST, detail=f"result lost: {error}")
-        elif future.status == "error":
-            error = future.exception(timeout=30)
-            outcome = Outcome(reason=ExitReason.LOST, detail=f"{type(error).__name__}: {error}".splitlines()[0])
-        else:
-            outcome = Outcome(reason=ExitReason.LOST, detail=f"Dask task {future.status}")
-        self._report(attempt, outcome)
+    def _call(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
+        """Run it on the client's event loop. A worker that does not answer then holds up nothing but its own call."""
+        try:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._client.loop.asyncio_loop)
+        except RuntimeError as error:  # the loop is gone with its client
+            coroutine.close()
+            failed: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            failed.set_exception(OSError(str(error)))
+            return failed
+
+    async def _run(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(*arguments)` on that worker. Raises what it raises, OSError or TimeoutError."""
+        client = self._client
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            # Called on its own loop, the client's `run` gives a coroutine.
+            return (await client.run(function, *arguments, workers=[worker]))[worker]
+
+    async def _join_all(self) -> None:
+        found = await self._client.scheduler.identity(n_workers=-1)
+        await asyncio.gather(*(self._join(worker) for worker in found["workers"]))
+
+    async def _join(self, worker: str) -> None:
+        """Ask a worker, and put the plugin on it if it can use it. Nothing of ours is sent to one that cannot."""
+        with self._lock:
+            if worker in self._used or worker in self._joining or self._plugin_config is None:
+                return
+            self._joining.add(worker)
+        try:
+            why = await self._why_not_use(worker)
+            if why is None:
+                try:
+                    await self._run(worker, agent_plugin.install, self._plugin_config)
+                except Exception as error:
+                    why = _told(error)
+            with self._lock:
+                before = self._why_not.pop(worker, None)
+                if why is None:
+                    self._used.add(worker)
+                else:
+                    self._why_not[worker] = why
+            if why is not None and why != before:
+                self._listener.judged(worker, why)
+        finally:
+            with self._lock:
+                self._joining.discard(worker)
+
+    async def _why_not_use(self, worker: str) -> str | None:
+        try:
+            function, *arguments = preflight.question(self._folders)
+            return preflight.judge(await self._run(worker, function, *arguments))
+        except Exception as error:
+            return _told(error)
+
+    def _on_event(self, event: tuple[float, Any]) -> None:
+        message = event[1]
+        if isinstance(message, dict) and isinstance(message.get("frame"), str):
+            self._listener.frame(str(message.get("worker")), message["frame"])
 
     def _on_cluster_event(self, event: tuple[float, Any]) -> None:
         message = event[1]
         action = message.get("action") if isinstance(message, dict) else None
-        if action not in ("add-worker", "remove-worker"):
+        if action not in ("add-worker", "remove-worker") or self._closing:
             return
         worker = str(message.get("worker"))
         if action == "add-worker":
-            with self._lock:
-                self._gone.discard(worker)
+            self._call(self._join(worker))
             return
-        self._on_message({"type": "left", "worker": worker})
         with self._lock:
-            self._gone.add(worker)
-            attempts = [a for a, (_, where) in self._inflight.items() if where == worker]
-        # A scheduler with other settings than ours would keep the pinned task waiting for a worker that never returns.
-        for attempt in attempts:
-            self._report(attempt, Outcome(reason=ExitReason.LOST, detail=f"worker {worker} is gone"))
-
-    def _report(self, attempt: str, outcome: Outcome) -> None:
-        with self._lock:
-            entry = self._inflight.pop(attempt, None)
-        if entry is None:
-            return
-        if not entry[0].done() and not self._closing:
-            self._couriers.submit(entry[0].cancel, force=True)  # never here: this may be the client's own event loop
-        self._on_end(attempt, outcome)
+            self._used.discard(worker)
+            self._why_not.pop(worker, None)
+        self._listener.left(worker)
 
 
-def _reaper(client: str, agent: str) -> Any:
-    """A plugin for a foreign Dask scheduler: when this client is gone, however it died, its agent goes too.
+def _told(error: Exception) -> str:
+    """Why a worker that was asked something cannot be used."""
+    if isinstance(error, TimeoutError):
+        return f"it does not answer within {ANSWER_TIMEOUT_S:.0f} s"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
-    Else every worker would keep the agent's spare and watchdog for a driver that never returns, and give them to each
-    worker that joins later. The class is local so that it travels by value: that scheduler need not have Headroom.
-    """
 
-    class Reaper(SchedulerPlugin):
-        name = f"reaper-{agent}"
+async def _all(coroutines: list[Coroutine[Any, Any, Any]]) -> None:
+    await asyncio.gather(*coroutines, return_exceptions=True)
 
-        def remove_client(self, scheduler: Any, client: str) -> None:
-            if client != gone:
-                return
-            scheduler.plugins.pop(self.name, None)
-            if agent in scheduler.worker_plugins:
-                scheduler._ongoing_background_tasks.call_soon(scheduler.unregister_worker_plugin, None, agent)
 
-    gone = client
-    return Reaper()
+async def _cancelled(task: Future) -> None:
+    with contextlib.suppress(Exception):
+        await task.cancel(force=True)
+
+
+def _patiently(start: StartLocal) -> LocalCluster:
+    """A nanny replaces a worker that dies, but not one that dies while starting."""
+    for tries_left in reversed(range(START_TRIES)):
+        try:
+            return start()
+        except RuntimeError as error:
+            if not tries_left:
+                why = error.__cause__ or error
+                raise HeadroomError(
+                    f"Dask's worker process does not start ({type(why).__name__}: {why}); is there enough memory, "
+                    "and do processes of `python -m multiprocessing` work here?"
+                ) from error
+    raise AssertionError("the last try returns or raises")
 
 
 @contextlib.contextmanager

@@ -40,7 +40,10 @@ class WorkerJoined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLost:
+    """Nothing more starts there. What runs there may go on: each attempt ends with an event of its own."""
+
     worker: str
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

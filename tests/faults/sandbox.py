@@ -51,7 +51,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A process of a run. role: driver, worker, nanny, scheduler, watchdog, trial (at work), spare, or other."""
+    """A process of a run. role: driver, worker, nanny, scheduler, agent, watchdog, trial (at work), spare, or other."""
 
     pid: int
     start: float
@@ -266,6 +266,7 @@ def _role(words: list[str]) -> str:
     text = " ".join(words)
     for part, role in (
         ("scheduler.watchdog", "watchdog"),
+        ("scheduler.agent_process", "agent"),
         ("training.trial", "spare"),
         ("-m dask scheduler", "scheduler"),
         ("-m dask worker", "nanny"),

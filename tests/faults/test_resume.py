@@ -222,11 +222,23 @@ def test_a_signal_before_the_first_trial_stops_the_start(box):
 # -- what dies ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_lost_worker_costs_no_epoch(box):
-    """Its trials are run again from their checkpoints on the worker that the nanny starts."""
+def test_a_lost_worker_costs_nothing(box):
+    """Its trials go on in their agent, which the worker that the nanny starts carries for."""
     driver = box.start()
     training(box)
     assert box.of_role("worker")[0].kill()
+    assert ends(driver, box, 120) == 0, tail(box)
+    assert {r["reason"] for r in box.events("attempt.ended")} == {"completed"}
+    assert len(box.events("worker.joined")) == 2  # the same agent, twice
+    keeps_its_promises(box)
+    nothing_left(box)
+
+
+def test_a_lost_agent_costs_no_epoch(box):
+    """Its trials die with it and are run again from their checkpoints in the agent that the worker starts anew."""
+    driver = box.start()
+    training(box)
+    assert box.of_role("agent")[0].kill()
     assert ends(driver, box, 120) == 0, tail(box)
     lost = [r for r in box.events("attempt.ended") if r["reason"] == "lost"]
     assert lost and all(r["checkpoint"] for r in lost)
@@ -236,8 +248,8 @@ def test_a_lost_worker_costs_no_epoch(box):
     nothing_left(box)
 
 
-def test_a_lost_worker_of_a_cluster_is_replaced_by_another(box):
-    """With two workers the trials of the one that died go on at the other."""
+def test_another_worker_of_the_host_carries_for_a_lost_one(box):
+    """With two workers the trials of the one that died go on, and the other carries what they say."""
     address, _, workers = box.start_cluster(2)
     driver = box.start("--cluster", address)
     training(box)
@@ -247,18 +259,25 @@ def test_a_lost_worker_of_a_cluster_is_replaced_by_another(box):
             process.kill()
     until(lambda: victim.poll() is not None, 5, "its death")
     assert ends(driver, box, 120) == 0, tail(box)
-    keeps_its_promises(box, kills=1)
+    keeps_its_promises(box)
 
 
-def test_the_loss_of_the_dask_scheduler_is_a_clear_end(box):
-    """The driver says so and ends with 1; no trial survives by 5 s; a new cluster goes on with the run."""
+def test_the_loss_of_the_dask_scheduler_is_a_clear_end(tmp_path):
+    """When it does not come back in time the driver says so and ends with 1, and no trial survives that by 5 s; a new
+    cluster goes on with the run."""
+    with Sandbox(tmp_path / "run", **SMALL, away_timeout_s=6) as box:
+        scheduler_is_lost(box)
+
+
+def scheduler_is_lost(box: Sandbox) -> None:
+    """Kill the scheduler for good; then go on with another one."""
     address, scheduler, workers = box.start_cluster()
     driver = box.start("--cluster", address)
     training(box)
     scheduler.kill()
-    until(lambda: not box.of_role("trial"), 30, "the end of the trials")
     assert ends(driver, box, 60) == 1, tail(box)
-    until(lambda: not {p.role for p in box.processes()} & {"trial", "spare"}, GONE_S, lambda: f"{box.processes()}")
+    ours = {"trial", "spare", "agent", "watchdog"}
+    until(lambda: not {p.role for p in box.processes()} & ours, GONE_S, lambda: f"{box.processes()}")
     assert "the Dask scheduler" in tail(box) and "Traceback" not in tail(box), tail(box)
     for worker in workers:
         worker.kill()
@@ -267,7 +286,7 @@ def test_the_loss_of_the_dask_scheduler_is_a_clear_end(box):
 
 
 def test_a_dask_scheduler_that_comes_back_goes_on(box):
-    """Started again on its port within seconds, with a worker: the same driver goes on."""
+    """Started again on its port, with a worker (the old one ends with its scheduler): nothing was lost."""
     address, scheduler, _ = box.start_cluster()
     driver = box.start("--cluster", address)
     training(box)
@@ -276,16 +295,17 @@ def test_a_dask_scheduler_that_comes_back_goes_on(box):
     box.start_scheduler(int(address.rpartition(":")[2]))
     box.start_worker(address)
     assert ends(driver, box, 120) == 0, tail(box)
-    keeps_its_promises(box, kills=1)
+    assert {r["reason"] for r in box.events("attempt.ended")} == {"completed"}
+    keeps_its_promises(box)
 
 
 def test_no_trial_survives_a_driver_killed_on_a_cluster(box):
-    """SIGKILL to the driver: its trials, spares and watchdog on the workers are gone within 5 s."""
+    """SIGKILL to the driver: its trials, spares, agents and watchdog on workers of its host are gone within 5 s."""
     address, _, _ = box.start_cluster()
     driver = box.start("--cluster", address)
     training(box)
     driver.kill()
-    ours = {"trial", "spare", "watchdog"}
+    ours = {"trial", "spare", "agent", "watchdog"}
     until(lambda: not {p.role for p in box.processes()} & {"trial"}, GONE_S, lambda: f"trials gone: {box.processes()}")
     until(lambda: not {p.role for p in box.processes()} & ours, GONE_S, lambda: f"the rest gone: {box.processes()}")
     goes_on(box, "--cluster", address, kills=1)

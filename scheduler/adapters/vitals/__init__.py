@@ -26,6 +26,7 @@ __all__ = [
     "OomWitness",
     "TreeSample",
     "host_memory",
+    "lives",
     "living",
     "oom_kills",
     "own_bytes",
@@ -53,6 +54,12 @@ def start_time(pid: int) -> float | None:
     Only equality means anything (clock ticks since boot on Linux, seconds on macOS): pids are used again.
     """
     return system.start_time(pid)
+
+
+def lives(pid: int, start: float) -> bool:
+    """Whether this very process runs. One that is dead and not yet waited for does not, whatever its parent does."""
+    found = system.process(pid)
+    return found is not None and found.start == start and not (found.state in "ZX" and found.threads <= 1)
 
 
 def peak_bytes(pid: int) -> int | None:

@@ -1,0 +1,179 @@
+"""The agent's process: `python -m scheduler.agent_process`, its way to the driver, and when it lets go of its attempts.
+
+It is started by a plugin on a Dask worker and outlives that worker: a scheduler that restarts takes its workers along,
+and none of what runs here. So it is found by the next worker (`agent_folder`), talks through whichever is there
+(`agent_mail`), and decides by itself how long it goes on:
+
+- the driver's process is certainly dead, or the driver says so: everything is ended at once;
+- its worker is being closed on purpose (retired, scaled down, a walltime), or SIGTERM: attempts are asked to checkpoint
+  and leave, and what became of them is kept until the driver has it;
+- nothing is heard for `away_timeout_s`: the same, and it leaves when no worker is there that could carry a word;
+- else it goes on.
+
+Standard library only, as the watchdog: it is one of the processes that must still answer when memory is short.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from scheduler.adapters import vitals
+from scheduler.agent import Agent, AgentConfig
+from scheduler.agent_folder import AgentEntry, AgentFolder, ProcessIdentity
+from scheduler.agent_mail import Mail
+from scheduler.lease import Lease
+from scheduler.model import Json
+from scheduler.registry import HostRegistry
+
+BEAT_S = 0.25
+OUTCOMES_KEPT_S = 86_400.0  # for a driver that was away for longer than its attempts were held
+
+
+class AgentProcess:
+    """One agent from its start to its end."""
+
+    def __init__(self, agent_id: str, config: AgentConfig, *, slots: int, worker: tuple[int, float]) -> None:
+        self.id, self.config = agent_id, config
+        registry = HostRegistry.default()
+        self._folder = AgentFolder(registry)
+        self._driver = ProcessIdentity(**config.driver)
+        self._process = ProcessIdentity.own(vitals.start_time)
+        self._listener = self._folder.listen(agent_id)
+        self._lease = Lease(config.away_timeout_s, time.monotonic())
+        self._over: str | None = None  # why everything is to be ended now
+        self._leaving: str | None = None  # why it takes no further attempt
+        self._released = False
+        self.mail = Mail(
+            self._listener,
+            agent=agent_id,
+            hello={"name": f"{socket.gethostname()}:{os.getpid()}", "process": dataclasses.asdict(self._process)},
+            on_letter=self._told,
+            on_carrier=self._carrier_says,
+            on_heard=self._heard,
+        )
+        self.agent = Agent(
+            config,
+            registry,
+            post=self.mail.post,
+            news=self.mail.news,
+            scratch=Path(self._folder.path(agent_id)),
+            slots=slots,
+            worker=worker,
+        )
+
+    def run(self) -> None:
+        """Serve until it is over."""
+        limit_bytes = vitals.host_memory().limit_bytes or 0
+        address = self._listener.getsockname()
+        self.mail.start()
+        self._folder.enter(
+            AgentEntry(
+                id=self.id,
+                topic=self.config.topic,
+                run_id=self.config.run_id,
+                process=self._process,
+                limit_bytes=limit_bytes,
+                address=address,
+            )
+        )
+        self.agent.start()
+        while self._over is None:
+            time.sleep(BEAT_S)
+            self._beat(time.monotonic())
+        self.agent.close()
+        self.mail.close(self._over)
+        self._folder.remove(self.id, address)
+
+    def stop(self, number: int, frame: Any) -> None:
+        """SIGTERM: whoever ends the host's processes gives them some seconds."""
+        self._leaving = self._leaving or signal.Signals(number).name
+
+    # -- what is heard (on the mail's threads) ----------------------------------------------------------------------
+
+    def _heard(self) -> None:
+        self._lease.heard(time.monotonic())
+
+    def _told(self, letter: Json) -> None:
+        if letter.get("verb") == "dismiss":
+            self._over = self._over or str(letter.get("value"))
+        elif letter.get("verb") == "launch" and self._leaving is not None:
+            # The driver did not know yet that this worker leaves: it is sent back as it came.
+            self.agent.refuse(letter["task"], self._leaving)
+        else:
+            self.agent.told(letter)
+
+    def _carrier_says(self, frame: Json) -> None:
+        if "dismiss" in frame:
+            self._over = self._over or str(frame["dismiss"])
+        elif self._leaving is None:
+            self._leaving = str(frame["leave"])
+
+    # -- letting go ---------------------------------------------------------------------------------------------------
+
+    def _beat(self, now: float) -> None:
+        self._lease.beat(now)
+        self.agent.end_overdue()
+        if self._driver.is_dead(vitals.lives):
+            self._over = self._over or "its driver is dead"
+        elif self._leaving is not None:
+            self._leave(now)
+        elif self._lease.is_over(now):
+            self._hold_no_longer(now)
+        else:
+            self._released = False
+
+    def _leave(self, now: float) -> None:
+        if not self._released:
+            self._released = True
+            self.mail.post({"type": "left", "detail": self._leaving})
+            self.agent.release(self._leaving or "")
+        if not self.agent.busy and (not self.mail.unread or self._lease.is_over(now)):
+            self._over = self._leaving
+
+    def _hold_no_longer(self, now: float) -> None:
+        silent_s = self._lease.silent_s(now)
+        if not self._released:
+            self._released = True
+            self.agent.release(f"nothing heard of the driver for {silent_s:.0f} s")
+        if self.agent.busy:
+            return
+        self.agent.rest()
+        if not self.mail.has_carrier or silent_s > OUTCOMES_KEPT_S:
+            self._over = f"nothing heard of the driver for {silent_s:.0f} s"
+
+
+def main() -> int:
+    """Read the configuration, one JSON line on stdin, and serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    given = json.loads(sys.stdin.readline())
+    sys.stdin.close()
+    config = {**given["config"], "preload": None if (names := given["config"]["preload"]) is None else tuple(names)}
+    process = AgentProcess(
+        given["id"],
+        AgentConfig(**config),
+        slots=given["slots"],
+        worker=(given["worker"][0], given["worker"][1]),
+    )
+    signal.signal(signal.SIGTERM, process.stop)
+    try:
+        process.run()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+    # Threads that wait for a carrier or for a trial that cannot die must not keep it.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    threading.current_thread().name = "headroom-agent-process"
+    sys.exit(main())
