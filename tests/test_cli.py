@@ -185,6 +185,44 @@ def test_a_budget_below_the_smallest_trial_is_exit_3(here: Path, capsys: pytest.
     assert cli.execute([*arguments, "--dry-run"]) == 3
 
 
+def test_an_objective_that_cannot_be_imported_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 2 with the import's own last line, by the run and by the dry run; torch is not imported here for it."""
+    (here / "settings.yaml").write_text("training: {objective: 'nomod:nofun'}\n")
+    arguments = ["--config", "settings.yaml", "--budgets", "2M", "--horizons", "1", "--device", "cpu"]
+    for more in ([], ["--dry-run"]):
+        code, line = refused(capsys, *arguments, *more)
+        assert code == 2
+        assert "training.objective: objective 'nomod:nofun'" in line and "No module named 'nomod'" in line, line
+    assert [path.name for path in here.iterdir()] == ["settings.yaml"]
+
+
+# Each row of the README's table of exit codes, and the test that a real command (or `cli.execute`) ends so.
+EXIT_CODES = {
+    "0 every study reached its quota": "test_end_to_end.py::test_runs_on_a_cluster_started_by_hand",
+    "1 a study was refused at the start": "faults/test_ends.py::test_a_refused_study_makes_the_code_1",
+    "1 a study was closed early": "faults/test_resume.py::test_a_study_that_only_fails_is_closed_and_the_others_go_on",
+    "1 a study reached its quota with": "faults/test_ends.py::test_a_search_in_which_every_trial_fails_is_no_success",
+    "1 the Dask scheduler was lost": "faults/test_resume.py::test_the_loss_of_the_dask_scheduler_is_a_clear_end",
+    "2 wrong usage or configuration": "test_cli.py::test_bad_arguments_are_one_line_exit_2_and_nothing_written",
+    "2 the objective cannot be imported": "test_cli.py::test_an_objective_that_cannot_be_imported_is_refused",
+    "3 nothing can fit": "test_cli.py::test_a_budget_below_the_smallest_trial_is_exit_3",
+    "124 stopped by `--timeout`": "faults/test_ends.py::test_the_limit_of_the_command_drains_it_with_124",
+    "130 stopped by the user": "faults/test_resume.py::test_a_stop_drains_and_the_next_start_goes_on",
+}
+
+
+def test_every_exit_code_of_the_readme_has_its_test() -> None:
+    """The table's rows are those that a test produces, one for one, and those tests exist."""
+    readme = (ROOT / "README.md").read_text()
+    table = readme[readme.index("| exit code | |") :].split("\n\n")[0]
+    rows = [" ".join(cell.strip() for cell in line.strip("|").split("|")) for line in table.splitlines()[2:]]
+    assert len(rows) == len(EXIT_CODES)
+    for row, (said, test) in zip(rows, EXIT_CODES.items(), strict=True):
+        assert row.startswith(said), row
+        file, name = test.split("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), test
+
+
 # -- bin/ ------------------------------------------------------------------------------------------------------------
 
 # A Python that makes environments of itself and notes what is installed, and is the real one otherwise: the setup is

@@ -44,6 +44,7 @@ ORPHANED = 3  # exit status after the end of stdin
 LAST_STEP = 2**31 - 1  # what a study's database holds
 HIGH_DESCRIPTOR = 1000  # above what a library that "closes everything" usually closes, below the usual limit of 1024
 TRACE_CHARS = 16_000
+_HOSTS_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENFILE)
 # A log that a user's loop floods: its beginning says what it is, its end why it died; the middle can go.
 LOG_LIMIT_BYTES = 64 * 2**20
 LOG_KEEP_BYTES = 2**20
@@ -128,7 +129,7 @@ def run(task: Mapping[str, Any], progress: TrialProgress) -> dict[str, Any]:
         return said | {
             "traceback": trace,
             "started": not isinstance(error, ObjectiveNotImported),
-            "no_room": is_no_room(error, trace),
+            "no_room": is_no_room(error, trace, task.get("folder")),
         }
 
 
@@ -141,12 +142,15 @@ def _end_forked(me: int, error: BaseException | None = None) -> None:
         os._exit(status & 0xFF)
 
 
-def is_no_room(error: BaseException | None, trace: str) -> bool:
-    """Whether this error, or one that led to it, is a full disk or a process or thread that was not to be had."""
+def is_no_room(error: BaseException | None, trace: str, folder: str | None = None) -> bool:
+    """Whether this error, or one that led to it, is a disk that is full or gone, or a process that was not to be had.
+
+    folder: the attempt's own; any OSError while it cannot be written is one.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENFILE):
+        if isinstance(error, OSError) and (error.errno in _HOSTS_FAULT or not _writable(folder)):
             return True
         # A read that would block is EAGAIN as well: here it is one only where a process was to be made.
         forking = "fork" in trace or "_posixsubprocess" in trace or "posix_spawn" in trace
@@ -157,6 +161,10 @@ def is_no_room(error: BaseException | None, trace: str) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _writable(folder: str | None) -> bool:
+    return folder is None or os.access(folder, os.W_OK | os.X_OK)
 
 
 def check(name: str) -> int:

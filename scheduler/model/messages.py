@@ -76,9 +76,9 @@ class Last(Memory):
     """The end: a result, or an error. It is durable (`result.json`) before it is sent.
 
     result: the objective's own mapping, None after an error. error: one line. started: False when the objective never
-    ran (it cannot be imported, the folder cannot be made). no_room: the error is a disk that is full or a process that
-    is not to be had. asked: the reason it was asked to leave for, None when it was not. environment, runtime_bytes:
-    what the process was and held when it was ready.
+    ran (it cannot be imported, the folder cannot be made). no_room: the error is a disk that is full or gone, or a
+    process that was not to be had. asked: the reason it was asked to leave for, None when it was not. environment,
+    runtime_bytes: what the process was and held when it was ready.
     """
 
     result: Mapping[str, Any] | None = None

@@ -319,7 +319,7 @@ class ExitReason(enum.Enum):
     LOST = "lost"  # its worker, host or driver died
     INTERRUPTED = "interrupted"  # asked to stop; its checkpoint is kept
     NOT_STARTED = "not_started"  # its process never came up: the host's disk, inodes, processes, folder, packages
-    NO_ROOM = "no_room"  # while it ran, a disk was full or a process was not to be had
+    NO_ROOM = "no_room"  # while it ran, a disk was full or gone, or a process was not to be had
     PREEMPTED = "preempted"  # killed for memory although within its promise: another took the memory
     TIMED_OUT = "timed_out"  # the limit per trial that the user set
 

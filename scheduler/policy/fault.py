@@ -102,7 +102,7 @@ RULES: Mapping[ExitReason, Rule] = {
     ),
     # Only its own error says so, and a trial may have filled the disk itself.
     ExitReason.NO_ROOM: Rule(
-        what="while it ran, a disk was full or no process was to be had",
+        what="while it ran, a disk was full or gone, or no process was to be had",
         fault=Fault.HOST,
         closes_host=True,
         believed=5,

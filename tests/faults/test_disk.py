@@ -1,0 +1,154 @@
+"""Hosts on which nothing can be started: disk or inodes full, read-only, no process to be had. No trial pays for it.
+
+Real file systems and a real limit on processes: root on Linux; skipped where a file system cannot be mounted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.crash import quota_problems, replay_problems, result_problems
+from tests.faults.sandbox import Sandbox, until
+from tests.faults.test_resume import ends, nothing_left, tail, training
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
+
+SETTINGS: dict[str, Any] = {"budgets": ["2M"], "horizons": [1, 3], "trials": 3, "max_epochs": 30}
+PIDS = Path("/sys/fs/cgroup/pids")
+
+
+def mount(path: Path, *options: str) -> None:
+    """A mount of our own; the test is skipped where that is not allowed."""
+    done = subprocess.run(["mount", *options, str(path)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting a file system needs root: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Sandbox]:
+    """A sandbox whose run folder lies on a file system of 64 MiB and 600 inodes of its own."""
+    runs = tmp_path / "run" / "runs"
+    runs.mkdir(parents=True)
+    mount(runs, "-t", "tmpfs", "-o", "size=64m,nr_inodes=600", "tmpfs")
+    try:
+        with Sandbox(tmp_path / "run", **SETTINGS) as sandbox:
+            yield sandbox
+    finally:
+        subprocess.run(["umount", "-l", str(runs)], check=False)
+
+
+def fill_inodes(folder: Path) -> Callable[[], None]:
+    """Take every inode; returns what gives them back."""
+    folder.mkdir()
+    with contextlib.suppress(OSError):
+        for number in range(10_000):
+            (folder / str(number)).touch()
+    return lambda: shutil.rmtree(folder)
+
+
+def fill_disk(folder: Path) -> Callable[[], None]:
+    """Take every byte; returns what gives them back."""
+    with contextlib.suppress(OSError), folder.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    return folder.unlink
+
+
+def outage(box: Sandbox, driver: Any, restore: Callable[[], None], seconds: float, words: str) -> None:
+    """Wait until the host is closed for this reason, let the outage last, end it, and see that nobody paid."""
+    try:
+        until(lambda: words in tail(box), 60, lambda: f"the host closed for {words!r}: {tail(box)}")
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert driver.poll() is None, tail(box)
+            time.sleep(0.2)
+    finally:
+        restore()
+    assert ends(driver, box, 150) == 0, tail(box)
+    assert "Traceback" not in tail(box), tail(box)
+    trials = box.trials()
+    problems = [*quota_problems(trials, SETTINGS["trials"], 2), *replay_problems(trials, box.folder)]
+    problems += result_problems(box.folder)
+    assert not problems, problems
+    assert not any("retries" in trial["attrs"] for trial in trials), "a retry was spent"
+    assert box.events("host.opened"), tail(box)
+    assert not any(r["reason"] in ("lost", "failed") for r in box.events("attempt.ended"))
+    nothing_left(box)
+
+
+def test_inodes_full_for_15_s(box: Sandbox) -> None:
+    """No file can be made under the run folder: the host is closed with that word and the path, and then goes on."""
+    driver = box.start()
+    training(box)
+    outage(box, driver, fill_inodes(box.root / "runs" / "filler"), 15, f"no inodes left: {box.folder}")
+
+
+def test_disk_full_for_60_s(box: Sandbox) -> None:
+    """No byte is left under the run folder for a minute: the same."""
+    driver = box.start()
+    training(box)
+    outage(box, driver, fill_disk(box.root / "runs" / "filler"), 60, f"disk full: {box.folder}")
+
+
+def test_attempts_folder_that_cannot_be_written(box: Sandbox) -> None:
+    """The file system is remounted read-only, as ext4 does after an error: nothing starts until it is back."""
+    driver = box.start(environment={"CRASH_EPOCH_S": "0.02"})
+    training(box)
+    attempts = box.folder / "attempts"
+    mount(attempts, "--bind", str(attempts))
+    mount(attempts, "-o", "remount,bind,ro")
+    outage(
+        box,
+        driver,
+        lambda: subprocess.run(["umount", "-l", str(attempts)], check=True),
+        10,
+        f"file system is read-only: {attempts}",
+    )
+
+
+def test_no_process_to_be_had(box: Sandbox) -> None:
+    """A limit on processes is reached: what runs goes on, nothing else starts until there is one again."""
+    group = PIDS / f"headroom-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no limit on processes can be set here: {error}")
+    try:
+        driver = box.start()
+        training(box)
+        for process in box.processes():
+            if process.role in ("worker", "nanny"):
+                (group / "cgroup.procs").write_text(str(process.pid))
+        spare = box.of_role("spare")
+        (group / "pids.max").write_text("1")
+        for process in spare:  # the next trial needs a process that is not to be had
+            process.kill()
+        outage(box, driver, lambda: _lift(group), 10, "no process to be had")
+    finally:
+        box.end_all()
+        group.rmdir()
+
+
+def _lift(group: Path) -> None:
+    (group / "pids.max").write_text("max")
+
+
+def test_dasks_scratch_cleared_away(tmp_path: Path) -> None:
+    """Somebody's clean-up takes the worker's own folder: it is made again, no trial fails."""
+    with Sandbox(tmp_path / "run", **SETTINGS) as box:
+        driver = box.start()
+        training(box)
+        shutil.rmtree(box.folder / "dask")
+        assert ends(driver, box, 120) == 0, tail(box)
+        assert not list(quota_problems(box.trials(), SETTINGS["trials"], 2))
+        assert not any(r["reason"] in ("lost", "failed") for r in box.events("attempt.ended"))
+        nothing_left(box)
