@@ -19,6 +19,8 @@ from scheduler.mailbox import Inbox, Letter, Outbox
 from scheduler.model import ExitReason, Json, Outcome
 
 PING_EVERY_S = 5.0
+SILENT_S = 30.0  # an agent speaks once a second: its Dask worker hangs, whatever the scheduler says
+PAUSE_S = 10.0  # between two ticks that are a second apart: the driver itself was stopped or suspended
 GRACE_S = 15.0  # an agent that holds no longer asks its attempts to leave, and then is not waited for
 
 OnEnd = Callable[[str, Outcome], None]
@@ -46,6 +48,7 @@ class _Agent:
     via: str | None = None
     away_since: float | None = None
     sent_at: float = 0.0
+    heard_at: float = 0.0
     outbox: Outbox = field(default_factory=Outbox)
     inbox: Inbox = field(default_factory=Inbox)
     joined: Json | None = None
@@ -77,6 +80,7 @@ class Fleet:
         self._names: dict[str, str] = {}  # name -> id
         self._gone: set[str] = set()
         self._where: dict[str, str] = {}  # attempt -> id
+        self._ticked_at = clock()
         self._lock = threading.RLock()
 
     # -- what the driver wants ----------------------------------------------------------------------------------------
@@ -162,13 +166,24 @@ class Fleet:
         """Once a second: a sign of life to every agent, what was not acknowledged again, and who is lost."""
         now = self._clock()
         with self._lock:
+            paused_s = now - self._ticked_at if now - self._ticked_at > PAUSE_S else 0.0
+            self._ticked_at = now
             for agent in list(self._agents.values()):
-                if agent.via is not None and now - agent.sent_at >= PING_EVERY_S:
-                    self._send(agent, agent.outbox.waiting())
-                elif agent.process is not None and agent.via is None and agent.process.is_dead(self._lives):
-                    self._lose(agent, "its process is dead")
-                elif agent.away_since is not None and now - agent.away_since > self._hold_s + GRACE_S:
-                    self._lose(agent, f"nothing heard of it for {now - agent.away_since:.0f} s")
+                agent.heard_at += paused_s  # what was said meanwhile is only now being read
+                if agent.away_since is not None:
+                    agent.away_since += paused_s
+                self._judge(agent, now)
+
+    def _judge(self, agent: _Agent, now: float) -> None:
+        if agent.via is not None:
+            if now - agent.heard_at > SILENT_S:
+                self._out_of_reach(agent)
+            elif now - agent.sent_at >= PING_EVERY_S:
+                self._send(agent, agent.outbox.waiting())
+        elif agent.process is not None and agent.process.is_dead(self._lives):
+            self._lose(agent, "its process is dead")
+        elif agent.away_since is not None and now - agent.away_since > self._hold_s + GRACE_S:
+            self._lose(agent, f"nothing heard of it for {now - agent.away_since:.0f} s")
 
     # -- small things -------------------------------------------------------------------------------------------------
 
@@ -189,6 +204,7 @@ class Fleet:
         return agent
 
     def _reached(self, agent: _Agent, worker: str) -> None:
+        agent.heard_at = self._clock()
         if agent.via == worker:
             return
         was_away = agent.away_since is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 from scheduler.adapters import vitals
 from scheduler.agent_folder import ProcessIdentity
-from scheduler.fleet import GRACE_S, PING_EVERY_S, Fleet
+from scheduler.fleet import GRACE_S, PING_EVERY_S, SILENT_S, Fleet
 from scheduler.mailbox import Inbox, Letter, Outbox
 from scheduler.model import ExitReason, Json, Outcome
 
@@ -82,6 +82,13 @@ class Wire:
         outcome = Outcome(reason=ExitReason.COMPLETED, value=1.0)
         return {"type": "ended", "attempt": attempt, "outcome": outcome.to_json()}
 
+    def wait(self, seconds: float) -> None:
+        """Time passes, a tick each second."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(end, self.now + 1.0)
+            self.fleet.tick()
+
     def kinds(self) -> list[str]:
         """What the driver heard."""
         return [message["type"] for message in self.messages]
@@ -97,8 +104,7 @@ def test_an_attempt_ends_once_however_often_it_is_said() -> None:
     wire.says(wire.ended())
     wire.says()
     wire.fleet.worker_left("tcp://w:1")
-    wire.now += HOLD_S + GRACE_S + 1
-    wire.fleet.tick()
+    wire.wait(HOLD_S + GRACE_S + 1)
     assert [(attempt, outcome.reason) for attempt, outcome in wire.ends] == [("s/0/1", ExitReason.COMPLETED)]
     assert wire.occupied == {}
 
@@ -112,14 +118,26 @@ def test_an_agent_that_comes_back_has_lost_nothing() -> None:
     wire.fleet.worker_left("tcp://w:1")
     assert wire.kinds() == ["joined", "left"] and wire.fleet.in_reach == 0
     wire.fleet.tell("host:1", "stop", "s/0/1", "prune")
-    wire.now += HOLD_S
-    wire.fleet.tick()
+    wire.wait(HOLD_S)
     assert not wire.ends
     wire.says({"type": "progress", "attempt": "s/0/1"}, via="tcp://w:2")
     assert wire.kinds() == ["joined", "left", "joined", "progress"]
     assert wire.told[-1] == {"verb": "stop", "attempt": "s/0/1", "value": "prune"}
     assert wire.occupied == {"s/0/1": "tcp://w:2"}
     assert wire.fleet.in_reach == 1
+
+
+def test_an_agent_that_says_nothing_is_out_of_reach() -> None:
+    """Its worker may hang while Dask still counts it; a pause of the driver itself is no silence of others."""
+    wire = Wire()
+    wire.joins()
+    wire.now += SILENT_S + 1
+    wire.fleet.tick()
+    assert wire.fleet.in_reach == 1  # the driver was away for so long
+    wire.wait(SILENT_S + 1)
+    assert wire.fleet.in_reach == 0 and wire.kinds()[-1] == "left"
+    wire.says()
+    assert wire.fleet.in_reach == 1 and wire.kinds()[-1] == "joined"
 
 
 def test_letters_that_the_carrier_loses_are_said_again() -> None:
@@ -130,9 +148,7 @@ def test_letters_that_the_carrier_loses_are_said_again() -> None:
     wire.launch()
     assert not wire.told
     wire.cut = False
-    for _ in range(2):
-        wire.now += PING_EVERY_S
-        wire.fleet.tick()
+    wire.wait(2 * PING_EVERY_S)
     wire.says()
     assert [letter["verb"] for letter in wire.told] == ["launch"]
 
@@ -143,11 +159,9 @@ def test_an_agent_that_is_not_heard_of_loses_its_attempts_when_it_holds_them_no_
     wire.joins()
     wire.launch()
     wire.fleet.disconnected()
-    wire.now += HOLD_S + GRACE_S - 1
-    wire.fleet.tick()
+    wire.wait(HOLD_S + GRACE_S - 1)
     assert not wire.ends
-    wire.now += 2
-    wire.fleet.tick()
+    wire.wait(2)
     assert wire.ends[0][1].reason is ExitReason.LOST and "616 s" in wire.ends[0][1].detail
     wire.says(wire.ended(), via="tcp://w:2")  # it comes back after all: nobody waits for it any more
     assert len(wire.ends) == 1 and wire.fleet.in_reach == 0
