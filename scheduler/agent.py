@@ -371,6 +371,7 @@ class Agent:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if not claim(folder):
                     return Outcome(reason=ExitReason.LOST, detail="started before; an attempt is never started twice")
+                task = self._with_readable_checkpoint(task)
                 write_json(os.fspath(folder / "spec.json"), task, durable=True)
             process = self._spare.take()
         except (OSError, TrialStartError) as error:
@@ -392,6 +393,22 @@ class Agent:
                 self._early.pop(run.attempt, None)
             with contextlib.suppress(OSError):
                 self.registry.deregister(run.registration)
+
+    def _with_readable_checkpoint(self, task: Json) -> Json:
+        """The task with a checkpoint that is here: hosts need share no disk. What is missing is told."""
+        wanted = [path for path in (task.get("resume_from"), *(task.get("older") or ())) if path]
+        missing = []
+        for path in wanted:
+            try:
+                _look_at(path)
+                break
+            except OSError as error:
+                missing.append(f"{path} on {socket.gethostname()}: {error.strerror or error}")
+        chosen = wanted[len(missing)] if len(missing) < len(wanted) else None
+        if missing:
+            told = {"attempt": str(task["attempt"]), "checkpoint": chosen, "detail": "; ".join(missing)}
+            self._post({"type": "restarted", **told})
+        return {**task, "resume_from": chosen, "older": []}
 
     def _not_started(self, reason: str, folder: Path) -> Outcome:
         self._shut(reason, folder)
@@ -542,6 +559,15 @@ class Agent:
             if pid != run.process.pid and vitals.start_time(pid) == started:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
+
+
+def _look_at(path: str) -> None:
+    """Raises OSError when this checkpoint, a file or a folder, cannot be read here."""
+    if os.path.isdir(path):
+        os.listdir(path)
+    else:
+        with open(path, "rb") as file:
+            file.read(1)
 
 
 def _most(before: int | None, now: int | None) -> int | None:

@@ -18,6 +18,7 @@ from scheduler.book import IllegalTransition, Rules, Study, Trial
 from scheduler.ledger import Ledger, Reservation, Row
 from scheduler.policy import admission, fault, placement
 from scheduler.policy.footprint import grown, tightened
+from scheduler.policy.resume import Saved, patience_s
 from scheduler.sizing import Sizing
 from scheduler.story import final_attrs
 
@@ -76,6 +77,8 @@ class BatchState:
                     self._close(self.studies[name], "quota reached with other drivers", early=False)
             case m.AttemptStarted():
                 self._on_started(event)
+            case m.AttemptRestarted():
+                self._on_restarted(event)
             case m.AttemptProgress():
                 self._on_progress(event)
             case m.AttemptSettled():
@@ -173,7 +176,7 @@ class BatchState:
             footprint=self.sizing.size(event.trial.study, event.footprint, event.family, self._environments),
             family=event.family,
             attempt=event.attempt,
-            resume_from=event.resume_from,
+            saved=() if event.resume_from is None else (Saved(path=event.resume_from, host=event.resume_host),),
             max_epochs=event.max_epochs,
             retries=event.retries,
             ran_s=event.ran_s,
@@ -191,6 +194,12 @@ class BatchState:
         if (trial := self._current(event.attempt)) is not None:
             trial.move(m.TrialState.RUNNING, self._now, f"pid {event.pid} on {event.worker}")
             trial.started_at = self._now
+
+    def _on_restarted(self, event: m.AttemptRestarted) -> None:
+        if (trial := self._current(event.attempt)) is not None:
+            trial.began(event.checkpoint)
+            if event.checkpoint is None:
+                trial.started_over = event.detail
 
     def _on_progress(self, event: m.AttemptProgress) -> None:
         trial = self._current(event.attempt)
@@ -225,10 +234,11 @@ class BatchState:
             outcome = replace(outcome, reason=verdict.reason)
         self.ledger.saw(event.attempt, peak_bytes=outcome.peak_bytes)
         worker = self.ledger.worker_of(event.attempt)
+        row = None if worker is None else self.ledger.row(worker)
+        trial.left(outcome.checkpoint, None if row is None else row.facts.host)
         self.ledger.release(event.attempt)
         self._stale = True
         trusted = self.sizing.learn(study.spec.name, trial, outcome)
-        trial.resume_from = outcome.checkpoint or trial.resume_from
         if isinstance(verdict, fault.Final):
             self._finish(trial, verdict, outcome, trusted_peak=trusted)
             return
@@ -370,6 +380,7 @@ class BatchState:
             ),
         )
         trial.move(m.TrialState.ADMITTED, self._now, f"attempt {trial.attempt} on {start.worker}")
+        trial.began(trial.resume_from)
         study.pending.discard(trial.id)
         self._out.append(
             m.LaunchAttempt(
@@ -380,6 +391,7 @@ class BatchState:
                 reserved_bytes=host_bytes,
                 slots=study.spec.slots,
                 resume_from=trial.resume_from,
+                older=tuple(each.path for each in trial.saved[1:]),
                 retries=trial.retries,
                 ran_s=trial.ran_s,
                 wait_s=self._now - trial.since,
@@ -404,6 +416,8 @@ class BatchState:
             study.durations_s.append(outcome.duration_s)
             study.expected_s = median(study.durations_s)
         attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak)
+        if trial.started_over is not None:
+            attrs["started_over"] = trial.started_over
         value = outcome.value if state is m.FinalState.COMPLETE else None
         self._tell(trial, state, value, attrs, constraint=verdict.constraint)
         self._drop_checkpoints(study, trial, value)
@@ -436,6 +450,7 @@ class BatchState:
                 trial=trial.id,
                 attempt=trial.attempt,
                 resume_from=trial.resume_from,
+                resume_host=trial.saved[0].host if trial.saved else None,
                 reason=reason,
                 retries=trial.retries,
                 ran_s=trial.ran_s,
@@ -493,6 +508,8 @@ class BatchState:
             since=trial.since,
             share=study.share,
             expected_s=study.expected_s,
+            prefer_host=trial.saved[0].host if trial.saved else None,
+            prefer_until=max(trial.since, trial.not_before) + patience_s(trial.ran_s),
         )
 
     def _running(self) -> Iterator[m.Running]:

@@ -12,6 +12,7 @@ from typing import Any
 from scheduler.model import AttemptId, Footprint, Outcome, StudySpec, TrialId, TrialState
 from scheduler.policy.admission import MemoryBudget
 from scheduler.policy.fault import Again, Facts, RetryPolicy
+from scheduler.policy.resume import Saved, remember
 
 # A trial's life as a table: where it may go from where it is. Anything else is a bug and raises with its story.
 TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
@@ -90,9 +91,9 @@ class Trial:
     footprint: Footprint
     family: str
     attempt: int
-    resume_from: str | None
     max_epochs: int | None
     since: float
+    saved: tuple[Saved, ...] = ()
     state: TrialState = TrialState.PENDING
     story: list[str] = field(default_factory=list)
     not_before: float = 0.0
@@ -106,6 +107,7 @@ class Trial:
     retries: int = 0
     fruitless: int = 0
     ran_s: float = 0.0
+    started_over: str | None = None
     stopping: str | None = None
     stopping_since: float = 0.0
     killed: bool = False
@@ -123,8 +125,22 @@ class Trial:
 
     def facts(self, outcome: Outcome) -> Facts:
         """What `fault.judge` must know besides the end of the present attempt."""
-        progress = outcome.checkpoint is not None and outcome.checkpoint != self.resume_from
+        progress = outcome.checkpoint is not None and outcome.checkpoint not in [each.path for each in self.saved]
         return Facts(progress=progress, spent=self.retries, fruitless=self.fruitless)
+
+    @property
+    def resume_from(self) -> str | None:
+        """The newest checkpoint, None when there is none."""
+        return self.saved[0].path if self.saved else None
+
+    def began(self, checkpoint: str | None) -> None:
+        """The attempt goes on from this checkpoint, or from the start."""
+        self.step = next((each.step for each in self.saved if each.path == checkpoint), 0)
+
+    def left(self, checkpoint: str | None, host: str | None) -> None:
+        """The attempt has ended and left this checkpoint on this host; maybe the one that it began with."""
+        if checkpoint is not None and checkpoint not in [each.path for each in self.saved]:
+            self.saved = remember(self.saved, Saved(path=checkpoint, host=host, step=self.step))
 
     def retry(self, now: float, again: Again, why: str) -> None:
         """Wait for its next attempt, from the checkpoint it has."""

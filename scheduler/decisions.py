@@ -19,7 +19,7 @@ def write(command: TellTrial | EnqueueRetry) -> tuple[str, Json]:
     if isinstance(command, TellTrial):
         fields |= {"state": command.state.value, "value": command.value, "constraint": command.constraint}
         return "trial.ended", fields
-    fields |= {"next_attempt": command.attempt, "resume_from": command.resume_from}
+    fields |= {"next_attempt": command.attempt, "resume_from": command.resume_from, "resume_host": command.resume_host}
     fields |= {"reason": command.reason, "retries": command.retries, "ran_s": command.ran_s}
     return "trial.requeued", fields
 
@@ -86,6 +86,7 @@ def _read(record: Mapping[str, Any]) -> TellTrial | EnqueueRetry:
         trial=_trial(record),
         attempt=record["next_attempt"],
         resume_from=record["resume_from"],
+        resume_host=record.get("resume_host"),
         reason=record["reason"],
         retries=record.get("retries", 0),
         ran_s=record.get("ran_s", 0.0),

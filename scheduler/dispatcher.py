@@ -240,6 +240,7 @@ class Dispatcher:
             components=dict(command.footprint.components),
             wait_s=round(command.wait_s, 3),
             resume_from=command.resume_from,
+            older=list(command.older) or None,
         )
         task = {
             "protocol": 1,
@@ -249,6 +250,7 @@ class Dispatcher:
             "context": dict(spec.context),
             "folder": str(folder),
             "resume_from": command.resume_from,
+            "older": list(command.older),
             "threads": spec.context.get("threads", 1),
             "reserved_bytes": command.reserved_bytes,
             "retries": command.retries,
@@ -322,6 +324,10 @@ class Dispatcher:
                     return None
                 flight.started = True
                 return m.AttemptStarted(attempt=attempt, worker=worker, pid=message["pid"])
+            case "restarted", m.AttemptId():
+                return m.AttemptRestarted(
+                    attempt=attempt, checkpoint=message.get("checkpoint"), detail=str(message["detail"])
+                )
             case "progress", m.AttemptId():
                 return m.AttemptProgress(
                     attempt=attempt,
@@ -377,6 +383,8 @@ class Dispatcher:
                 self._log("study.ask_failed", durable=True, study=study, detail=detail)
             case m.AttemptStarted(attempt=attempt, pid=pid):
                 self._log("attempt.started", attempt=str(attempt), pid=pid)
+            case m.AttemptRestarted(attempt=attempt, checkpoint=checkpoint, detail=detail):
+                self._log("attempt.restarted", durable=True, attempt=str(attempt), checkpoint=checkpoint, detail=detail)
             case m.AttemptProgress(attempt=attempt, step=step, value=value, peak_bytes=peak):
                 self._log("attempt.progress", attempt=str(attempt), step=step, value=value, peak_bytes=peak)
             case m.AttemptEnded(attempt=attempt, outcome=outcome):

@@ -70,6 +70,7 @@ class Row:
             closed_reason=self.closed_reason,
             device_capacity_bytes=self.device_capacity_bytes,
             device_reserved_bytes=sum(r.device_bytes for r in held),
+            host=self.facts.host,
         )
         return self._view
 

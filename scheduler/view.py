@@ -23,6 +23,7 @@ WORDS = {
     "not_empty": "an empty worker (its size is unknown)",
     "held_for_head": "the worker that is held for a larger trial",
     "device_memory": "memory of the device",
+    "checkpoint_elsewhere": "the host that has its checkpoint",
 }
 
 

@@ -145,13 +145,13 @@ def leaves_a_daemon(task, progress):
 
 
 def told(task, progress):
-    """Do what the parameters say: end, fail, or train on until a file is there."""
+    """Do what the parameters say: end, fail, or train on until a file is there (`ignore`: whatever is asked)."""
     params = task["params"]
     if params["do"] == "fail":
         raise RuntimeError("not to my taste")
     step = 0
-    while params["do"] == "wait" and not os.path.exists(params["until"]):
-        if progress.stop_requested:
+    while params["do"] in ("wait", "ignore") and not os.path.exists(params["until"]):
+        if progress.stop_requested and params["do"] == "wait":
             return {"value": 1.0, "epochs": step, "stop_reason": "interrupted"}
         step += 1
         progress.tick()

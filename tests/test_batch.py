@@ -631,3 +631,89 @@ def test_each_environment_learns_for_itself() -> None:
     batch.join(address="w2", environment=CUDA_BUILD, slots=1)
     other = only(batch.tell(sized(2, GIB)), m.LaunchAttempt)
     assert (other.worker, other.reserved_bytes) == ("w2", GIB + CUDA_BUILD.runtime_bytes)
+
+
+# -- which checkpoint -----------------------------------------------------------------------------------------------
+
+
+def trained(batch: Batch, attempt: m.AttemptId, step: int) -> None:
+    """The attempt reports an epoch."""
+    batch.tell(m.AttemptProgress(attempt=attempt, step=step, value=0.5))
+
+
+def test_an_attempt_that_started_over_does_not_make_its_checkpoint_the_newest() -> None:
+    """The one that could not be read has more epochs: the next attempt may be where it can be read again."""
+    batch = Batch()
+    batch.join()
+    first = batch.start()
+    trained(batch, first.attempt, 30)
+    second = only(batch.end(first.attempt, m.ExitReason.LOST, checkpoint="/a1"), m.LaunchAttempt)
+    assert (second.resume_from, second.older) == ("/a1", ())
+    batch.tell(m.AttemptStarted(attempt=second.attempt, worker=second.worker, pid=2))
+    batch.tell(m.AttemptRestarted(attempt=second.attempt, checkpoint=None, detail="/a1 on b: No such file"))
+    trained(batch, second.attempt, 2)
+    third = only(batch.end(second.attempt, m.ExitReason.LOST, checkpoint="/a2"), m.LaunchAttempt)
+    assert (third.resume_from, third.older, third.retries) == ("/a1", ("/a2",), 0)
+    batch.tell(m.AttemptStarted(attempt=third.attempt, worker=third.worker, pid=3))
+    trained(batch, third.attempt, 31)
+    tell = only(batch.end(third.attempt), m.TellTrial)
+    assert tell.attrs["started_over"] == "/a1 on b: No such file"
+
+
+def test_falling_back_on_an_older_checkpoint_is_no_progress() -> None:
+    """An attempt that ends with the checkpoint it fell back on has brought nothing, and spends a retry."""
+    batch = Batch()
+    batch.join()
+    launch, path = batch.start(), None
+    for number, step in ((1, 5), (2, 9)):
+        trained(batch, launch.attempt, step)
+        path = f"/a{number}"
+        launch = only(batch.end(launch.attempt, m.ExitReason.LOST, checkpoint=path), m.LaunchAttempt)
+        batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=number))
+    assert (launch.resume_from, launch.older, launch.retries) == ("/a2", ("/a1",), 0)
+    batch.tell(m.AttemptRestarted(attempt=launch.attempt, checkpoint="/a1", detail="/a2 is gone"))
+    again = only(batch.end(launch.attempt, m.ExitReason.LOST, checkpoint="/a1"), m.LaunchAttempt)
+    assert (again.resume_from, again.retries) == ("/a2", 1)
+
+
+def test_a_trial_waits_a_little_for_the_host_that_has_its_checkpoint() -> None:
+    """It is not started from the beginning elsewhere while its own host is about to be back; after that it is."""
+    batch = Batch()
+    batch.join(address="w1", host="one")
+    launch = batch.start()
+    batch.tell(m.Tick(), after=100.0)
+    batch.join(address="w2", host="two")
+    batch.tell(m.WorkerLost(worker="w1"))
+    commands = batch.end(launch.attempt, m.ExitReason.LOST, checkpoint="/a1")
+    assert only(commands, m.NoteDeferral).reason == "checkpoint_elsewhere"
+    assert not kinds(batch.tell(m.Tick(), after=55.0), m.LaunchAttempt)
+    assert only(batch.tell(m.Tick(), after=10.0), m.LaunchAttempt).worker == "w2"
+
+
+def test_a_trial_goes_back_to_the_host_that_has_its_checkpoint() -> None:
+    """Another worker of that host will do; and what has hardly begun waits for no host."""
+    batch = Batch()
+    batch.join(address="w1", host="one")
+    launch = batch.start()
+    batch.tell(m.Tick(), after=100.0)
+    batch.join(address="w2", host="two")
+    batch.tell(m.WorkerLost(worker="w1"))
+    batch.end(launch.attempt, m.ExitReason.LOST, checkpoint="/a1")
+    again = only(batch.join(address="w3", host="one"), m.LaunchAttempt)
+    assert again.worker == "w3"
+    batch.tell(m.AttemptStarted(attempt=again.attempt, worker=again.worker, pid=3))
+    batch.tell(m.QuitRequested(source="q"))
+    requeue = only(batch.end(again.attempt, m.ExitReason.INTERRUPTED, checkpoint="/a2"), m.EnqueueRetry)
+    assert (requeue.resume_from, requeue.resume_host) == ("/a2", "one")
+
+
+def test_a_trial_that_another_driver_left_prefers_the_host_of_its_checkpoint() -> None:
+    """What the study says of it is enough."""
+    batch = Batch()
+    batch.join(address="w1", host="one")
+    batch.join(address="w2", host="two")
+    for number, host in enumerate(("one", "two")):
+        launch = batch.start(number, resume_from="/c", resume_host=host, ran_s=100.0)
+        assert launch.worker == {"one": "w1", "two": "w2"}[host]
+        tell = only(batch.end(launch.attempt), m.TellTrial)
+        batch.told(tell.trial, tell.state)

@@ -345,3 +345,31 @@ def view_of(runs: list[Running]) -> dict[str, int]:
         "slots": 20,
         "free_slots": 20 - len(runs),
     }
+
+
+# -- the host of a checkpoint ---------------------------------------------------------------------------------------
+
+
+def test_the_host_that_has_the_checkpoint_goes_before_the_tightest_fit() -> None:
+    """Its worker is taken although another has less room; without room there the trial waits its time, then goes on."""
+    workers = [
+        worker("tight", capacity_bytes=2 * GIB, host="a"),
+        worker("roomy", capacity_bytes=24 * GIB, host="b"),
+    ]
+    plain, prefers = waiting(0), waiting(0, prefer_host="b", prefer_until=60.0)
+    assert started(place([plain], [], workers, 0.0)) == {trial_id(0): "tight"}
+    assert started(place([prefers], [], workers, 0.0)) == {trial_id(0): "roomy"}
+    full = [workers[0], worker("roomy", capacity_bytes=24 * GIB, host="b", free_slots=0)]
+    plan = place([prefers], [], full, 0.0)
+    assert not plan.starts and plan.deferred[trial_id(0)].reason == "checkpoint_elsewhere"
+    assert plan.deferred[trial_id(0)].numbers == {"wait_s": 60}
+    assert started(place([prefers], [], full, 60.0)) == {trial_id(0): "tight"}
+
+
+def test_one_that_waits_for_its_host_holds_up_nobody() -> None:
+    """What comes behind it starts where it would not."""
+    workers = [worker("here", slots=1, host="a")]
+    queue = [waiting(0, 8 * GIB, prefer_host="b", prefer_until=60.0), waiting(1)]
+    plan = place(queue, [], workers, 0.0)
+    assert started(plan) == {trial_id(1): "here"}
+    assert plan.deferred[trial_id(0)].reason == "checkpoint_elsewhere"

@@ -60,7 +60,6 @@ def test_predicted_end_does_not_run_away() -> None:
         footprint=footprint(),
         family="",
         attempt=1,
-        resume_from=None,
         max_epochs=3,
         since=0.0,
         started_at=0.0,

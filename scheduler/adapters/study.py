@@ -279,6 +279,7 @@ class StudyStore:
             family=family,
             attempt=attrs["attempt"],
             resume_from=begun.attrs.get("resume_from"),
+            resume_host=begun.attrs.get("resume_host"),
             retries=begun.attrs.get("retries", 0),
             ran_s=begun.attrs.get("ran_s", 0.0),
             max_epochs=min((e for e in (epochs, limit) if e), default=None),
@@ -398,6 +399,7 @@ class StudyStore:
             "retries": command.retries,
             "ran_s": round(command.ran_s, 3) or None,
             "resume_from": command.resume_from,
+            "resume_host": command.resume_host,
             "micro_batch": attrs.get("micro_batch") if command.resume_from else None,
         }
         return rdb.requeue(

@@ -26,6 +26,8 @@ class AskTrial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchAttempt:
+    """resume_from: the newest checkpoint, None without any; older: those to fall back on where it cannot be read."""
+
     attempt: AttemptId
     worker: str
     params: Mapping[str, Any]
@@ -34,6 +36,7 @@ class LaunchAttempt:
     slots: int
     resume_from: str | None
     wait_s: float
+    older: tuple[str, ...] = ()
     retries: int = 0  # spent so far
     ran_s: float = 0.0  # in attempts before this one
 
@@ -106,7 +109,7 @@ class EnqueueRetry:
     """Put the trial's parameters back into the study's queue (idempotent), then tell the old one FAIL.
 
     Used when this driver will not run it again itself: interrupted by the user. retries, ran_s: those it has spent,
-    and how long it has run.
+    and how long it has run. resume_host: where the checkpoint is, None where that is not known.
     """
 
     trial: TrialId
@@ -115,6 +118,7 @@ class EnqueueRetry:
     reason: str
     retries: int = 0
     ran_s: float = 0.0
+    resume_host: str | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -63,7 +63,8 @@ class WorkerVitals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialAsked:
-    """A trial was sampled. `attempt`: number of its next attempt; `resume_from`: checkpoint of an earlier one.
+    """A trial was sampled. `attempt`: number of its next attempt; `resume_from`: checkpoint of an earlier one;
+    resume_host: whose disk that is on, None where it is not known.
 
     family: what shares one footprint correction (see Observation). max_epochs: for the predicted duration.
     retries, ran_s: those it spent, and how long it ran, under earlier drivers.
@@ -75,6 +76,7 @@ class TrialAsked:
     family: str
     attempt: int = 1
     resume_from: str | None = None
+    resume_host: str | None = None
     max_epochs: int | None = None
     retries: int = 0
     ran_s: float = 0.0
@@ -101,6 +103,18 @@ class AttemptStarted:
     attempt: AttemptId
     worker: str
     pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRestarted:
+    """The checkpoint that the attempt was to go on from cannot be read where it runs.
+
+    checkpoint: the older one that it goes on from, None when it begins at the start. detail: why, in a line.
+    """
+
+    attempt: AttemptId
+    checkpoint: str | None
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +184,7 @@ Event = (
     | AskFailed
     | QuotaReached
     | AttemptStarted
+    | AttemptRestarted
     | AttemptProgress
     | AttemptSettled
     | AttemptEnded

@@ -228,6 +228,7 @@ class WorkerView:
     closed_reason: str | None = None
     device_capacity_bytes: int | None = None
     device_reserved_bytes: int = 0
+    host: str = ""
 
     @property
     def headroom_bytes(self) -> int:
@@ -241,6 +242,7 @@ class Waiting:
 
     share: its study's part of the fair share already used (finished and running trials over quota); smaller first.
     expected_s: predicted duration, None when nothing is known yet.
+    prefer_host: the host that has its checkpoint; until the instant prefer_until it waits for room there.
     """
 
     trial: TrialId
@@ -249,6 +251,8 @@ class Waiting:
     since: float
     share: float
     expected_s: float | None = None
+    prefer_host: str | None = None
+    prefer_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

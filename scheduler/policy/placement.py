@@ -1,7 +1,8 @@
 """Which waiting trials start now, and where: one pure function of (waiting, running, workers, now).
 
-Covers the order (fair share, size, duration, age), the choice of a worker (tightest fit) and backfill round the head:
-the first trial in order that waits for something of ours, for which one worker is held. Does not decide whether one
+Covers the order (fair share, size, duration, age), the choice of a worker (the host that has its checkpoint, then the
+tightest fit) and backfill round the head: the first trial in order that waits for something of ours, for which one
+worker is held. Does not decide whether one
 trial fits one worker (`admission`) nor what may pass the head (`backfill`).
 """
 
@@ -64,6 +65,11 @@ def place(
             hold = next(filter(None, map(board.hold, blocked)), None)
             blocked.clear()
             view = board.tightest(trial, hold)
+        if view is not None and trial.prefer_host not in (None, view.host):
+            view = board.tightest(trial, hold, trial.prefer_host) or view
+            if view.host != trial.prefer_host and now < trial.prefer_until:
+                deferred[trial.trial] = Defer("checkpoint_elsewhere", {"wait_s": math.ceil(trial.prefer_until - now)})
+                continue
         if view is None and hold is not None and board.admits(trial, hold.worker):
             held[hold.worker] = hold.head.trial
             if not hold.lets(trial, now):
@@ -114,12 +120,15 @@ class _Board:
     def admits(self, trial: Waiting, address: str) -> bool:
         return isinstance(admission.admit(trial, self.views[address]), Admit)
 
-    def tightest(self, trial: Waiting, hold: backfill.Hold | None) -> WorkerView | None:
-        """The worker with the least room that admits it, the held one aside. Large rooms stay whole for the large."""
+    def tightest(self, trial: Waiting, hold: backfill.Hold | None, host: str | None = None) -> WorkerView | None:
+        """The worker (of that host) with the least room that admits it, the held one aside. Large rooms stay whole for
+        the large."""
         held = None if hold is None else hold.worker
         need = trial.footprint.host_bytes if trial.footprint.is_known else 1
         for index in range(bisect_left(self._rooms, (need, "")), len(self._rooms)):
             address = self._rooms[index][1]
+            if host is not None and self.views[address].host != host:
+                continue
             if address != held and self.admits(trial, address):
                 return self.views[address]
         return None

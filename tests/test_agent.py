@@ -1,0 +1,154 @@
+"""The agent with real trial processes: what it makes of checkpoints that are not there, and of being left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.adapters import vitals
+from scheduler.agent import Agent, AgentConfig
+from scheduler.agent_folder import ProcessIdentity
+from scheduler.model import ExitReason, Json, Outcome
+from scheduler.registry import HostRegistry, read_json
+from tests.waiting import wait_until
+
+MIB = 2**20
+
+
+class Ears:
+    """An agent without a watchdog, and everything it says."""
+
+    def __init__(self, folder: Path) -> None:
+        config = AgentConfig(
+            run="test",
+            topic="test",
+            run_id="run",
+            driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
+            away_timeout_s=60.0,
+            drain_timeout_s=1.0,
+            environment="training.runtime:environment",
+            context={"device": "cpu", "threads": 1},
+            watchdog_mode="off",
+            preload=(),
+        )
+        self.folder = folder
+        self.said: queue.SimpleQueue[Json] = queue.SimpleQueue()
+        self.heard: list[Json] = []
+        self.agent = Agent(
+            config,
+            HostRegistry.default(),
+            post=lambda message, droppable: self.said.put(message),
+            news=lambda message: None,
+            scratch=folder,
+            slots=2,
+            worker=(0, 0.0),
+        )
+
+    def launch(
+        self, number: int, *, older: tuple[str, ...] = (), resume_from: str | None = None, **params: Any
+    ) -> None:
+        """Send it an attempt."""
+        task = {
+            "protocol": 1,
+            "attempt": f"s/{number}/1",
+            "objective": "tests.objectives:told",
+            "params": params,
+            "context": {"device": "cpu"},
+            "folder": str(self.folder / f"a{number}"),
+            "resume_from": resume_from,
+            "older": list(older),
+            "threads": 1,
+            "reserved_bytes": 200 * MIB,
+            "retries": 0,
+        }
+        self.agent.told({"verb": "launch", "task": task})
+
+    def next(self, kind: str) -> Json:
+        """The next message of a kind."""
+        while True:
+            self.heard.append(message := self.said.get(timeout=60))
+            if message["type"] == kind:
+                return message
+
+    def outcome(self) -> Outcome:
+        """The next end of an attempt."""
+        return Outcome.from_json(self.next("ended")["outcome"])
+
+
+@pytest.fixture
+def ears(tmp_path: Path) -> Iterator[Ears]:
+    """An agent that has ended all it started when the test is over."""
+    ears = Ears(tmp_path)
+    yield ears
+    ears.agent.close()
+
+
+def test_a_checkpoint_that_is_not_there_means_the_start_and_is_told(ears: Ears, tmp_path: Path) -> None:
+    """The objective never sees the path; neither does whoever settles the attempt later."""
+    ears.launch(0, do="end", resume_from="/other/host/checkpoint.pt")
+    outcome = ears.outcome()
+    (told,) = [message for message in ears.heard if message["type"] == "restarted"]
+    assert told["checkpoint"] is None
+    assert told["detail"].startswith("/other/host/checkpoint.pt on ") and "No such file" in told["detail"]
+    assert (outcome.reason, outcome.checkpoint) == (ExitReason.COMPLETED, None)
+    assert (read_json(str(tmp_path / "a0" / "spec.json")) or {})["resume_from"] is None
+
+
+def test_the_newest_checkpoint_that_can_be_read_is_taken(ears: Ears, tmp_path: Path) -> None:
+    """A file or a folder; what is read is said when it is not the newest."""
+    saved, folder = tmp_path / "older.pt", tmp_path / "folder"
+    saved.write_text("x")
+    folder.mkdir()
+    for number, (newest, older, chosen) in enumerate(
+        [
+            (str(saved), (), None),
+            (str(folder), (), None),
+            ("/gone", (str(saved),), str(saved)),
+            ("/gone", ("/gone/too", str(folder)), str(folder)),
+        ]
+    ):
+        ears.launch(number, do="end", resume_from=newest, older=older)
+        assert ears.outcome().checkpoint == (chosen or newest)
+        told = [message["checkpoint"] for message in ears.heard if message["type"] == "restarted"]
+        assert told == ([] if chosen is None else [chosen])
+        ears.heard.clear()
+
+
+def test_attempts_that_are_let_go_leave_and_are_not_called_failures(ears: Ears, tmp_path: Path) -> None:
+    """Asked by the agent itself, one checkpoints and leaves; one that hears nothing is ended when its time is over."""
+    ears.launch(0, do="wait", until=str(tmp_path / "never"))
+    ears.launch(1, do="ignore", until=str(tmp_path / "never"))
+    for _ in range(2):
+        ears.next("started")
+    ears.agent.release("nobody is there")
+
+    def ended() -> bool:
+        ears.agent.end_overdue()
+        return not ears.agent.busy
+
+    wait_until(ended, "both have left", 60)
+    outcomes = {ears.outcome().detail: 1 for _ in range(2)}
+    assert set(outcomes) == {"interrupted", "ended: drain_timeout"}
+
+
+def test_an_attempt_that_comes_when_the_agent_leaves_is_sent_back(ears: Ears) -> None:
+    """As an interruption with the checkpoint it came with: it costs nothing."""
+    ears.agent.refuse({"attempt": "s/0/1", "resume_from": "/c"}, "its worker is being closed")
+    outcome = ears.outcome()
+    assert (outcome.reason, outcome.checkpoint) == (ExitReason.INTERRUPTED, "/c")
+
+
+def test_the_length_of_steps_is_learnt_from_signs_of_life(ears: Ears, tmp_path: Path) -> None:
+    """A trial that has said nothing twice has none; of one that ticks it is the longest of the latest pauses."""
+    ears.launch(0, do="wait", until=str(tmp_path / "go"))
+    ears.next("started")
+    (run,) = ears.agent._running()
+    wait_until(lambda: run.step_s is not None and len(run.gaps) > 2, "it has ticked", 60)
+    assert 0.0 < max(run.gaps) == run.step_s
+    (tmp_path / "go").touch()
+    assert ears.outcome().reason is ExitReason.COMPLETED
