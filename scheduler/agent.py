@@ -27,6 +27,7 @@ from scheduler import door, watchdog
 from scheduler.adapters import vitals
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
+from scheduler.policy.leaving import allowance_s
 from scheduler.process import TrialProcess, TrialStartError, Witness, check_objective, conclude, tail
 from scheduler.registry import HostRegistry, KillStory, Registration, claim, durable_result, read_json, write_json
 from scheduler.spare import WarmSpare
@@ -90,13 +91,12 @@ class AttemptRun:
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS))
     leave_by: float | None = None  # asked to leave by the agent itself: ended at this instant
 
-    @property
-    def step_s(self) -> float | None:
-        """How long its steps take: the longest of the latest pauses between two signs of life. None before the second.
+    def step_s(self, now: float) -> float | None:
+        """How long its steps take: the longest of its latest pauses, the present one included. None before it started.
 
         Whatever keeps it from answering is in there: a step, a validation, the writing of a checkpoint.
         """
-        return max(self.gaps, default=None)
+        return None if self.heard_at is None else max([*self.gaps, now - self.heard_at])
 
 
 class Agent:
@@ -168,7 +168,7 @@ class Agent:
         now = time.monotonic()
         for run in self._running():
             if run.leave_by is None:
-                run.leave_by = now + max(self.config.drain_timeout_s, 2 * (run.step_s or 0.0))
+                run.leave_by = now + allowance_s(self.config.drain_timeout_s, run.step_s(now))
                 self._post({"type": "note", "attempt": run.attempt, "text": f"asked to leave: {why}"})
                 self.stop(run.attempt, "drain")
 
@@ -247,7 +247,7 @@ class Agent:
             "closed_reason": self._door.reason or closed_reason,
             "used_bytes": used,
             "peak_bytes": peaks,
-            "step_s": {run.attempt: round(run.step_s, 1) for run in runs if run.step_s is not None},
+            "step_s": {run.attempt: round(s, 1) for run in runs if (s := run.step_s(memory.at)) is not None},
             "tree_bytes": tree_bytes,
         }
 

@@ -18,6 +18,7 @@ from scheduler.book import IllegalTransition, Rules, Study, Trial
 from scheduler.ledger import Ledger, Reservation, Row
 from scheduler.policy import admission, fault, placement
 from scheduler.policy.footprint import grown, tightened
+from scheduler.policy.leaving import allowance_s
 from scheduler.policy.resume import Saved, patience_s
 from scheduler.sizing import Sizing
 from scheduler.story import final_attrs
@@ -96,8 +97,7 @@ class BatchState:
                 self._stale = True
                 self._distrust_silent_workers()
                 self._end_overdue()
-                if self.draining and now - self._drain_since > self.rules.drain_timeout_s:
-                    self._kill_all("drain_timeout")
+                self._end_those_who_stay()
         self._advance()
         return self._out
 
@@ -153,6 +153,9 @@ class BatchState:
         row.available_bytes, row.pressure = event.available_bytes, event.pressure
         self._shut(row, event.closed_reason)
         row.touch()
+        for attempt, step_s in event.step_s.items():
+            if (trial := self._current(attempt)) is not None:
+                trial.step_s = step_s
         for attempt, used in event.used_bytes.items():
             if self.ledger.worker_of(attempt) == event.worker:
                 self.ledger.saw(attempt, used_bytes=used, peak_bytes=event.peak_bytes.get(attempt))
@@ -276,8 +279,14 @@ class BatchState:
                 continue
             if trial.stopping is None:
                 self._stop(trial, "timeout")
-            elif self._now - trial.stopping_since > self.rules.drain_timeout_s:
+            elif self._now > trial.leave_by:
                 self._kill(trial, "timeout")
+
+    def _end_those_who_stay(self) -> None:
+        """A drain is over for those who had time enough to leave."""
+        for trial in self.trials.values() if self.draining else ():
+            if self._now > max(trial.leave_by, self._drain_since + self.rules.drain_timeout_s):
+                self._kill(trial, "drain_timeout")
 
     def _on_quit(self, event: m.QuitRequested) -> None:
         again = self.draining is not None
@@ -289,6 +298,7 @@ class BatchState:
                     self._requeue(trial, reason="not started", outcome=None)
                 else:
                     self._stop(trial, "drain")
+            self._note_drain()
         if again or event.now:
             self.at_once = True
             self._kill_all(event.source)
@@ -527,8 +537,23 @@ class BatchState:
     def _stop(self, trial: Trial, reason: str) -> None:
         worker = self.ledger.worker_of(trial.attempt_id)
         if worker is not None and trial.stopping is None:
-            trial.stopping, trial.stopping_since = reason, self._now
+            trial.stopping = reason
+            trial.leave_by = self._now + allowance_s(self.rules.drain_timeout_s, trial.step_s)
             self._out.append(m.StopAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
+
+    def _note_drain(self) -> None:
+        last = max(self.trials.values(), key=lambda trial: trial.leave_by, default=None)
+        if last is not None and last.step_s and last.leave_by > self._now + self.rules.drain_timeout_s:
+            wait_s = last.leave_by - self._now
+            self._out.append(m.NoteDrain(attempt=last.attempt_id, wait_s=wait_s, step_s=last.step_s))
+
+    @property
+    def drain_ends(self) -> float | None:
+        """The instant at which the last trial has left or is ended; None while nothing drains."""
+        if not self.draining:
+            return None
+        least = self._drain_since + self.rules.drain_timeout_s
+        return max((trial.leave_by for trial in self.trials.values()), default=least)
 
     def _kill_all(self, reason: str) -> None:
         for trial in self.trials.values():

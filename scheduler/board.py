@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from scheduler.model import Json
 from scheduler.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
 
-VERSION = 1  # of the message; a page left by another version of ours shows nothing rather than nonsense
+VERSION = 2  # of the message; a page left by another version of ours shows nothing rather than nonsense
 SILENT_AFTER_S = 10.0
 HISTORY_S = 1800.0
 HISTORY_STEP_S = 5.0

@@ -109,7 +109,8 @@ class Trial:
     ran_s: float = 0.0
     started_over: str | None = None
     stopping: str | None = None
-    stopping_since: float = 0.0
+    leave_by: float = 0.0
+    step_s: float | None = None
     killed: bool = False
 
     @property
@@ -149,6 +150,7 @@ class Trial:
         self.since, self.not_before = now, now + again.delay_s
         self.started_at = self.first_step = self.progressed_at = self.deferred = self.stopping = None
         self.settled = self.killed = False
+        self.step_s = None
 
     def ran_until(self, now: float) -> float:
         """How long it has run: earlier attempts that left a checkpoint, and the present one."""

@@ -148,7 +148,10 @@ def draw(snapshot: Snapshot, height: int = 40) -> RenderableType:
     parts: list[RenderableType] = [_studies(snapshot.studies), _workers(snapshot.workers)]
     if snapshot.trials:
         parts.append(_trials(snapshot.trials, rows))
-    state = "draining: running trials checkpoint and leave; q again stops at once" if snapshot.draining else "q: stop"
+    state = "q: stop"
+    if snapshot.draining:
+        wait = "" if snapshot.drain_s is None else f", {duration(snapshot.drain_s)} at most"
+        state = f"draining: running trials finish their step, checkpoint and leave{wait}; q again stops at once"
     board = f" · dashboard {snapshot.dashboard}" if snapshot.dashboard else ""
     parts.append(Text(f"{snapshot.run} · {duration(snapshot.elapsed_s)} · {state}{board}", style="dim"))
     return Group(*parts)

@@ -218,6 +218,9 @@ class Dispatcher:
                     self._log("host.opened", worker=worker)
                 else:
                     self._log("host.closed", durable=True, worker=worker, reason=reason)
+            case m.NoteDrain(attempt=attempt, wait_s=wait_s, step_s=step_s):
+                waiting = {"wait_s": round(wait_s), "attempt": str(attempt), "step_s": round(step_s)}
+                self._log("batch.draining", **waiting, hint="q again stops at once")
             case m.CloseStudy(study=study, reason=reason, early=early):
                 self._log("study.closed", durable=True, study=study, reason=reason, early=early)
             case m.EndBatch():
@@ -317,6 +320,7 @@ class Dispatcher:
                     closed_reason=message["closed_reason"],
                     used_bytes={m.AttemptId.parse(a): b for a, b in message["used_bytes"].items()},
                     peak_bytes={m.AttemptId.parse(a): b for a, b in message["peak_bytes"].items()},
+                    step_s={m.AttemptId.parse(a): float(s) for a, s in message.get("step_s", {}).items()},
                 )
             case "started", m.AttemptId():
                 flight = self._inflight.get(attempt)

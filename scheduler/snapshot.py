@@ -57,7 +57,8 @@ class TrialLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The whole batch. draining: a first `q` came, nothing new starts."""
+    """The whole batch. draining: a first `q` came, nothing new starts; drain_s: at most so long, None while nothing
+    drains."""
 
     run: str
     studies: tuple[StudyLine, ...] = ()
@@ -65,4 +66,5 @@ class Snapshot:
     trials: tuple[TrialLine, ...] = ()
     elapsed_s: float = 0.0
     draining: bool = False
+    drain_s: float | None = None
     dashboard: str | None = None

@@ -66,6 +66,7 @@ def snapshot(brain: BatchState, *, run: str, now: float, elapsed_s: float, dashb
         trials=tuple(trials),
         elapsed_s=elapsed_s,
         draining=brain.draining is not None,
+        drain_s=None if brain.drain_ends is None else max(0.0, brain.drain_ends - now),
         dashboard=dashboard,
     )
 

@@ -144,11 +144,14 @@ def test_an_attempt_that_comes_when_the_agent_leaves_is_sent_back(ears: Ears) ->
 
 
 def test_the_length_of_steps_is_learnt_from_signs_of_life(ears: Ears, tmp_path: Path) -> None:
-    """A trial that has said nothing twice has none; of one that ticks it is the longest of the latest pauses."""
+    """Of one that ticks it is the longest of the latest pauses; the present one counts when it is longer still."""
     ears.launch(0, do="wait", until=str(tmp_path / "go"))
     ears.next("started")
     (run,) = ears.agent._running()
-    wait_until(lambda: run.step_s is not None and len(run.gaps) > 2, "it has ticked", 60)
-    assert 0.0 < max(run.gaps) == run.step_s
+    wait_until(lambda: len(run.gaps) > 2, "it has ticked", 60)
+    heard_at = run.heard_at
+    assert heard_at is not None
+    assert run.step_s(heard_at) == max(run.gaps) > 0.0
+    assert run.step_s(heard_at + 500.0) == 500.0
     (tmp_path / "go").touch()
     assert ears.outcome().reason is ExitReason.COMPLETED

@@ -717,3 +717,65 @@ def test_a_trial_that_another_driver_left_prefers_the_host_of_its_checkpoint() -
         assert launch.worker == {"one": "w1", "two": "w2"}[host]
         tell = only(batch.end(launch.attempt), m.TellTrial)
         batch.told(tell.trial, tell.state)
+
+
+# -- how long a drain waits -----------------------------------------------------------------------------------------
+
+
+def stepping(batch: Batch, launch: m.LaunchAttempt, step_s: float) -> None:
+    """The worker says how long the trial's steps take."""
+    vitals = m.WorkerVitals(worker=launch.worker, available_bytes=20 * GIB, step_s={launch.attempt: step_s})
+    batch.tell(vitals)
+
+
+def test_a_drain_waits_for_a_step_as_long_as_steps_have_taken() -> None:
+    """A step and a checkpoint: said with the time, and only those with shorter steps are ended before."""
+    batch = Batch(b.study(quota=5), drain_timeout_s=20.0)
+    batch.join()
+    slow, quick = batch.start(0), batch.start(1)
+    stepping(batch, slow, 95.0)
+    stepping(batch, quick, 0.5)
+    commands = batch.tell(m.QuitRequested(source="q"))
+    said = only(commands, m.NoteDrain)
+    assert (said.attempt, said.wait_s, said.step_s) == (slow.attempt, 190.0, 95.0)
+    assert batch.brain.drain_ends == batch.now + 190.0
+    stepping(batch, slow, 180.0)  # the step goes on, and must not move its own end
+    kill = only(batch.tell(m.Tick(), after=20.0), m.KillAttempt)
+    assert (kill.attempt, kill.reason) == (quick.attempt, "drain_timeout")
+    assert not kinds(batch.tell(m.Tick(), after=165.0), m.KillAttempt)
+    assert only(batch.tell(m.Tick(), after=10.0), m.KillAttempt).attempt == slow.attempt
+
+
+def test_a_second_quit_does_not_wait_for_a_step() -> None:
+    """However long it takes."""
+    batch = Batch()
+    batch.join()
+    slow = batch.start()
+    stepping(batch, slow, 900.0)
+    batch.tell(m.QuitRequested(source="q"))
+    assert only(batch.tell(m.QuitRequested(source="q")), m.KillAttempt).attempt == slow.attempt
+
+
+def test_a_drain_of_quick_steps_says_nothing_of_waiting() -> None:
+    """The limit that the user has set is enough; and no drain waits more than an hour."""
+    batch = Batch(drain_timeout_s=20.0)
+    batch.join()
+    launch = batch.start()
+    stepping(batch, launch, 9.0)
+    assert not kinds(batch.tell(m.QuitRequested(source="q")), m.NoteDrain)
+    batch = Batch(drain_timeout_s=20.0)
+    batch.join()
+    stepping(batch, batch.start(), 86_400.0)
+    assert only(batch.tell(m.QuitRequested(source="q")), m.NoteDrain).wait_s == 3600.0
+
+
+def test_a_drain_after_a_prune_gives_the_drains_own_time() -> None:
+    """One that was asked to leave before has at least as long as the others."""
+    batch = Batch(drain_timeout_s=20.0)
+    batch.join()
+    launch = batch.start()
+    batch.tell(m.PruneAdvised(attempt=launch.attempt, step=1))
+    batch.tell(m.Tick(), after=15.0)
+    batch.tell(m.QuitRequested(source="q"))
+    assert not kinds(batch.tell(m.Tick(), after=19.0), m.KillAttempt)
+    assert kinds(batch.tell(m.Tick(), after=2.0), m.KillAttempt)

@@ -20,7 +20,7 @@ from scheduler.adapters import vitals
 from scheduler.adapters.cluster import Cluster
 from scheduler.agent import AgentConfig
 from scheduler.agent_folder import AgentFolder, Connection, ProcessIdentity
-from scheduler.board import Board, Point
+from scheduler.board import VERSION, Board, Point
 from scheduler.dashboard import HeadroomPage, PageFeed
 from scheduler.model import Json
 from scheduler.registry import HostRegistry
@@ -92,7 +92,7 @@ def full(run: str = "phase6a") -> Snapshot:
 
 def message(snapshot: Snapshot, key: str = "phase6a-1", ended: str | None = None) -> Json:
     """What a driver sends."""
-    return {"version": 1, "key": key, "ended": ended, "snapshot": dataclasses.asdict(snapshot)}
+    return {"version": VERSION, "key": key, "ended": ended, "snapshot": dataclasses.asdict(snapshot)}
 
 
 # -- the board and the HTML, without a cluster ----------------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_the_page_outlives_a_message_it_cannot_read(caplog: pytest.LogCaptureFix
     """A driver of another version, or garbage on our topic, is logged once and otherwise ignored."""
     plugin = HeadroomPage()
     plugin.board, plugin._failed, plugin._scheduler = Board(), False, None
-    for bad in ({"version": 99}, {}, None, "text", {"version": 1, "key": "a", "snapshot": {"run": 1}}):
+    for bad in ({"version": 99}, {}, None, "text", {"version": VERSION, "key": "a", "snapshot": {"run": 1}}):
         plugin.log_event(dashboard.TOPIC, bad)
     assert len([r for r in caplog.records if r.name == "scheduler.dashboard"]) == 1
 

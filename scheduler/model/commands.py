@@ -59,6 +59,16 @@ class NoteHost:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoteDrain:
+    """Nothing to do but to say: running trials have up to `wait_s` to leave, for the sake of this one, whose steps take
+    `step_s`."""
+
+    attempt: AttemptId
+    wait_s: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResizeReservation:
     """The ledger changed what it holds for an attempt; the host's watchdog must judge by the same number."""
 
@@ -150,6 +160,7 @@ Command = (
     AskTrial
     | LaunchAttempt
     | NoteDeferral
+    | NoteDrain
     | NoteHost
     | ResizeReservation
     | StopAttempt

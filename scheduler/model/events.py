@@ -50,6 +50,7 @@ class WorkerLost:
 class WorkerVitals:
     """One sample of a worker's host, about once a second. used_bytes: attempt -> footprint now.
 
+    step_s: attempt -> longest pause it lately made between two signs of life.
     available_bytes: None when the probe failed. closed_reason: the watchdog closed the host (an unkillable victim).
     """
 
@@ -59,6 +60,7 @@ class WorkerVitals:
     closed_reason: str | None = None
     used_bytes: Mapping[AttemptId, int] = field(default_factory=dict)
     peak_bytes: Mapping[AttemptId, int] = field(default_factory=dict)
+    step_s: Mapping[AttemptId, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
