@@ -288,6 +288,8 @@ class Agent:
             if sample.footprint_bytes is not None:
                 used[run.attempt] = sample.footprint_bytes
             if (peak := vitals.peak_bytes(run.process.pid)) is not None:
+                if sample.shared_bytes:  # what a memfd or a tmpfs holds is in no VmHWM
+                    peak = max(peak, sample.footprint_bytes or 0)
                 run.seen.peak_bytes = peaks[run.attempt] = max(peak, run.seen.peak_bytes or 0)
         tree = samples[""]
         return used, peaks, (tree.footprint_bytes or 0) if tree is not None else 0

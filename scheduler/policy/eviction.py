@@ -281,6 +281,7 @@ class Evaluator:
             "faults_per_s": victim.faults_per_s,
             "footprint_bytes": victim.footprint_bytes,
             "swap_bytes": None if tree is None else tree.swap_bytes,
+            "shared_bytes": None if tree is None else tree.shared_bytes,
             "states": None if tree is None else tree.states,
             "promised_bytes": victim.sample.promised_bytes,
             "within_promise": victim.within_promise,
@@ -296,6 +297,7 @@ class Evaluator:
             "available_bytes": host.available_bytes,
             "limit_bytes": host.limit_bytes,
             "swap_free_bytes": host.swap_free_bytes,
+            "host_shared_bytes": host.shared_bytes,
             "psi_full_avg10": host.psi_full_avg10,
             **self._held(),
         }

@@ -22,8 +22,9 @@ class HostMemory:
     total_bytes: physical memory. limit_bytes: what we may use: the smallest of RAM and our own cgroup chain.
     available_bytes: free for use now, the smallest of MemAvailable and the cgroups' room; page cache is not use.
     swap_total_bytes, swap_free_bytes: 0 total means the host has no swap. On macOS the total grows by itself.
-    paging_bytes: counter of bytes swapped in and out since boot. psi_*: per cent of time, Linux only.
-    level: macOS memory pressure level (1 normal, 2 warn, 4 critical). oom_kills: counter of our cgroup (or host).
+    paging_bytes: counter of bytes swapped in and out since boot. shared_bytes: all shared memory and tmpfs files.
+    psi_*: per cent of time, Linux only. level: macOS memory pressure level (1 normal, 2 warn, 4 critical).
+    oom_kills: counter of our cgroup (or host).
     """
 
     at: float
@@ -33,6 +34,7 @@ class HostMemory:
     swap_total_bytes: int | None = None
     swap_free_bytes: int | None = None
     paging_bytes: int | None = None
+    shared_bytes: int | None = None
     psi_some_avg10: float | None = None
     psi_full_avg10: float | None = None
     psi_full_avg60: float | None = None
@@ -52,13 +54,15 @@ class TreeSample:
     """One reading of a process tree, summed over its members.
 
     footprint_bytes: memory it holds, swapped parts included (Linux PSS + SwapPss, or the cheaper upper bound
-    RssAnon + RssShmem + VmSwap when `exact` is False; macOS phys_footprint). cpu_s: user and system, with that of
+    RssAnon + RssShmem + VmSwap when `exact` is False, either with the memfd and tmpfs files it fills; macOS
+    phys_footprint). shared_bytes: the shared part of it. cpu_s: user and system, with that of
     children already waited for. io_bytes: read and write calls, not disk traffic (swap-in would look like work).
     states: one letter per process. frozen: held by a cgroup freezer. members: (pid, start time) of each process.
     """
 
     footprint_bytes: int | None = None
     swap_bytes: int | None = None
+    shared_bytes: int = 0
     cpu_s: float | None = None
     io_bytes: int | None = None
     major_faults: int | None = None

@@ -85,10 +85,9 @@ def sample_trees(
 ) -> dict[str, TreeSample | None]:
     """Like `sample_tree` for many at once, with one look at the process table. key -> (pid, start, exact, known)."""
     table = system.process_table()
-    return {
-        key: system.sample(system.members(pid, start, table, known), exact)
-        for key, (pid, start, exact, known) in wanted.items()
-    }
+    procs = {key: system.members(pid, start, table, known) for key, (pid, start, _, known) in wanted.items()}
+    shared = system.shared_bytes(procs)
+    return {key: system.sample(procs[key], wanted[key][2], shared.get(key, 0)) for key in wanted}
 
 
 def living(pid: int, start: float, known: Iterable[tuple[int, float]] = ()) -> set[tuple[int, float]]:

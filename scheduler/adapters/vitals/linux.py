@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from scheduler.adapters.vitals.shared import SharedMemory
 from scheduler.policy.samples import HostMemory, TreeSample
 
 PROC = "/proc"  # tests point it elsewhere
@@ -97,7 +98,7 @@ def peak_bytes(pid: int) -> int | None:
 
 def own_bytes() -> int:
     memory = memory_of(os.getpid(), exact=False)
-    return 0 if memory is None else memory[0]
+    return 0 if memory is None else memory.footprint
 
 
 def _status(pid: int, wanted: tuple[bytes, ...]) -> dict[bytes, int]:
@@ -116,8 +117,8 @@ def _kilobytes(text: bytes) -> int | None:
     return int(parts[0]) * 1024 if len(parts) == 2 and parts[1] == b"kB" and parts[0].isdigit() else None
 
 
-def _rollup(pid: int) -> tuple[int, int] | None:
-    """(PSS of anonymous and shared memory + SwapPss, SwapPss); walks the page tables: milliseconds per GiB."""
+def _rollup(pid: int) -> Memory | None:
+    """PSS of anonymous and shared memory, and SwapPss; walks the page tables: milliseconds per GiB."""
     sums = {}
     for line in (read(f"{PROC}/{pid}/smaps_rollup", 8192) or b"").splitlines():
         name, _, rest = line.partition(b":")
@@ -126,17 +127,26 @@ def _rollup(pid: int) -> tuple[int, int] | None:
     if b"SwapPss" not in sums or b"Pss" not in sums:
         return None
     held = sums[b"Pss_Anon"] + sums.get(b"Pss_Shmem", 0) if b"Pss_Anon" in sums else sums.get(b"Pss", 0)
-    return held + sums[b"SwapPss"], sums[b"SwapPss"]
+    return Memory(held + sums[b"SwapPss"], sums[b"SwapPss"], sums.get(b"Pss_Shmem", 0), True)
 
 
-def memory_of(pid: int, exact: bool) -> tuple[int, int, bool] | None:
-    """(footprint, swapped part, exact?) of one process in bytes; None when it cannot be read."""
+class Memory(NamedTuple):
+    """What one process holds, in bytes; footprint: all of it, swap and shared pages included."""
+
+    footprint: int
+    swap: int
+    shared: int
+    exact: bool
+
+
+def memory_of(pid: int, exact: bool) -> Memory | None:
+    """What a process holds; None when it cannot be read."""
     if exact and (sums := _rollup(pid)) is not None:
-        return (*sums, True)
+        return sums
     fields = _status(pid, (b"RssAnon", b"RssShmem", b"VmSwap"))
     if len(fields) < 3:
         return None
-    return sum(fields.values()), fields[b"VmSwap"], False
+    return Memory(sum(fields.values()), fields[b"VmSwap"], fields[b"RssShmem"], False)
 
 
 def _io_bytes(pid: int) -> int | None:
@@ -200,13 +210,25 @@ def _ended(proc: Proc) -> bool:
     return not os.path.exists(f"{PROC}/{proc.pid}")
 
 
-def sample(procs: list[Proc], exact: bool) -> TreeSample | None:
-    """Measure these processes; None when none is left. A sum that lacks a member is None, never too small."""
+_shared = SharedMemory()
+
+
+def shared_bytes(trees: Mapping[str, list[Proc]]) -> dict[str, int]:
+    """Shared memory of each tree that its processes need not have mapped (see `shared`); {} when there is little."""
+    return _shared.of(trees, numbers(read(f"{PROC}/meminfo"), (b"Shmem",), 1024).get(b"Shmem"))
+
+
+def sample(procs: list[Proc], exact: bool, shared_bytes: int = 0) -> TreeSample | None:
+    """Measure these processes; None when none is left. A sum that lacks a member is None, never too small.
+
+    shared_bytes: what they hold in files of shared memory; what they have mapped of it is not counted again.
+    """
     if not procs:
         return None
     footprint: int | None = 0
     swap: int | None = 0
     io: int | None = 0
+    mapped = 0
     all_exact = exact
     for proc in procs:
         if proc.state in "ZX":
@@ -217,14 +239,16 @@ def sample(procs: list[Proc], exact: bool) -> TreeSample | None:
                 continue  # it holds nothing any more
             footprint = swap = None
         elif footprint is not None and swap is not None:
-            footprint, swap, all_exact = footprint + memory[0], swap + memory[1], all_exact and memory[2]
+            footprint, swap, all_exact = footprint + memory.footprint, swap + memory.swap, all_exact and memory.exact
+            mapped += memory.shared
         moved = _io_bytes(proc.pid)
         io = None if io is None or moved is None else io + moved
     # A frozen process shows as D (v1) or S (v2); only a tree that stands still is worth the look.
     still = all(p.state in "DSTtZ" for p in procs)
     return TreeSample(
-        footprint_bytes=footprint,
+        footprint_bytes=None if footprint is None else footprint + max(0, shared_bytes - mapped),
         swap_bytes=swap,
+        shared_bytes=max(shared_bytes, mapped),
         cpu_s=sum(p.cpu_ticks for p in procs) / _HZ,
         io_bytes=io,
         major_faults=sum(p.major_faults for p in procs),
@@ -345,7 +369,7 @@ class HostProbe:
         self.chain = cgroup_chain()
 
     def read(self, now: float) -> HostMemory:
-        fields = (b"MemTotal", b"MemAvailable", b"SwapTotal", b"SwapFree")
+        fields = (b"MemTotal", b"MemAvailable", b"SwapTotal", b"SwapFree", b"Shmem")
         info = numbers(read(f"{PROC}/meminfo"), fields, 1024)
         total, available = info.get(b"MemTotal"), info.get(b"MemAvailable")
         swap_total, swap_free = info.get(b"SwapTotal"), info.get(b"SwapFree")
@@ -370,6 +394,7 @@ class HostProbe:
             swap_total_bytes=swap_total,
             swap_free_bytes=swap_free,
             paging_bytes=sum(paging) * _PAGE if len(paging) == 2 else None,
+            shared_bytes=info.get(b"Shmem"),
             psi_some_avg10=psi.get("some_avg10"),
             psi_full_avg10=psi.get("full_avg10"),
             psi_full_avg60=psi.get("full_avg60"),

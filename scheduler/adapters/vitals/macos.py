@@ -157,7 +157,12 @@ def members(root: int, start: float, table: Mapping[int, Proc], known: Iterable[
     return list(found.values())
 
 
-def sample(procs: list[Proc], exact: bool) -> TreeSample | None:
+def shared_bytes(trees: Mapping[str, list[Proc]]) -> dict[str, int]:
+    """There is no tmpfs here, and phys_footprint counts shared memory objects for those who made them."""
+    return {}
+
+
+def sample(procs: list[Proc], exact: bool, shared_bytes: int = 0) -> TreeSample | None:
     """Measure these processes; a sum that lacks a member is None, never too small."""
     if not procs:
         return None

@@ -1,0 +1,201 @@
+"""Memory runs out for real, inside a cgroup limit, and it is somebody's fault: that one ends, in time, and nobody else.
+
+Real processes and, unless a test says otherwise, the real thresholds. The whole scheduler stands at the end: a trial
+that was preempted runs again and counts nothing. Which of several victims the policy picks is `test_victims`.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.sandbox import Sandbox
+from tests.faults.watchdog_harness import HEALTHY, MIB, Host, Trial, host, until
+
+pytestmark = pytest.mark.faults
+
+TAKE = """
+import os, sys, time
+def take(mib, per_s):
+    piece, at, blocks = 8, time.monotonic(), []
+    for _ in range(0, mib, piece):
+        blocks.append(b"\\xff" * (piece << 20))
+        at += piece / per_s
+        time.sleep(max(0.0, at - time.monotonic()))
+    return blocks
+"""
+# Takes so much and keeps it; shared memory is written, so that no RSS shows it.
+FILL = """
+tick()
+fd = {open}
+for _ in range({mib}):
+    os.write(fd, bytes(1 << 20))
+    time.sleep(0.01)
+{close}
+while True:
+    tick(); time.sleep(0.3)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Host]:
+    """A host with the real thresholds and no watchdog yet."""
+    with host(tmp_path) as made:
+        made.limits = {}
+        made.registry.thresholds({})
+        yield made
+
+
+def kernel_kills(group: Path) -> int:
+    """How often the kernel's killer has acted in this cgroup."""
+    lines = (group / "memory.oom_control").read_text().split()
+    return int(lines[lines.index("oom_kill") + 1])
+
+
+def neighbours(here: Host, group: Path, count: int, mib: int) -> list[Trial]:
+    """Healthy trials that hold so much of a promise that is a little larger."""
+    script = f"block = hold({mib})\n" + HEALTHY
+    return [
+        here.trial(f"neighbour{n}", script, reservation_bytes=int(1.1 * mib + 30) * MIB, cgroup=group)
+        for n in range(count)
+    ]
+
+
+def closed_for(here: Host, word: str) -> str:
+    """Wait until admission is closed for this reason, and return it."""
+    return str(
+        until(
+            lambda: (r := here.registry.pressure()) and (r.closed_reason or "").startswith(word) and r.closed_reason,
+            60.0,
+            f"admission is closed: {word}",
+        )
+    )
+
+
+# -- time that is left ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_s", [50, 400])
+def test_growing_trial_is_ended_before_the_kernel_acts(here: Host, per_s: int) -> None:
+    """A trial that grows on and on in 2 GiB is evicted before the kernel's killer, and its neighbours live."""
+    group = here.cgroup("memory", f"grow{per_s}", limit_in_bytes=2048 * MIB)
+    here.running(cgroup=group)
+    beside = neighbours(here, group, 2, 450)
+    grower = here.trial(
+        "grower", f"tick()\n{TAKE}\ntake(2000, {per_s})\n" + HEALTHY, reservation_bytes=300 * MIB, cgroup=group
+    )
+    assert grower.done.wait(120.0)
+    assert kernel_kills(group) == 0
+    assert grower.story is not None and grower.story.reason in ("evicted", "overshoot")
+    assert grower.story.evidence["within_promise"] is False
+    here.check(victims=1, bystanders=tuple(beside))
+
+
+# -- strangers ------------------------------------------------------------------------------------------------------
+
+
+def test_stranger_takes_most_of_the_memory_and_no_trial_is_ended(here: Host) -> None:
+    """Another program takes 1.2 of 2 GiB: admission closes, the healthy trial within its promise lives."""
+    group = here.cgroup("memory", "stranger", limit_in_bytes=2048 * MIB)
+    here.running(cgroup=group)
+    trial = here.trial("healthy", "block = hold(690)\n" + HEALTHY, reservation_bytes=720 * MIB, cgroup=group)
+    here.foreign(TAKE + "blocks = take(1216, 150)\ntime.sleep(600)", group)
+    said = closed_for(here, "within_promise")
+    assert f"of {720 * MIB} promised" in said
+    # Twice the window in which a level that lasts leads to a kill.
+    assert not trial.done.wait(30.0), trial.state
+    assert kernel_kills(group) == 0
+    here.check(victims=0, bystanders=(trial,), new_trial=False)
+
+
+def test_stranger_that_takes_it_all_preempts_the_least_work(here: Host) -> None:
+    """When the kernel would be next, the youngest within its promise is preempted; the record has the numbers."""
+    group = here.cgroup("memory", "all", limit_in_bytes=2048 * MIB)
+    here.running(cgroup=group)
+    old, young = neighbours(here, group, 2, 450)
+    # The kernel would take the largest of ours: as in production they come before any stranger of their size.
+    for trial in (old, young):
+        Path(f"/proc/{trial.process.pid}/oom_score_adj").write_text("500")
+    here.registry.tick(young.registration, 10**6, time.monotonic(), saved_at=time.monotonic() + 3600)
+    here.foreign(TAKE + "blocks = take(1250, 100)\ntime.sleep(600)", group)
+    assert young.done.wait(60.0)
+    assert young.story is not None and young.story.reason == "preempted"
+    record = young.story.records[0]
+    assert record["within_promise"] is True
+    assert record["footprint_bytes"] <= record["promised_bytes"]
+    assert record["evidence"]["ours_held_bytes"] <= record["evidence"]["ours_promised_bytes"]
+    assert kernel_kills(group) == 0
+    here.check(victims=1, bystanders=(old,), new_trial=False)
+
+
+# -- shared memory --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def name() -> Iterator[Path]:
+    """A name of our own on the tmpfs."""
+    path = Path("/dev/shm") / f"headroom-test-{uuid.uuid4().hex}"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("kind", ["memfd", "file", "closed file"])
+def test_filler_of_shared_memory_is_ended_not_its_neighbour(here: Host, name: Path, kind: str) -> None:
+    """A trial of some 26 MiB of RSS that fills a memfd or a file on /dev/shm is seen to hold it, and is the victim."""
+    if kind == "memfd":
+        opened, closing = "os.memfd_create('x')", ""
+    else:
+        opened = f"os.open({str(name)!r}, os.O_CREAT | os.O_WRONLY)"
+        closing = "os.close(fd)" if kind == "closed file" else ""
+    group = here.cgroup("memory", "shared", limit_in_bytes=1024 * MIB)
+    here.running(cgroup=group)
+    beside = neighbours(here, group, 1, 280)
+    filler = here.trial(
+        "filler", FILL.format(open=opened, mib=650, close=closing), reservation_bytes=100 * MIB, cgroup=group
+    )
+    assert filler.done.wait(90.0)
+    assert filler.story is not None and filler.story.reason in ("evicted", "overshoot")
+    assert filler.story.evidence["shared_bytes"] > 200 * MIB
+    assert kernel_kills(group) == 0
+    assert not beside[0].done.wait(1.0)
+    here.check(victims=1, bystanders=tuple(beside), new_trial=False)
+
+
+def test_shared_memory_of_a_stranger_is_nobodys_of_ours(here: Host) -> None:
+    """What another program puts into shared memory is not charged to a trial: admission closes, nobody is ended."""
+    group = here.cgroup("memory", "theirs", limit_in_bytes=1024 * MIB)
+    here.running(cgroup=group)
+    beside = neighbours(here, group, 2, 250)
+    here.foreign(
+        "import os, time\nfd = os.memfd_create('x')\n"
+        "for _ in range(430):\n    os.write(fd, bytes(1 << 20)); time.sleep(0.01)\ntime.sleep(600)",
+        group,
+    )
+    closed_for(here, "within_promise")
+    assert not any(trial.done.wait(10.0) for trial in beside)
+    here.check(victims=0, bystanders=tuple(beside), new_trial=False)
+
+
+# -- the whole scheduler --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made() -> Iterator[list[Sandbox]]:
+    """Sandboxes that are ended whatever happens."""
+    all_: list[Sandbox] = []
+    yield all_
+    for each in all_:
+        each.end_all()
+
+
+def limited(box: Sandbox, group: Path, *arguments: str) -> Any:
+    """Start a driver inside a cgroup."""
+    box.starts += 1
+    into = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+    with open(box.log, "wb") as log:
+        return box.spawn([*into, *box.command(*arguments)], log)
