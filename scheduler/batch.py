@@ -124,14 +124,16 @@ class BatchState:
 
     def _on_worker_joined(self, event: m.WorkerJoined) -> None:
         facts = event.facts
+        budget, beside = self.rules.memory_budget.on(facts), self.ledger.overhead_beside(facts)
         self.ledger.join(
             Row(
                 facts=facts,
-                capacity_bytes=admission.capacity(self.rules.memory_budget.on(facts), facts),
+                own_capacity_bytes=admission.own_capacity(budget, facts),
                 device_capacity_bytes=admission.device_capacity(facts.device) if facts.device else None,
                 reserve_bytes=self.rules.reserve_bytes,
                 available_bytes=facts.available_bytes,
-            )
+            ),
+            admission.capacity(budget, facts, beside),
         )
         self._look_at_environments()
         self._stale = True
@@ -152,6 +154,7 @@ class BatchState:
         row.vitals_at = self._now
         row.available_bytes, row.pressure = event.available_bytes, event.pressure
         self._shut(row, event.closed_reason)
+        row.others_unclaimed_bytes = event.others_unclaimed_bytes
         row.touch()
         for attempt, step_s in event.step_s.items():
             if (trial := self._current(attempt)) is not None:
@@ -332,12 +335,12 @@ class BatchState:
         views = self.ledger.views()
         if not views:
             return
-        largest = max(self.ledger, key=lambda row: -1 if row.gone else row.capacity_bytes - row.facts.overhead_bytes)
+        largest = max(self.ledger, key=lambda row: -1 if row.gone else row.limit_bytes)
         study.asking = True
         self._out.append(
             m.AskTrial(
                 study=study.spec.name,
-                limit_bytes=largest.capacity_bytes - largest.facts.overhead_bytes,
+                limit_bytes=largest.limit_bytes,
                 correction=self.sizing.correction(study.spec.name, self._environments),
                 environments=tuple(sorted(each.name for each in self._environments if each is not None)),
                 device_limit_bytes=largest.device_capacity_bytes,

@@ -1,7 +1,9 @@
-"""The ledger: who holds how many bytes on which worker.
+"""The ledger: who holds how many bytes on which worker, and of which memory.
 
-One row per worker (one memory domain), one reservation per attempt. Covers reserving, resizing and releasing, what
-each attempt was last seen to use, and the view that admission and placement decide on. Decides nothing itself.
+One row per worker (its slots, its own bound), one domain per memory that workers share (a host, or the cgroup that
+bounds them there), one reservation per attempt: it is charged to the row and to the domain. Covers reserving, resizing
+and releasing, what each attempt was last seen to use, and the view that admission and placement decide on. Decides
+nothing itself.
 """
 
 from __future__ import annotations
@@ -28,25 +30,76 @@ class Reservation:
     peak_bytes: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
+class Domain:
+    """Memory that all workers of a host, or of a cgroup on it, draw from."""
+
+    name: str
+    capacity_bytes: int
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What the workers' own processes hold."""
+        return sum(row.facts.overhead_bytes for row in self.rows.values())
+
+    @property
+    def reserved_bytes(self) -> int:
+        """What attempts and the workers' own processes hold."""
+        return sum(row.reserved_bytes for row in self.rows.values())
+
+    @property
+    def unclaimed_bytes(self) -> int:
+        """Promised to attempts here and not yet taken by them."""
+        held = (r for row in self.rows.values() for r in row.reservations.values())
+        return sum(max(0, r.host_bytes - r.used_bytes) for r in held)
+
+    @property
+    def is_idle(self) -> bool:
+        return not any(row.reservations for row in self.rows.values())
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class Row:
-    """One worker. `gone`: it left; its row stays until the last reservation on it is released."""
+    """One worker. `gone`: it left; its row stays until the last reservation on it is released.
+
+    own_capacity_bytes: what it may promise whatever its domain has; None: no less than the domain.
+    """
 
     facts: WorkerFacts
-    capacity_bytes: int
+    own_capacity_bytes: int | None
     device_capacity_bytes: int | None
     reserve_bytes: int
     available_bytes: int | None
     pressure: Pressure = Pressure.NORMAL
     closed_reason: str | None = None
+    others_unclaimed_bytes: int = 0
     gone: bool = False
     vitals_at: float | None = None
     reservations: dict[AttemptId, Reservation] = field(default_factory=dict)
+    domain: Domain = field(default_factory=lambda: Domain(name="", capacity_bytes=0))
     _view: WorkerView | None = None
 
     def touch(self) -> None:
-        """Something changed: the next `view` is built anew (with a thousand workers building dominates otherwise)."""
+        """Something changed: the next `view` of each worker that shares the memory is built anew.
+
+        With a thousand workers building dominates otherwise.
+        """
         self._view = None
+        for row in self.domain.rows.values():
+            row._view = None
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes it may promise in all, its own overhead included."""
+        capacity, own = self.domain.capacity_bytes, self.own_capacity_bytes
+        return capacity if own is None else min(own, capacity)
+
+    @property
+    def limit_bytes(self) -> int:
+        """The most that one trial can be given here while no other runs on the host."""
+        domain = self.domain
+        return min(self.capacity_bytes - self.facts.overhead_bytes, domain.capacity_bytes - domain.overhead_bytes)
 
     @property
     def reserved_bytes(self) -> int:
@@ -56,20 +109,28 @@ class Row:
     def view(self) -> WorkerView:
         if self._view is not None:
             return self._view
-        held = self.reservations.values()
+        held, domain = self.reservations.values(), self.domain
+        shared = len(domain.rows) > 1
+        unified = shared and self.facts.device is not None and self.facts.device.unified
+        on_device = (r for row in domain.rows.values() for r in row.reservations.values()) if unified else held
         self._view = WorkerView(
             address=self.facts.address,
             capacity_bytes=self.capacity_bytes,
             reserved_bytes=self.reserved_bytes,
             available_bytes=self.available_bytes,
-            unclaimed_bytes=sum(max(0, r.host_bytes - r.used_bytes) for r in held),
+            unclaimed_bytes=domain.unclaimed_bytes + self.others_unclaimed_bytes,
             reserve_bytes=self.reserve_bytes,
             free_slots=self.facts.slots - sum(r.slots for r in held),
             slots=self.facts.slots,
             pressure=self.pressure,
             closed_reason=self.closed_reason,
             device_capacity_bytes=self.device_capacity_bytes,
-            device_reserved_bytes=sum(r.device_bytes for r in held),
+            device_reserved_bytes=sum(r.device_bytes for r in on_device),
+            device_is_shared=unified,
+            domain=domain.name if shared else "",
+            domain_headroom_bytes=domain.capacity_bytes - domain.reserved_bytes if shared else None,
+            domain_idle=domain.is_idle,
+            limit_bytes=self.limit_bytes,
             host=self.facts.host,
         )
         return self._view
@@ -80,18 +141,49 @@ class Ledger:
 
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
+        self._domains: dict[str, Domain] = {}
         self._where: dict[AttemptId, str] = {}
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.values())
 
-    def join(self, row: Row) -> None:
+    @property
+    def domains(self) -> Iterator[Domain]:
+        """Each memory once, however many workers share it."""
+        return iter(self._domains.values())
+
+    def overhead_beside(self, facts: WorkerFacts) -> int:
+        """Bytes that other workers of ours hold of this worker's memory for themselves."""
+        domain = self._domains.get(facts.domain or facts.address)
+        rows = {} if domain is None else domain.rows
+        return sum(row.facts.overhead_bytes for address, row in rows.items() if address != facts.address)
+
+    def join(self, row: Row, domain_capacity_bytes: int) -> None:
         """A worker arrives. One that comes back under the same address before its row is empty is a new life of it:
-        the old reservations stay charged until their attempts are reported ended."""
+        the old reservations stay charged until their attempts are reported ended.
+
+        domain_capacity_bytes: what its domain may promise, as this worker sees it. It counts while nothing runs there:
+        later it would take our own trials for somebody else's memory.
+        """
         address = row.facts.address
         if (old := self._rows.get(address)) is not None:
             row.reservations.update(old.reservations)
+            self._leave_domain(old)
+        name = row.facts.domain or address
+        domain = self._domains.setdefault(name, Domain(name=name, capacity_bytes=domain_capacity_bytes))
+        if domain.is_idle:
+            domain.capacity_bytes = domain_capacity_bytes
+        row.domain, domain.rows[address] = domain, row
         self._rows[address] = row
+        row.touch()
+
+    def _leave_domain(self, row: Row) -> None:
+        domain = row.domain
+        del domain.rows[row.facts.address]
+        if not domain.rows:
+            del self._domains[domain.name]
+        for other in domain.rows.values():
+            other.touch()
 
     def leave(self, address: str) -> None:
         if (row := self._rows.get(address)) is not None:
@@ -124,9 +216,10 @@ class Ledger:
         attempt = reservation.attempt
         if attempt in self._where:
             raise LedgerError(f"{attempt} already holds a reservation on {self._where[attempt]}")
-        after = row.reserved_bytes + reservation.host_bytes
-        if after > row.capacity_bytes:
-            raise LedgerError(f"{attempt}: {after} bytes reserved on {address} would exceed {row.capacity_bytes}")
+        for where, of in ((address, row), (row.domain.name, row.domain)):
+            after = of.reserved_bytes + reservation.host_bytes
+            if after > of.capacity_bytes:
+                raise LedgerError(f"{attempt}: {after} bytes reserved on {where} would exceed {of.capacity_bytes}")
         row.reservations[attempt] = reservation
         row.touch()
         self._where[attempt] = address
@@ -166,7 +259,17 @@ class Ledger:
                     raise LedgerError(f"{attempt} stands in the row of {address} but not in the index")
         if sum(len(row.reservations) for row in self._rows.values()) != len(self._where):
             raise LedgerError("the index names reservations that no row holds")
+        charged = [row for domain in self._domains.values() for row in domain.rows.values()]
+        if sorted(map(id, charged)) != sorted(map(id, self._rows.values())):
+            raise LedgerError("a worker draws from no domain, or from more than one")
+        for name, domain in self._domains.items():
+            if name != domain.name or any(row.domain is not domain for row in domain.rows.values()):
+                raise LedgerError(f"the workers of {name} think otherwise of whose memory they share")
+            rooms = {row.view().domain_headroom_bytes for row in domain.rows.values()}
+            if len(domain.rows) > 1 and rooms != {domain.capacity_bytes - domain.reserved_bytes}:
+                raise LedgerError(f"the workers of {name} see different room in the memory they share: {rooms}")
 
     def _drop_if_empty(self, row: Row) -> None:
         if row.gone and not row.reservations:
             del self._rows[row.facts.address]
+            self._leave_domain(row)

@@ -168,10 +168,14 @@ class Simulation:
         if any(other.trial == attempt.trial for other in self._live):
             raise BrokenPromise(f"{attempt} is launched while another attempt of it runs")
         here = [self._live[other] for other in self._on[command.worker]]
-        reserved = fact.overhead_bytes + command.reserved_bytes + sum(other.reserved for other in here)
+        own = fact.overhead_bytes + command.reserved_bytes + sum(other.reserved for other in here)
         slots = command.slots + sum(other.launch.slots for other in here)
-        if reserved > fact.limit_bytes or slots > fact.slots:
-            raise BrokenPromise(f"{attempt} overfills {command.worker}: {reserved} bytes, {slots} slots")
+        if own > (fact.worker_limit_bytes or fact.limit_bytes) or slots > fact.slots:
+            raise BrokenPromise(f"{attempt} overfills {command.worker}: {own} bytes, {slots} slots")
+        shared = command.reserved_bytes + sum(live.reserved for live in self._sharing(fact))
+        shared += sum(other.overhead_bytes for other in self._beside(fact))
+        if shared > fact.limit_bytes:
+            raise BrokenPromise(f"{attempt} overfills the memory of {fact.domain or fact.address}: {shared} bytes")
         size, seconds = self._truth[attempt.trial]
         self._launched.add(attempt)
         self._live[attempt] = _Attempt(command, command.reserved_bytes, size)
@@ -189,6 +193,15 @@ class Simulation:
             settled = m.AttemptSettled(attempt=attempt, peak_bytes=size)
             self.at(0.03 + seconds / EPOCHS, lambda: self._news(attempt, settled))
         self.at(0.05 + until, lambda: self._end(attempt, reason))
+
+    def _beside(self, fact: m.WorkerFacts) -> list[m.WorkerFacts]:
+        """All workers that draw from its memory, itself among them."""
+        name = fact.domain or fact.address
+        return [other for other in self.facts.values() if (other.domain or other.address) == name]
+
+    def _sharing(self, fact: m.WorkerFacts) -> list[_Attempt]:
+        """What runs in that memory."""
+        return [self._live[a] for other in self._beside(fact) for a in sorted(self._on[other.address])]
 
     # -- what happens in the world ----------------------------------------------------------------------------------
 
@@ -222,8 +235,10 @@ class Simulation:
     def _vitals(self, address: str) -> None:
         fact = self.facts[address]
         used = {attempt: self._live[attempt].true_bytes for attempt in sorted(self._on[address])}
+        taken = sum(live.true_bytes for live in self._sharing(fact))
+        taken += sum(other.overhead_bytes for other in self._beside(fact))
         stranger = int(fact.limit_bytes * self.random.uniform(0, self.world.strangers))
-        available = max(0, fact.limit_bytes - fact.overhead_bytes - sum(used.values()) - stranger)
+        available = max(0, fact.limit_bytes - taken - stranger)
         failed = self.random.random() < self.world.trouble / 10
         self.tell(
             m.WorkerVitals(

@@ -15,6 +15,21 @@ def hosts(count: int) -> list:
     return [facts(f"w{n}", host=f"host{n}", overhead_bytes=2**28) for n in range(count)]
 
 
+def crowded(count: int) -> list:
+    """That many hosts of 24 GiB with three workers each, of which one has a limit of its own."""
+    return [
+        facts(
+            f"w{n}.{k}",
+            host=f"host{n}",
+            overhead_bytes=2**28,
+            domain=f"host{n}",
+            worker_limit_bytes=8 * 2**30 if k == 2 else None,
+        )
+        for n in range(count)
+        for k in range(3)
+    ]
+
+
 def world(**changes: float) -> World:
     """Trials of phase 6a."""
     return World(bytes_of=bytes_of, seconds_of=seconds_of, **changes)  # type: ignore[arg-type]
@@ -36,6 +51,14 @@ def test_troubled_batch_reaches_every_quota(seed: int) -> None:
     troubled = world(trouble=0.2, lost_every_s=300.0, vitals_s=5.0, strangers=0.3)
     done = Simulation(troubled, phase6a(3), hosts(2), seed=seed).run(limit_s=200_000)
     assert done.ended is not None
+    assert done.counted == {spec.name: 3 for spec in phase6a(3)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_workers_of_one_host_never_promise_its_memory_twice(seed: int) -> None:
+    """Three workers on each host, through every kind of trouble: its memory is promised once, and the 2B trials run."""
+    troubled = world(trouble=0.2, lost_every_s=300.0, vitals_s=5.0, strangers=0.2)
+    done = Simulation(troubled, phase6a(3), crowded(2), seed=seed).run(limit_s=200_000)
     assert done.counted == {spec.name: 3 for spec in phase6a(3)}
 
 

@@ -189,7 +189,11 @@ class DevicePool:
 class WorkerFacts:
     """What a worker says of itself when it joins; measured on its host by the agent.
 
-    total_bytes: physical memory. limit_bytes: what this process may use (the smallest of RAM and its cgroups).
+    domain: names the memory it draws from (the host's boot, and what bounds it there): all workers of one domain share
+    its bytes. "": a domain of its own.
+    total_bytes: physical memory. limit_bytes: what the domain may use in all (the smallest of RAM, its cgroups and what
+    the batch system gave). worker_limit_bytes: what this worker alone may use of it (Dask's --memory-limit), None: all.
+    limit_source: what rules: "ram", "cgroup", "slurm" or "dask".
     available_bytes: free for use right now (page cache does not count as use).
     overhead_bytes: the worker's own processes, the warm spare among them; charged to its ledger row.
     environment: of its trial processes; None when none of them said.
@@ -202,6 +206,9 @@ class WorkerFacts:
     limit_bytes: int
     available_bytes: int
     overhead_bytes: int = 0
+    domain: str = ""
+    worker_limit_bytes: int | None = None
+    limit_source: str = "ram"
     device: DevicePool | None = None
     environment: Environment | None = None
 
@@ -211,9 +218,13 @@ class WorkerView:
     """One ledger row as admission and placement see it: a snapshot, free of the brain's internals.
 
     available_bytes: free memory of the host now, None when the probe failed (which closes admission).
-    unclaimed_bytes: sum over running attempts of max(0, reservation - used): promised, not yet taken.
+    unclaimed_bytes: sum over the attempts that run on the host, other runs' among them, of max(0, reservation - used):
+    promised, not yet taken.
     reserve_bytes: kept free for the system itself.
-    device_*: the device's pool, None where there is none.
+    device_*: the device's pool, None where there is none. device_is_shared: its bytes are those of the whole domain.
+    domain: the memory it shares with other workers, "" where it shares none. domain_headroom_bytes: what nobody there
+    holds of it, None where it shares none. domain_idle: no attempt of ours runs on any worker of it.
+    limit_bytes: the most that one trial can be given here while no other runs, None when that is not known.
     """
 
     address: str
@@ -229,11 +240,22 @@ class WorkerView:
     device_capacity_bytes: int | None = None
     device_reserved_bytes: int = 0
     host: str = ""
+    device_is_shared: bool = False
+    domain: str = ""
+    domain_headroom_bytes: int | None = None
+    domain_idle: bool = True
+    limit_bytes: int | None = None
+
+    @property
+    def own_headroom_bytes(self) -> int:
+        """Capacity of this row that is not reserved, whatever its domain has left."""
+        return self.capacity_bytes - self.reserved_bytes
 
     @property
     def headroom_bytes(self) -> int:
-        """Capacity that is not reserved."""
-        return self.capacity_bytes - self.reserved_bytes
+        """Capacity that is not reserved: the row's or its domain's, the smaller."""
+        own = self.own_headroom_bytes
+        return own if self.domain_headroom_bytes is None else min(own, self.domain_headroom_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

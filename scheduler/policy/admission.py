@@ -55,11 +55,12 @@ def parse_memory_budget(text: str | int) -> MemoryBudget:
     return MemoryBudget(text=written, absolute_bytes=absolute)
 
 
-def capacity(budget: MemoryBudget, facts: WorkerFacts) -> int:
-    """Bytes the worker may promise in all, its own overhead included; never negative.
+def capacity(budget: MemoryBudget, facts: WorkerFacts, beside_bytes: int = 0) -> int:
+    """Bytes that the worker's domain may promise in all, our own overhead included; never negative.
 
     A percentage is how full the host may get: that share of `limit_bytes` less what other programs hold at start. A
     size is taken as written, since others' memory is seen by the live check; above `limit_bytes` it is a UsageError.
+    beside_bytes: what other workers of ours hold there.
     """
     if budget.absolute_bytes is not None:
         if budget.absolute_bytes > facts.limit_bytes:
@@ -69,8 +70,19 @@ def capacity(budget: MemoryBudget, facts: WorkerFacts) -> int:
             )
         return budget.absolute_bytes
     assert budget.percent is not None
-    others = max(0, facts.limit_bytes - facts.available_bytes - facts.overhead_bytes)
+    others = max(0, facts.limit_bytes - facts.available_bytes - facts.overhead_bytes - beside_bytes)
     return max(0, int(facts.limit_bytes * budget.percent / 100) - others)
+
+
+def own_capacity(budget: MemoryBudget, facts: WorkerFacts) -> int | None:
+    """Bytes the worker may promise where it has a limit of its own (Dask's --memory-limit), None where it has none."""
+    limit = facts.worker_limit_bytes
+    if limit is None:
+        return None
+    if budget.absolute_bytes is not None:
+        return min(budget.absolute_bytes, limit)
+    assert budget.percent is not None
+    return int(limit * budget.percent / 100)
 
 
 def device_capacity(pool: DevicePool | None) -> int | None:
@@ -139,7 +151,7 @@ def device_room(worker: WorkerView) -> int:
 def feasible(footprint: Footprint, workers: Iterable[WorkerView], slots: int = 1) -> Reject | None:
     """None when some worker could take it, were it empty; else a Reject with the best worker's numbers.
 
-    An idle worker is judged by its headroom (its own overhead is reserved there), a busy one by its capacity.
+    Judged by what one trial can be given there while no other runs; a view that does not know that, by its capacity.
     """
     rejects = []
     for worker in workers:
@@ -153,7 +165,9 @@ def feasible(footprint: Footprint, workers: Iterable[WorkerView], slots: int = 1
 
 def never(footprint: Footprint, slots: int, worker: WorkerView) -> Reject | None:
     """Why this worker could not take it even if it were empty, None when it could."""
-    limit = worker.headroom_bytes if worker.free_slots == worker.slots else worker.capacity_bytes
+    limit = worker.limit_bytes
+    if limit is None:
+        limit = worker.headroom_bytes if worker.free_slots == worker.slots else worker.capacity_bytes
     if footprint.host_bytes > limit:
         return Reject("exceeds_capacity", {"needed_bytes": footprint.host_bytes, "limit_bytes": limit})
     if slots > worker.slots:
@@ -165,8 +179,8 @@ def never(footprint: Footprint, slots: int, worker: WorkerView) -> Reject | None
 
 
 def _admit_alone(waiting: Waiting, worker: WorkerView) -> Admit | Defer:
-    """A trial nobody can size gets an empty worker and all that is left of it, so that its peak can be measured."""
-    if worker.free_slots < worker.slots:
+    """A trial nobody can size gets an empty host and all that is left of it, so that its peak can be measured."""
+    if worker.free_slots < worker.slots or not worker.domain_idle:
         return Defer("not_empty", {"free_slots": worker.free_slots, "slots": worker.slots, **_ledger(worker)})
     if worker.headroom_bytes <= 0 or live_room(worker) <= 0:
         return Defer("live_memory", {"needed_bytes": 1, **_ledger(worker), **_live(worker)})

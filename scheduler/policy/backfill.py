@@ -15,6 +15,7 @@ What the hold rests on:
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -41,21 +42,22 @@ class Hold:
     spare_device_bytes: int
     spare_slots: int
 
-    def lets(self, trial: Waiting, now: float) -> bool:
-        """Whether the trial may start on the held worker without delaying the head."""
+    def lets(self, trial: Waiting, worker: str, now: float) -> bool:
+        """Whether the trial may start there, on the held worker or on one that shares its memory, without delay for the
+        head."""
         return self._ends_before(trial, now) or (
             trial.footprint.is_known
             and trial.footprint.host_bytes <= self.spare_bytes
             and trial.footprint.device_bytes <= self.spare_device_bytes
-            and trial.slots <= self.spare_slots
+            and (worker != self.worker or trial.slots <= self.spare_slots)
         )
 
-    def take(self, trial: Waiting, now: float) -> None:
-        """Charge a trial that starts on the held worker and will still run beside the head."""
+    def take(self, trial: Waiting, worker: str, now: float) -> None:
+        """Charge a trial that starts there and will still run beside the head."""
         if not self._ends_before(trial, now):
             self.spare_bytes -= trial.footprint.host_bytes
             self.spare_device_bytes -= trial.footprint.device_bytes
-            self.spare_slots -= trial.slots
+            self.spare_slots -= trial.slots if worker == self.worker else 0
 
     def defer(self, trial: Waiting, now: float) -> Defer:
         """Why the trial may not start here although it fits."""
@@ -91,17 +93,23 @@ def _hold_on(view: WorkerView, running: list[Running], head: Waiting, now: float
     alone = not head.footprint.is_known
     need, need_slots = (1, view.slots) if alone else (head.footprint.host_bytes, head.slots)
     need_device = head.footprint.device_bytes
-    free_bytes, free_device, free_slots = admission.room(view), admission.device_room(view), view.free_slots
+    # What ends on another worker of the same memory gives back memory, but neither slots nor this worker's own bound.
+    shared, own = admission.room(view), view.own_headroom_bytes
+    if view.domain_headroom_bytes is not None:
+        shared = min(view.domain_headroom_bytes, admission.live_room(view))
+    free_device, free_slots = admission.device_room(view), view.free_slots
     # Of unknown ends the largest first: then the fewest have to end, and a backfill can only lower their number.
-    ending = iter(sorted(running, key=lambda run: (_end(run, now), -run.reserved_bytes, run.attempt)))
+    ending = deque(sorted(running, key=lambda run: (_end(run, now), -run.reserved_bytes, run.attempt)))
     until, unknown_ends = now, 0
-    while free_bytes < need or free_device < need_device or free_slots < need_slots:
-        run = next(ending, None)
-        if run is None:
+    while min(shared, own) < need or free_device < need_device or free_slots < need_slots or (alone and ending):
+        if not ending:
             return None
-        free_bytes += run.reserved_bytes
-        free_device += run.device_reserved_bytes
-        free_slots += run.slots
+        run = ending.popleft()
+        here = run.worker == view.address
+        shared += run.reserved_bytes
+        own += run.reserved_bytes * here
+        free_device += run.device_reserved_bytes * (here or view.device_is_shared)
+        free_slots += run.slots * here
         until = _end(run, now)
         unknown_ends += math.isinf(until)
     return Hold(
@@ -109,7 +117,7 @@ def _hold_on(view: WorkerView, running: list[Running], head: Waiting, now: float
         worker=view.address,
         until=until,
         unknown_ends=unknown_ends,
-        spare_bytes=0 if alone else free_bytes - need,
+        spare_bytes=0 if alone else min(shared, own) - need,
         spare_device_bytes=0 if alone else free_device - need_device,
         spare_slots=free_slots - need_slots,
     )

@@ -2,7 +2,7 @@
 
 Covers the order (fair share, size, duration, age), the choice of a worker (the host that has its checkpoint, then the
 tightest fit) and backfill round the head: the first trial in order that waits for something of ours, for which one
-worker is held. Does not decide whether one
+worker is held, and with it the memory that the worker shares with others of its host. Does not decide whether one
 trial fits one worker (`admission`) nor what may pass the head (`backfill`).
 """
 
@@ -70,13 +70,13 @@ def place(
             if view.host != trial.prefer_host and now < trial.prefer_until:
                 deferred[trial.trial] = Defer("checkpoint_elsewhere", {"wait_s": math.ceil(trial.prefer_until - now)})
                 continue
-        if view is None and hold is not None and board.admits(trial, hold.worker):
+        if view is None and hold is not None and (beside := board.beside(trial, hold)) is not None:
             held[hold.worker] = hold.head.trial
-            if not hold.lets(trial, now):
+            if not hold.lets(trial, beside.address, now):
                 deferred[trial.trial] = hold.defer(trial, now)
                 continue
-            hold.take(trial, now)
-            view = board.views[hold.worker]
+            hold.take(trial, beside.address, now)
+            view = beside
         if view is None:
             deferred[trial.trial] = board.why_not(trial)
             if hold is None:
@@ -113,6 +113,9 @@ class _Board:
         self._now = now
         self._unread = running
         self._running: defaultdict[str, list[Running]] = defaultdict(list)
+        self._together: defaultdict[str, list[str]] = defaultdict(list)  # by the memory they share
+        for view in self.views.values():
+            self._together[view.domain or view.address].append(view.address)
         usable = (view for view in self.views.values() if view.free_slots > 0 and admission.closed(view) is None)
         self._rooms = sorted((admission.room(view), view.address) for view in usable)
         self._best: WorkerView | None = None
@@ -120,16 +123,25 @@ class _Board:
     def admits(self, trial: Waiting, address: str) -> bool:
         return isinstance(admission.admit(trial, self.views[address]), Admit)
 
+    def together(self, address: str) -> list[str]:
+        """The workers that share its memory, itself among them."""
+        return self._together[self.views[address].domain or address]
+
+    def beside(self, trial: Waiting, hold: backfill.Hold) -> WorkerView | None:
+        """Where it could start in the memory that is held: on the held worker, or on one that shares it."""
+        others = (address for address in sorted(self.together(hold.worker)) if address != hold.worker)
+        return next((self.views[a] for a in (hold.worker, *others) if self.admits(trial, a)), None)
+
     def tightest(self, trial: Waiting, hold: backfill.Hold | None, host: str | None = None) -> WorkerView | None:
-        """The worker (of that host) with the least room that admits it, the held one aside. Large rooms stay whole for
+        """The worker (of that host) with the least room that admits it, what is held aside. Large rooms stay whole for
         the large."""
-        held = None if hold is None else hold.worker
+        held = () if hold is None else self.together(hold.worker)
         need = trial.footprint.host_bytes if trial.footprint.is_known else 1
         for index in range(bisect_left(self._rooms, (need, "")), len(self._rooms)):
             address = self._rooms[index][1]
             if host is not None and self.views[address].host != host:
                 continue
-            if address != held and self.admits(trial, address):
+            if address not in held and self.admits(trial, address):
                 return self.views[address]
         return None
 
@@ -138,17 +150,8 @@ class _Board:
         admitted = admission.admit(trial, view)
         assert isinstance(admitted, Admit), (trial, admitted)
         host_bytes, device_bytes = admitted.host_bytes, admitted.device_bytes
-        self._rooms.pop(bisect_left(self._rooms, (admission.room(view), view.address)))
-        after = replace(
-            view,
-            reserved_bytes=view.reserved_bytes + host_bytes,
-            unclaimed_bytes=view.unclaimed_bytes + host_bytes,
-            device_reserved_bytes=view.device_reserved_bytes + device_bytes,
-            free_slots=view.free_slots - trial.slots,
-        )
-        self.views[view.address] = after
-        if after.free_slots > 0:
-            insort(self._rooms, (admission.room(after), after.address))
+        for address in self.together(view.address):
+            self._charge(self.views[address], host_bytes, device_bytes, trial.slots, here=address == view.address)
         self._best = None
         self._running[view.address].append(
             Running(
@@ -162,11 +165,34 @@ class _Board:
         )
         return Start(trial=trial.trial, worker=view.address, host_bytes=host_bytes, device_bytes=device_bytes)
 
+    def _charge(self, view: WorkerView, host_bytes: int, device_bytes: int, slots: int, *, here: bool) -> None:
+        """One of the workers whose memory a start takes; here: the one that it takes the slots of, too."""
+        place = bisect_left(self._rooms, (admission.room(view), view.address))
+        listed = place < len(self._rooms) and self._rooms[place][1] == view.address
+        left = view.domain_headroom_bytes
+        after = replace(
+            view,
+            reserved_bytes=view.reserved_bytes + host_bytes * here,
+            unclaimed_bytes=view.unclaimed_bytes + host_bytes,
+            device_reserved_bytes=view.device_reserved_bytes + device_bytes * (here or view.device_is_shared),
+            free_slots=view.free_slots - slots * here,
+            domain_headroom_bytes=None if left is None else left - host_bytes,
+            domain_idle=False,
+        )
+        self.views[view.address] = after
+        if listed:
+            self._rooms.pop(place)
+            if after.free_slots > 0:
+                insort(self._rooms, (admission.room(after), after.address))
+
     def hold(self, head: Waiting) -> backfill.Hold | None:
         for run in self._unread:
             self._running[run.worker].append(run)
         self._unread = ()
-        options = ((view, self._running.get(view.address, [])) for view in self.views.values())
+        options = (
+            (view, [run for address in self.together(view.address) for run in self._running.get(address, ())])
+            for view in self.views.values()
+        )
         return backfill.earliest(head, options, self._now)
 
     def why_not(self, trial: Waiting) -> Defer:
