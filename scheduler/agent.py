@@ -23,12 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler import door, watchdog
+from scheduler import bounds, door, watchdog
 from scheduler.adapters import vitals
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
 from scheduler.policy.leaving import allowance_s
 from scheduler.process import TrialProcess, TrialStartError, Witness, check_objective, conclude, tail
+from scheduler.promises import NoRoom, Promises
 from scheduler.registry import HostRegistry, KillStory, Registration, claim, durable_result, read_json, write_json
 from scheduler.spare import WarmSpare
 
@@ -42,6 +43,7 @@ GAPS = 20  # of the latest signs of life of a trial, by which the length of its 
 DROPPABLE = frozenset({"progress", "checkpoint", "note", "would_kill"})
 NO_VITALS: Json = {
     "available_bytes": None,
+    "others_unclaimed_bytes": 0,
     "pressure": 0,
     "closed_reason": "the host's vitals cannot be read",
     "used_bytes": {},
@@ -56,6 +58,8 @@ class AgentConfig:
     environment: dotted path of the function that gives a trial process its environment; context: its argument.
     driver: its process, as `agent_folder.ProcessIdentity`. away_timeout_s: how long attempts are held for a driver that
     is not heard of. drain_timeout_s: what an attempt has at least to checkpoint and leave.
+    reserve_bytes: kept free on each host. dask_limit: the workers' own memory limit is the user's word (a cluster that
+    was started by hand), not ours.
     """
 
     run: str
@@ -69,6 +73,8 @@ class AgentConfig:
     watchdog_mode: str
     thresholds: Mapping[str, Any] = field(default_factory=dict)
     preload: tuple[str, ...] | None = None  # what a warm spare imports; None: what the built-in training needs
+    reserve_bytes: int = 0
+    dask_limit: bool = False
     vitals_every_s: float = 1.0
 
 
@@ -104,7 +110,8 @@ class Agent:
 
     post: takes a message for the driver (`droppable=True` for one that it can do without). news: takes the vitals.
     slots: how many single-threaded trials run at once. worker: (pid, start time) of the Dask worker, whose memory is
-    charged with ours. scratch: for the spares' log.
+    charged with ours. worker_limit_bytes: the Dask worker's own memory limit, None for none. scratch: for the spares'
+    log.
     """
 
     def __init__(
@@ -117,8 +124,11 @@ class Agent:
         scratch: Path,
         slots: int,
         worker: tuple[int, float],
+        worker_limit_bytes: int | None = None,
     ) -> None:
         self.config, self.registry, self.scratch = config, registry, scratch
+        self.promises = Promises(registry, config.topic, config.reserve_bytes)
+        self._limit_bytes = worker_limit_bytes if config.dask_limit else None
         self._post_letter, self._news, self._slots, self._worker = post, news, slots, worker
         self._runs: dict[str, AttemptRun] = {}
         self._early: dict[str, tuple[str, str]] = {}  # attempt -> (stop or kill, why), also before it has begun
@@ -207,14 +217,11 @@ class Agent:
                     self._news({"type": "vitals", **NO_VITALS})
 
     def _facts(self) -> Json:
-        memory = vitals.host_memory()
         return {
             "host": socket.gethostname(),
             "slots": self._slots,
-            "total_bytes": memory.total_bytes,
-            "limit_bytes": memory.limit_bytes,
-            "available_bytes": memory.available_bytes,
             "overhead_bytes": self._overhead_bytes(),
+            **bounds.measure(os.environ, self._limit_bytes).to_json(),
         }
 
     def _overhead_bytes(self) -> int:
@@ -243,6 +250,7 @@ class Agent:
         return {
             "type": "vitals",
             "available_bytes": memory.available_bytes,
+            "others_unclaimed_bytes": self.promises.others_unclaimed_bytes(),
             "pressure": level,
             "closed_reason": self._door.reason or closed_reason,
             "used_bytes": used,
@@ -382,7 +390,9 @@ class Agent:
         try:
             try:
                 with door.naming(Path(self.registry.root)):
-                    self.registry.register(run.registration)
+                    self.promises.register(run.registration)
+            except NoRoom as error:  # nothing is broken: the next vitals tell the driver what is promised here
+                return Outcome(reason=ExitReason.NOT_STARTED, detail=str(error))
             except OSError as error:  # what cannot be watched is not run
                 return self._not_started(f"cannot be registered with the watchdog: {door.words(error)}", folder)
             self._serve(run, task)
@@ -431,6 +441,7 @@ class Agent:
             reservation_bytes=task["reserved_bytes"],
             folder=os.fspath(folder),
             run=self.config.run,
+            topic=self.config.topic,
             mode="observe" if self.config.watchdog_mode == "observe" else "on",
             uses_device=task["context"].get("device", "cpu") != "cpu",
             launched=now,

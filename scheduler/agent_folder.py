@@ -58,15 +58,15 @@ class ProcessIdentity:
 class AgentEntry:
     """One agent. run_id: names the run folder, the same for every driver of it. topic: names its driver.
 
-    limit_bytes: what its trials may use in all; a worker under another limit (two batch jobs on one host) has no use
-    for it.
+    memory: names the memory its trials draw from and what bounds them (`bounds.Bounds.name`); a worker under another
+    limit (two batch jobs on one host) has no use for it.
     """
 
     id: str
     topic: str
     run_id: str
     process: ProcessIdentity
-    limit_bytes: int
+    memory: str
     address: str
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin
 
+from scheduler import bounds
 from scheduler.adapters import vitals
 from scheduler.agent_folder import AgentEntry, AgentFolder, Connection, Ownership
 from scheduler.host import OVERHEAD_BYTES
@@ -200,9 +201,9 @@ class AgentPlugin(WorkerPlugin):
 
     def _own(self) -> None:
         """Take over an agent that has lost its worker, or start one."""
-        limit_bytes = vitals.host_memory().limit_bytes or 0
+        memory = bounds.measure(os.environ, own_limit(self.worker)).name
         for entry in list(self._folder.agents(vitals.lives)):
-            if entry.topic != self.config["topic"] or entry.limit_bytes != limit_bytes:
+            if entry.topic != self.config["topic"] or entry.memory != memory:
                 continue
             if (owned := Ownership.of(self._folder, entry.id)) is None:
                 continue
@@ -226,6 +227,7 @@ class AgentPlugin(WorkerPlugin):
             "config": self.config,
             "slots": self.worker.state.nthreads,
             "worker": [own, vitals.start_time(own) or 0.0],
+            "worker_limit_bytes": own_limit(self.worker),
         }
         log = self._folder.path(agent, "log")
         try:
@@ -356,13 +358,16 @@ def deliver(topic: str, agent: str, frame: Json, dask_worker: Worker) -> bool:
 
 def describe(dask_worker: Worker) -> Json:
     """A worker's facts before it has an agent, for the plan; no device is known without importing torch."""
-    memory = vitals.host_memory()
     return {
         "worker": dask_worker.address,
         "host": socket.gethostname(),
         "slots": dask_worker.state.nthreads,
-        "total_bytes": memory.total_bytes,
-        "limit_bytes": memory.limit_bytes,
-        "available_bytes": memory.available_bytes,
         "overhead_bytes": OVERHEAD_BYTES,
+        **bounds.measure(os.environ, own_limit(dask_worker)).to_json(),
     }
+
+
+def own_limit(worker: Worker) -> int | None:
+    """What `dask worker --memory-limit` says, None for none."""
+    limit = getattr(worker.memory_manager, "memory_limit", None)
+    return int(limit) if limit else None

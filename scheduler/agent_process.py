@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from scheduler import bounds
 from scheduler.adapters import vitals
 from scheduler.agent import Agent, AgentConfig
 from scheduler.agent_folder import AgentEntry, AgentFolder, ProcessIdentity
@@ -42,8 +43,10 @@ OUTCOMES_KEPT_S = 86_400.0  # for a driver that was away for longer than its att
 class AgentProcess:
     """One agent from its start to its end."""
 
-    def __init__(self, agent_id: str, config: AgentConfig, *, slots: int, worker: tuple[int, float]) -> None:
-        self.id, self.config = agent_id, config
+    def __init__(
+        self, agent_id: str, config: AgentConfig, *, slots: int, worker: tuple[int, float], limit_bytes: int | None
+    ) -> None:
+        self.id, self.config, self._worker_limit_bytes = agent_id, config, limit_bytes
         registry = HostRegistry.default()
         self._folder = AgentFolder(registry)
         self._driver = ProcessIdentity(**config.driver)
@@ -69,11 +72,12 @@ class AgentProcess:
             scratch=Path(self._folder.path(agent_id)),
             slots=slots,
             worker=worker,
+            worker_limit_bytes=limit_bytes,
         )
 
     def run(self) -> None:
         """Serve until it is over."""
-        limit_bytes = vitals.host_memory().limit_bytes or 0
+        memory = bounds.measure(os.environ, self._worker_limit_bytes).name
         address = self._listener.getsockname()
         self.mail.start()
         self._folder.enter(
@@ -82,7 +86,7 @@ class AgentProcess:
                 topic=self.config.topic,
                 run_id=self.config.run_id,
                 process=self._process,
-                limit_bytes=limit_bytes,
+                memory=memory,
                 address=address,
             )
         )
@@ -163,6 +167,7 @@ def main() -> int:
         AgentConfig(**config),
         slots=given["slots"],
         worker=(given["worker"][0], given["worker"][1]),
+        limit_bytes=given["worker_limit_bytes"],
     )
     signal.signal(signal.SIGTERM, process.stop)
     try:

@@ -67,7 +67,7 @@ class Run:
             at=self.seen,
             used_bytes=sum(w.used_bytes or 0 for w in workers),
             reserved_bytes=sum(w.reserved_bytes for w in workers),
-            capacity_bytes=sum(w.capacity_bytes for w in workers),
+            capacity_bytes=self.snapshot.capacity_bytes,
         )
 
 

@@ -127,10 +127,7 @@ def choose(stream: TextIO | None = None) -> View:
 def plain(snapshot: Snapshot) -> str:
     """The batch in one line."""
     done, quota = sum(s.done for s in snapshot.studies), sum(s.quota for s in snapshot.studies)
-    reserved, capacity = (
-        sum(w.reserved_bytes for w in snapshot.workers),
-        sum(w.capacity_bytes for w in snapshot.workers),
-    )
+    reserved, capacity = sum(w.reserved_bytes for w in snapshot.workers), snapshot.capacity_bytes
     used = sum(w.used_bytes or 0 for w in snapshot.workers)
     waiting = next((f" waiting: {s.name}: {s.waiting}" for s in snapshot.studies if s.waiting), "")
     return (

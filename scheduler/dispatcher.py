@@ -318,6 +318,7 @@ class Dispatcher:
                     available_bytes=message["available_bytes"],
                     pressure=m.Pressure(message["pressure"]),
                     closed_reason=message["closed_reason"],
+                    others_unclaimed_bytes=message["others_unclaimed_bytes"],
                     used_bytes={m.AttemptId.parse(a): b for a, b in message["used_bytes"].items()},
                     peak_bytes={m.AttemptId.parse(a): b for a, b in message["peak_bytes"].items()},
                     step_s={m.AttemptId.parse(a): float(s) for a, s in message.get("step_s", {}).items()},
@@ -367,7 +368,9 @@ class Dispatcher:
                     worker=facts.address,
                     host=facts.host,
                     slots=facts.slots,
-                    limit_bytes=facts.limit_bytes,
+                    limit_bytes=facts.worker_limit_bytes or facts.limit_bytes,
+                    limit_source=facts.limit_source,
+                    domain=facts.domain,
                     available_bytes=facts.available_bytes,
                     overhead_bytes=facts.overhead_bytes,
                     environment=None if facts.environment is None else facts.environment.name,
@@ -425,6 +428,9 @@ def worker_facts(message: Mapping[str, Any]) -> m.WorkerFacts:
         limit_bytes=message["limit_bytes"],
         available_bytes=message["available_bytes"],
         overhead_bytes=message["overhead_bytes"],
+        domain=message["domain"],
+        worker_limit_bytes=message["worker_limit_bytes"],
+        limit_source=message["limit_source"],
         device=None
         if device is None
         else m.DevicePool(kind=device["kind"], total_bytes=device["total_bytes"], unified=device["kind"] == "mps"),

@@ -215,6 +215,8 @@ class _Driver:
             context=self.plan.runnable[0].context,
             watchdog_mode=mode,
             thresholds=watch,
+            reserve_bytes=self._rules().reserve_bytes,
+            dask_limit=self.settings.cluster is not None,
             preload=self.settings.training.preload,
         )
         cluster.start(

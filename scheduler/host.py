@@ -13,7 +13,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from scheduler.model import DevicePool, HeadroomError, WorkerFacts
+from scheduler.model import DevicePool, WorkerFacts
 from scheduler.units import MIB
 
 # What a worker with its warm spare holds before it can be asked: 201 MiB were measured on Linux. The ledger charges the
@@ -47,20 +47,16 @@ def facts(device: str, slots: int) -> WorkerFacts:
 
     Raises HeadroomError when the host's memory cannot be read.
     """
-    from scheduler.adapters import vitals
+    from scheduler import bounds
 
-    memory = vitals.host_memory()
-    if memory.total_bytes is None or memory.limit_bytes is None or memory.available_bytes is None:
-        raise HeadroomError("cannot read how much memory this machine has: without it nothing can be admitted safely")
+    found = bounds.measure(os.environ)
     return WorkerFacts(
         address="local",
         host=socket.gethostname(),
         slots=slots,
-        total_bytes=memory.total_bytes,
-        limit_bytes=memory.limit_bytes,
-        available_bytes=memory.available_bytes,
         overhead_bytes=OVERHEAD_BYTES,
-        device=device_pool(device, memory.total_bytes),
+        device=device_pool(device, found.total_bytes),
+        **found.to_json(),
     )
 
 

@@ -41,6 +41,7 @@ SHOWN = {
         "host",
         "slots",
         "limit_bytes",
+        "limit_source",
         "available_bytes",
         "overhead_bytes",
         "environment",

@@ -126,7 +126,7 @@ def head(board: Board, run: Run | None, now: float) -> str:
         )
     shot = run.snapshot
     done, quota = sum(s.done for s in shot.studies), sum(s.quota for s in shot.studies)
-    free = sum(w.headroom_bytes for w in shot.workers)
+    free = shot.headroom_bytes
     state, kind = run.state(now)
     tiles = [(f"{done} / {quota}", "trials done"), (str(len(shot.trials)), "running")]
     tiles += [(f"{size(free)} GiB", "headroom"), (duration(shot.elapsed_s), "elapsed")]

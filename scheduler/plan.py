@@ -23,17 +23,24 @@ from scheduler.units import GIB, gib
 class Room:
     """One worker's share of the plan: what it may promise in all, and what is left of it for trials.
 
-    device_bytes: of the device's own pool or cap; None where there is none or it cannot be asked.
+    domain_bytes: what all workers that draw from its memory may give to trials together. device_bytes: of the device's
+    own pool or cap; None where there is none or it cannot be asked.
     """
 
     facts: WorkerFacts
     capacity_bytes: int
+    domain_bytes: int
     device_bytes: int | None
 
     @property
     def trial_bytes(self) -> int:
-        """The most a single trial may take: the worker's own processes are charged first."""
-        return max(0, self.capacity_bytes - self.facts.overhead_bytes)
+        """The most a single trial may take: the workers' own processes are charged first."""
+        return max(0, min(self.capacity_bytes - self.facts.overhead_bytes, self.domain_bytes))
+
+    @property
+    def domain(self) -> str:
+        """The memory it draws from."""
+        return self.facts.domain or self.facts.address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +109,8 @@ class Plan:
                 "address": room.facts.address,
                 "host": room.facts.host,
                 "slots": room.facts.slots,
-                "limit_bytes": room.facts.limit_bytes,
+                "limit_bytes": room.facts.worker_limit_bytes or room.facts.limit_bytes,
+                "limit_source": room.facts.limit_source,
                 "available_bytes": room.facts.available_bytes,
                 "capacity_bytes": room.capacity_bytes,
                 "overhead_bytes": room.facts.overhead_bytes,
@@ -117,14 +125,7 @@ class Plan:
 def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
     """The plan for these workers. Raises UsageError: budget above what exists, bad data file, unknown function."""
     budget = admission.parse_memory_budget(settings.memory_budget)
-    rooms = tuple(
-        Room(
-            facts=facts,
-            capacity_bytes=admission.capacity(budget, facts),
-            device_bytes=admission.device_capacity(facts.device),
-        )
-        for facts in workers
-    )
+    rooms = tuple(_room(budget, facts, workers) for facts in workers)
     functions = training_side.load(settings)
     specs = with_data_facts(settings.studies(), functions["check_data"])
     sized: dict[str, StudyPlan] = {}
@@ -136,6 +137,19 @@ def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
             sized[key] = _study(spec, rooms, settings, functions)
         studies.append(dataclasses.replace(sized[key], spec=spec))
     return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=settings.memory_budget)
+
+
+def _room(budget: admission.MemoryBudget, facts: WorkerFacts, workers: Sequence[WorkerFacts]) -> Room:
+    sharing = [other for other in workers if (other.domain or other.address) == (facts.domain or facts.address)]
+    beside = sum(other.overhead_bytes for other in sharing) - facts.overhead_bytes
+    # These workers do not run yet, or hold next to nothing: what the others will hold is not somebody else's memory.
+    capacity, own = admission.capacity(budget, facts), admission.own_capacity(budget, facts)
+    return Room(
+        facts=facts,
+        capacity_bytes=capacity if own is None else min(own, capacity),
+        domain_bytes=max(0, capacity - facts.overhead_bytes - beside),
+        device_bytes=admission.device_capacity(facts.device),
+    )
 
 
 def with_data_facts(specs: Sequence[StudySpec], check: Function | None) -> tuple[StudySpec, ...]:
@@ -210,17 +224,19 @@ def _micro_batch(
 
 def _at_once(spec: StudySpec, footprint_bytes: int, rooms: Sequence[Room]) -> int:
     """How many trials of this size run together, by memory and by slots, all workers empty otherwise."""
-    return sum(
-        min(room.trial_bytes // max(1, footprint_bytes), room.facts.slots // min(spec.slots, room.facts.slots))
-        for room in rooms
-    )
+    size, by_domain, room_for = max(1, footprint_bytes), dict[str, int](), dict[str, int]()
+    for room in rooms:
+        fit = min(room.trial_bytes // size, room.facts.slots // min(spec.slots, room.facts.slots))
+        by_domain[room.domain] = by_domain.get(room.domain, 0) + fit
+        room_for[room.domain] = room.domain_bytes // size
+    return sum(min(fit, room_for[domain]) for domain, fit in by_domain.items())
 
 
 def _refusal(spec: StudySpec, params: Mapping[str, Any], needed: int, room: Room, settings: Settings) -> str:
     shape = ", ".join(f"{key}={params[key]}" for key in ("d_model", "n_layers") if key in params)
     total = needed + room.facts.overhead_bytes
     budget = settings.memory_budget
-    limit = room.facts.limit_bytes
+    limit = room.facts.worker_limit_bytes or room.facts.limit_bytes
     helps = []
     if total <= limit * 0.95:
         helps.append(f"--memory-budget {_round_up_gib(total)}GiB")

@@ -49,8 +49,8 @@ class Registration:
 
     pid, start_time: the trial process's identity (`vitals.start_time`). reservation_bytes: what the ledger holds for
     it now; promised_bytes: what it was admitted with (default: the same). launched: monotonic instant.
-    owner_pid, owner_start: the agent's own identity; a trial whose owner is gone is an orphan.
-    mode: "on" kills, "observe" only logs.
+    run: its name; topic: its driver's own. owner_pid, owner_start: the agent's own identity; a trial whose owner is
+    gone is an orphan. mode: "on" kills, "observe" only logs.
     """
 
     attempt: str
@@ -60,6 +60,7 @@ class Registration:
     reservation_bytes: int
     folder: str
     run: str = ""
+    topic: str = ""
     mode: str = "on"
     uses_device: bool = False
     launched: float = 0.0

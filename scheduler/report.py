@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scheduler.console import duration
-from scheduler.model import StudySpec
+from scheduler.model import StudySpec, WorkerFacts
 from scheduler.model.plain import line
 from scheduler.plan import Plan, StudyPlan
 from scheduler.run_folder import write_durably
@@ -172,7 +172,7 @@ def print_plan(plan: Plan, *, as_json: bool, stream: TextIO | None = None) -> No
         return
     for room in plan.rooms:
         console.print(
-            f"worker {room.facts.host}: memory budget {plan.memory_budget} of {gib(room.facts.limit_bytes)} -> "
+            f"worker {room.facts.host}: memory budget {plan.memory_budget} of {_limit(room.facts)} -> "
             f"capacity {gib(room.capacity_bytes)}, {gib(room.trial_bytes)} of it for trials; {room.facts.slots} slots",
             soft_wrap=True,
             markup=False,
@@ -181,6 +181,15 @@ def print_plan(plan: Plan, *, as_json: bool, stream: TextIO | None = None) -> No
     for refusal in plan.refusals:
         console.print(refusal, soft_wrap=True, markup=False)
     console.print("dry run: nothing was started or written")
+
+
+def _limit(facts: WorkerFacts) -> str:
+    """What the worker may use, and what says so where it is not simply all of the RAM."""
+    size = gib(facts.worker_limit_bytes or facts.limit_bytes)
+    source = {"cgroup": "cgroup", "slurm": "Slurm's --mem", "dask": "dask worker --memory-limit"}.get(
+        facts.limit_source
+    )
+    return size if source is None else f"{size} ({source})"
 
 
 def _table(first: str, *others: str) -> Table:

@@ -24,7 +24,11 @@ class StudyLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLine:
-    """One worker: what it may promise, has promised, and what is really taken. used_bytes: None when not measured."""
+    """One worker: what it may promise, has promised, and what is really taken. used_bytes: None when not measured.
+
+    domain: the memory it shares with other workers of its host, "" where it shares none; domain_capacity_bytes,
+    domain_headroom_bytes: of that memory as a whole.
+    """
 
     address: str
     host: str
@@ -35,10 +39,14 @@ class WorkerLine:
     free_slots: int
     pressure: str = "normal"
     closed_reason: str | None = None
+    domain: str = ""
+    domain_capacity_bytes: int | None = None
+    domain_headroom_bytes: int | None = None
 
     @property
     def headroom_bytes(self) -> int:
-        return self.capacity_bytes - self.reserved_bytes
+        own = self.capacity_bytes - self.reserved_bytes
+        return own if self.domain_headroom_bytes is None else min(own, self.domain_headroom_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +76,22 @@ class Snapshot:
     draining: bool = False
     drain_s: float | None = None
     dashboard: str | None = None
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Of all workers together; memory that several share counts once."""
+        return self._total("capacity_bytes", "domain_capacity_bytes")
+
+    @property
+    def headroom_bytes(self) -> int:
+        """The same of what is not reserved."""
+        return self._total("headroom_bytes", "domain_headroom_bytes")
+
+    def _total(self, own: str, shared: str) -> int:
+        total, bounds = dict[str, int](), dict[str, int]()
+        for worker in self.workers:
+            domain = worker.domain or worker.address
+            total[domain] = total.get(domain, 0) + getattr(worker, own)
+            if (bound := getattr(worker, shared)) is not None:
+                bounds[domain] = bound
+        return sum(min(size, bounds.get(domain, size)) for domain, size in total.items())

@@ -60,6 +60,9 @@ def snapshot(brain: BatchState, *, run: str, now: float, elapsed_s: float, dashb
                 free_slots=row.view().free_slots,
                 pressure=row.pressure.name.lower(),
                 closed_reason=row.closed_reason,
+                domain=(seen := row.view()).domain,
+                domain_capacity_bytes=row.domain.capacity_bytes if seen.domain else None,
+                domain_headroom_bytes=seen.domain_headroom_bytes,
             )
             for row in brain.ledger
         ),

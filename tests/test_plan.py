@@ -68,8 +68,25 @@ def test_how_many_at_once_is_bounded_by_memory_and_by_slots() -> None:
     assert memory.footprint_bytes is not None and memory.at_once is not None
     room = int(24 * GIB * 0.9)
     assert memory.at_once == (room // memory.footprint_bytes[1], room // memory.footprint_bytes[0])
-    twice = made([worker(24, slots=64), worker(24, slots=64)], budgets="20M").studies[0]
+    twice = made([worker(24, slots=64), worker(24, slots=64, address="tcp://b:1")], budgets="20M").studies[0]
     assert twice.at_once == (2 * memory.at_once[0], 2 * memory.at_once[1])
+
+
+def test_two_workers_of_one_host_count_its_memory_once() -> None:
+    """What shares a memory adds up to that memory; a worker's own limit bounds it besides, and is named."""
+    one = made([worker(24, slots=64)], budgets="20M").studies[0]
+    shared = [worker(24, slots=64, address=f"tcp://a:{n}", domain="a") for n in (1, 2)]
+    assert made(shared, budgets="20M").studies[0].at_once == one.at_once
+    limited = [
+        worker(24, slots=64, address=f"tcp://a:{n}", domain="a", worker_limit_bytes=6 * GIB, limit_source="dask")
+        for n in (1, 2)
+    ]
+    plan = made(limited, budgets="20M")
+    most = plan.studies[0].footprint_bytes
+    assert most is not None and plan.studies[0].at_once is not None
+    assert plan.studies[0].at_once[1] == 2 * (int(6 * GIB * 0.9) // most[0])
+    assert {w["limit_source"] for w in plan.to_json()["workers"]} == {"dask"}
+    assert {w["limit_bytes"] for w in plan.to_json()["workers"]} == {6 * GIB}
 
 
 def test_the_workers_own_processes_are_charged() -> None:

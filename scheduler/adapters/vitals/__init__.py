@@ -25,6 +25,7 @@ __all__ = [
     "HostMemory",
     "OomWitness",
     "TreeSample",
+    "binding_cgroup",
     "host_memory",
     "lives",
     "living",
@@ -46,6 +47,14 @@ def host_memory(now: float | None = None) -> HostMemory:
     if _probe is None:
         _probe = system.HostProbe()
     return _probe.read(time.monotonic() if now is None else now)
+
+
+def binding_cgroup() -> str | None:
+    """Names the cgroup that bounds our memory, the same for all processes that it bounds; None where none does.
+
+    By its inode, not its path: in a container every cgroup is called "/".
+    """
+    return system.binding_cgroup()
 
 
 def start_time(pid: int) -> float | None:

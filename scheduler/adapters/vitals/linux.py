@@ -349,6 +349,20 @@ def cgroup_chain(pid: int | str = "self") -> list[CgroupLevel]:
     return chain
 
 
+def binding_cgroup() -> str | None:
+    """The level of our own chain with the smallest limit below RAM; None where none bounds us."""
+    total = numbers(read(f"{PROC}/meminfo"), (b"MemTotal",), 1024).get(b"MemTotal")
+    bounds = [(limit, level) for level in cgroup_chain() if (limit := level.limit()) is not None]
+    below = [(limit, level) for limit, level in bounds if total is None or limit < total]
+    if not below:
+        return None
+    level = min(below, key=lambda pair: pair[0])[1]
+    try:
+        return f"cgroup{level.version}-{os.stat(level.path).st_ino}"
+    except OSError:
+        return f"cgroup{level.version}{level.path}"
+
+
 def _pressure(text: bytes | None) -> dict[str, float]:
     found = {}
     for line in (text or b"").decode(errors="replace").splitlines():

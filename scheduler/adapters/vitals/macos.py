@@ -199,6 +199,11 @@ def sample(procs: list[Proc], exact: bool, shared_bytes: int = 0) -> TreeSample 
     )
 
 
+def binding_cgroup() -> str | None:
+    """There are no cgroups here."""
+    return None
+
+
 def suspended_s() -> float | None:
     """CLOCK_MONOTONIC runs on while a Mac sleeps, Python's monotonic clock (mach_absolute_time) does not."""
     return time.clock_gettime(time.CLOCK_MONOTONIC) - time.monotonic()
