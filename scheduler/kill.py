@@ -21,6 +21,7 @@ from scheduler.signals import Identity, StackRequest, failpoint, release_memory,
 
 STACK_WAIT_S = 0.5  # faulthandler answers within milliseconds unless the process is swapped out
 MEMORY_TAKEN_S = 1.0
+_SMALL_BYTES = 64 << 20
 _RELEASE_AFTER_S = 10.0
 
 
@@ -58,7 +59,7 @@ class Kill:
         self.stuck = False
         self._since = self._at = 0.0
         self._grace_s = 0.0
-        self._footprint = 0
+        self._footprint = self._lasting = 0
         self._free_before: int | None = None
         self._folder = ""
         self._hard = False
@@ -81,6 +82,7 @@ class Kill:
         self.kill_id = f"{slug}.{victim.pid}.{int(now * 1000)}"
         self.known = set(victim.tree.members) if victim.tree else set()
         self._footprint = (victim.tree.footprint_bytes if victim.tree else None) or 0
+        self._lasting = victim.tree.lasting_bytes if victim.tree else 0
         self._hard = order.level is Pressure.HARD
         self._free_before = _free(sample.host)
         intent = {
@@ -95,6 +97,7 @@ class Kill:
             "grace_s": order.grace_s,
             "folder": folder,
             "footprint_bytes": self._footprint,
+            "lasting_bytes": self._lasting,
             "promised_bytes": victim.promised_bytes,
             "within_promise": order.evidence.get("within_promise"),
             "free_before_bytes": self._free_before,
@@ -122,6 +125,7 @@ class Kill:
         self.kill_id, self.attempt, self.root = story.kill_id, story.attempt, (story.pid, story.start_time)
         self._since, self._grace_s = float(first.get("since", now)), 0.0
         self._footprint, self._free_before = int(first.get("footprint_bytes", 0)), first.get("free_before_bytes")
+        self._lasting = int(first.get("lasting_bytes", 0))
         self._folder = str(first.get("folder", ""))
         self._hard = first.get("level") == "HARD"
         for line in story.records:
@@ -258,7 +262,10 @@ class Kill:
         t = self._evaluator.thresholds
         free = _free(self._eyes.host(now))
         gained = None if free is None or self._free_before is None else free - self._free_before
-        back = gained is not None and gained >= t.memory_back_share * self._footprint
+        expected = self._footprint - self._lasting
+        back = gained is not None and gained >= t.memory_back_share * expected
+        # Nothing worth waiting for: what it held stays, in files on a tmpfs that have a name.
+        back = back or (self._lasting > 0 and expected <= _SMALL_BYTES and now - self._at >= MEMORY_TAKEN_S)
         # What a dead process held is free within the second. If the host still runs out, somebody else takes it, and
         # the token must not be held meanwhile: it may be another of ours.
         taken = now - self._at >= MEMORY_TAKEN_S and self._evaluator.host.left_s is not None

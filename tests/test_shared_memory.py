@@ -76,7 +76,7 @@ def test_memfd_that_is_only_written_counts() -> None:
     with running(MEMFD + READY) as one:
         sample = vitals.sample_tree(one[0], one[1])
         assert sample is not None and sample.footprint_bytes is not None
-        assert SIZE <= sample.shared_bytes < SIZE + 8 * MIB
+        assert SIZE <= sample.shared_bytes < SIZE + 8 * MIB and sample.lasting_bytes == 0
         assert SIZE < sample.footprint_bytes < SIZE + 60 * MIB
 
 
@@ -91,6 +91,8 @@ def test_file_on_a_tmpfs_counts_while_its_name_is_there(name: Path) -> None:
     """Written and closed again: it was seen open, so it stays with who wrote it, until it is unlinked."""
     script = "f = open(path, 'wb')\nfor _ in range(size >> 20): f.write(bytes(1 << 20))\nf.flush()\n" + READY
     with running(script + "f.close()\n" + READY, name) as one:
+        sample = vitals.sample_tree(one[0], one[1])
+        assert sample is not None and sample.lasting_bytes >= SIZE
         assert held(one)[0] > SIZE
         one[2]()
         descriptors = Path(f"/proc/{one[0]}/fd")

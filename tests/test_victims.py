@@ -108,7 +108,7 @@ def test_far_over_does_not_wait_for_any_window() -> None:
 def test_without_the_forecast_memory_is_gone_first() -> None:
     """With the window of 15 s alone 50 MiB/s in 2 GiB reach the end: the forecast is what saves the host."""
     ours = {0: (growing(50 * MIB), 350 * MIB), 1: (constant(300 * MIB), 350 * MIB)}
-    _, gone = play(2 * GIB, ours, constant(0), run_out_s=0.0, run_out_soon_s=0.0, kill_needs_s=0.0, hard_for_s=1e9)
+    _, gone = play(2 * GIB, ours, constant(0), run_out_s=0.0, run_out_soon_s=0.0, hard_for_s=1e9)
     assert gone is not None
 
 
@@ -127,7 +127,7 @@ def test_one_that_is_over_but_does_not_grow_is_not_to_blame_for_the_pace() -> No
     ours = {0: (constant(int(2.4 * GIB)), 2 * GIB), 1: (constant(2 * GIB), 2 * GIB)}
     decisions, _ = play(16 * GIB, ours, growing(GIB, 3 * GIB), run_out_s=5.0)
     kill = decisions[-1].kill
-    assert kill is not None and kill.victim.attempt == "s/0/1" and kill.evidence["left_s"] <= 1.0
+    assert kill is not None and kill.victim.attempt == "s/0/1" and kill.evidence["left_s"] <= 5.0
 
 
 # -- bystanders -----------------------------------------------------------------------------------------------------
@@ -143,13 +143,13 @@ def test_stranger_that_stays_ends_nobody() -> None:
 
 
 def test_stranger_that_goes_on_preempts_the_one_with_least_to_lose() -> None:
-    """With less time left than a kill needs the kernel is next: the youngest within its promise is preempted."""
+    """With almost nothing left that still falls the kernel is next: the youngest within its promise is preempted."""
     ours = {n: (constant(2 * GIB), 2 * GIB) for n in range(3)}
     decisions, gone = play(16 * GIB, ours, growing(300 * MIB, 2 * GIB))
     kill = decisions[-1].kill
     assert gone is None and kill is not None
     assert (kill.reason, kill.victim.attempt, kill.grace_s) == ("preempted", "s/2/1", 0.0)
-    assert kill.evidence["within_promise"] is True and kill.evidence["left_s"] <= 1.0
+    assert kill.evidence["within_promise"] is True and kill.evidence["left_s"] <= 5.0
     assert kill.evidence["ours_held_bytes"] <= kill.evidence["ours_promised_bytes"]
     whys = {c["attempt"]: c["why"] for c in kill.candidates}
     assert "within its promise" in whys["s/2/1"] and whys["s/0/1"].startswith("rank")

@@ -282,6 +282,7 @@ class Evaluator:
             "footprint_bytes": victim.footprint_bytes,
             "swap_bytes": None if tree is None else tree.swap_bytes,
             "shared_bytes": None if tree is None else tree.shared_bytes,
+            "lasting_bytes": None if tree is None else tree.lasting_bytes,
             "states": None if tree is None else tree.states,
             "promised_bytes": victim.sample.promised_bytes,
             "within_promise": victim.within_promise,

@@ -107,13 +107,12 @@ class HostWatch:
     def is_dying(self, host: HostMemory, t: Thresholds) -> bool:
         """The kernel's killer is next unless something ends now: the only ground to end a trial within its promise.
 
-        Less time left than a kill needs, or almost nothing left and still falling, or the host has stopped making
-        progress (PSI; macOS: critical) for as long as HARD asks. Any earlier and a program that is about to stop taking
-        memory would cost a bystander its work.
+        Almost nothing is left and still falls, or the host has stopped making progress (PSI; macOS: critical) for as
+        long as HARD asks. A forecast alone is no such ground: a program that takes memory fast and then stops would
+        cost a bystander its work, while the kernel's victim within its promise runs again just as well.
         """
         free = host.free_share
-        last = free is not None and free <= t.last_free_share and self._lasts(t.run_out_s, host, t)
-        if last or self._lasts(t.kill_needs_s, host, t):
+        if free is not None and free <= t.last_free_share and self._lasts(t.run_out_s, host, t):
             return True
         return self.level is Pressure.HARD and self.reason in ("psi_full", "level_critical")
 

@@ -55,7 +55,8 @@ class TreeSample:
 
     footprint_bytes: memory it holds, swapped parts included (Linux PSS + SwapPss, or the cheaper upper bound
     RssAnon + RssShmem + VmSwap when `exact` is False, either with the memfd and tmpfs files it fills; macOS
-    phys_footprint). shared_bytes: the shared part of it. cpu_s: user and system, with that of
+    phys_footprint). shared_bytes: the shared part of it; lasting_bytes: of that what stays when it has ended, in named
+    files on a tmpfs. cpu_s: user and system, with that of
     children already waited for. io_bytes: read and write calls, not disk traffic (swap-in would look like work).
     states: one letter per process. frozen: held by a cgroup freezer. members: (pid, start time) of each process.
     """
@@ -63,6 +64,7 @@ class TreeSample:
     footprint_bytes: int | None = None
     swap_bytes: int | None = None
     shared_bytes: int = 0
+    lasting_bytes: int = 0
     cpu_s: float | None = None
     io_bytes: int | None = None
     major_faults: int | None = None

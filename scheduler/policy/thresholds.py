@@ -105,11 +105,12 @@ class Thresholds:
     run_out_s: float = 5.0
     """Gone within so long: HARD, whatever the level; the one that is over its promise and grows is ended. 50 MiB/s
     from 8 % of 2 GiB is 3 s: a window of 15 s is longer than the host lives."""
+    last_free_share: float = 0.02
+    """With at most this part available, which still falls and goes within `run_out_s`, and no one over its promise, the
+    kernel's killer is next: one trial is preempted instead."""
     kill_needs_s: float = 1.0
-    """A kill takes so long at worst (two looks, two fsyncs, the exit of a large process: 0.3 to 0.5 s measured). With
-    less left and no one over its promise, the kernel's killer is next: one trial is preempted instead."""
-    last_free_share: float = 0.01
-    """The same with at most this part available that goes within `run_out_s`."""
+    """A kill takes so long at worst (two looks, two fsyncs, the exit of a large process: 0.3 to 0.5 s measured): a
+    grace for SIGTERM ends so long before the memory does."""
     fastest_bytes_per_s: int = 8 * GIB
     """No host loses memory faster: with less available than that it is looked at more often than once a second."""
     run_out_free_share: float = 0.5

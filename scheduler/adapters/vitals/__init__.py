@@ -95,8 +95,8 @@ def sample_trees(
     """Like `sample_tree` for many at once, with one look at the process table. key -> (pid, start, exact, known)."""
     table = system.process_table()
     procs = {key: system.members(pid, start, table, known) for key, (pid, start, _, known) in wanted.items()}
-    shared = system.shared_bytes(procs)
-    return {key: system.sample(procs[key], wanted[key][2], shared.get(key, 0)) for key in wanted}
+    shared = system.shared_memory(procs)
+    return {key: system.sample(procs[key], wanted[key][2], shared.get(key)) for key in wanted}
 
 
 def living(pid: int, start: float, known: Iterable[tuple[int, float]] = ()) -> set[tuple[int, float]]:

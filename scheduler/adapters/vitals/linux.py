@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from scheduler.adapters.vitals.shared import SharedMemory
+from scheduler.adapters.vitals.shared import Shared, SharedMemory
 from scheduler.policy.samples import HostMemory, TreeSample
 
 PROC = "/proc"  # tests point it elsewhere
@@ -213,22 +213,22 @@ def _ended(proc: Proc) -> bool:
 _shared = SharedMemory()
 
 
-def shared_bytes(trees: Mapping[str, list[Proc]]) -> dict[str, int]:
+def shared_memory(trees: Mapping[str, list[Proc]]) -> dict[str, Shared]:
     """Shared memory of each tree that its processes need not have mapped (see `shared`); {} when there is little."""
     return _shared.of(trees, numbers(read(f"{PROC}/meminfo"), (b"Shmem",), 1024).get(b"Shmem"))
 
 
-def sample(procs: list[Proc], exact: bool, shared_bytes: int = 0) -> TreeSample | None:
+def sample(procs: list[Proc], exact: bool, shared: Shared | None = None) -> TreeSample | None:
     """Measure these processes; None when none is left. A sum that lacks a member is None, never too small.
 
-    shared_bytes: what they hold in files of shared memory; what they have mapped of it is not counted again.
+    shared: what they hold in files of shared memory; what they have mapped of it is not counted again.
     """
     if not procs:
         return None
     footprint: int | None = 0
     swap: int | None = 0
     io: int | None = 0
-    mapped = 0
+    mapped, files = 0, 0 if shared is None else shared.bytes
     all_exact = exact
     for proc in procs:
         if proc.state in "ZX":
@@ -246,9 +246,10 @@ def sample(procs: list[Proc], exact: bool, shared_bytes: int = 0) -> TreeSample 
     # A frozen process shows as D (v1) or S (v2); only a tree that stands still is worth the look.
     still = all(p.state in "DSTtZ" for p in procs)
     return TreeSample(
-        footprint_bytes=None if footprint is None else footprint + max(0, shared_bytes - mapped),
+        footprint_bytes=None if footprint is None else footprint + max(0, files - mapped),
         swap_bytes=swap,
-        shared_bytes=max(shared_bytes, mapped),
+        shared_bytes=max(files, mapped),
+        lasting_bytes=0 if shared is None else shared.lasting,
         cpu_s=sum(p.cpu_ticks for p in procs) / _HZ,
         io_bytes=io,
         major_faults=sum(p.major_faults for p in procs),

@@ -15,7 +15,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -157,12 +157,12 @@ def members(root: int, start: float, table: Mapping[int, Proc], known: Iterable[
     return list(found.values())
 
 
-def shared_bytes(trees: Mapping[str, list[Proc]]) -> dict[str, int]:
+def shared_memory(trees: Mapping[str, list[Proc]]) -> dict[str, Any]:
     """There is no tmpfs here, and phys_footprint counts shared memory objects for those who made them."""
     return {}
 
 
-def sample(procs: list[Proc], exact: bool, shared_bytes: int = 0) -> TreeSample | None:
+def sample(procs: list[Proc], exact: bool, shared: object = None) -> TreeSample | None:
     """Measure these processes; a sum that lacks a member is None, never too small."""
     if not procs:
         return None

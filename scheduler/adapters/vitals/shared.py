@@ -39,6 +39,13 @@ class _Seen(NamedTuple):
     before: int
 
 
+class Shared(NamedTuple):
+    """Shared memory of one tree; lasting: the part of it in files with a name, which stays when the tree has ended."""
+
+    bytes: int = 0
+    lasting: int = 0
+
+
 @dataclass(slots=True)
 class SharedMemory:
     """Remembers who was seen to hold what; ask with the same keys each time."""
@@ -47,8 +54,8 @@ class SharedMemory:
     _devices: frozenset[int] = frozenset()
     _devices_at: float = -1e18
 
-    def of(self, trees: Mapping[str, Sequence[Process]], shmem_bytes: int | None) -> dict[str, int]:
-        """Bytes of shared files by tree; one held by several trees that are apart is split evenly.
+    def of(self, trees: Mapping[str, Sequence[Process]], shmem_bytes: int | None) -> dict[str, Shared]:
+        """Shared files by tree; one held by several trees that are apart is split evenly.
 
         shmem_bytes: what the host holds in all of it: little or unknown, and nothing is looked at.
         """
@@ -95,19 +102,21 @@ class SharedMemory:
                     held[file] = _Seen(_path(f"{folder}/{number}"), sizes[file] if old else 0)
         return found
 
-    def _shares(self, trees: Mapping[str, Sequence[Process]], sizes: Mapping[File, int]) -> dict[str, int]:
+    def _shares(self, trees: Mapping[str, Sequence[Process]], sizes: Mapping[File, int]) -> dict[str, Shared]:
         pids = {key: frozenset(p.pid for p in procs) for key, procs in trees.items()}
         holders: dict[File, list[str]] = {}
         for key, held in self._held.items():
             for file in held:
                 holders.setdefault(file, []).append(key)
-        total = dict.fromkeys(trees, 0)
+        total = dict.fromkeys(trees, Shared())
         for file, keys in holders.items():
             # The tree of a whole worker contains its trials' trees: it is no second holder.
             apart = [a for a in keys if not any(pids[b] < pids[a] for b in keys)]
             for key in keys:
                 size = max(0, sizes.get(file, 0) - self._held[key][file].before)
-                total[key] += size // len(apart) if key in apart else size
+                size = size // len(apart) if key in apart else size
+                lasting = size if self._held[key][file].path else 0
+                total[key] = Shared(total[key].bytes + size, total[key].lasting + lasting)
         return total
 
     def _find_devices(self) -> None:
