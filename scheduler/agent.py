@@ -225,13 +225,15 @@ class Agent:
         }
 
     def _overhead_bytes(self) -> int:
-        """What the Dask worker, this agent, its watchdog and the warm spare hold: no trial runs yet."""
+        """What the Dask worker, this agent, its watchdog and the warm spare hold: no trial of ours runs yet."""
         own = os.getpid()
         roots = {"agent": (own, vitals.start_time(own) or 0.0, False, ()), "worker": (*self._worker, False, ())}
         found = vitals.sample_trees(roots)
         agent, worker = found["agent"], found["worker"]
         trees = [worker] if worker and agent and set(agent.members) <= set(worker.members) else [agent, worker]
-        return sum(tree.footprint_bytes or 0 for tree in trees if tree is not None)
+        held = sum(tree.footprint_bytes or 0 for tree in trees if tree is not None)
+        others = self.promises.others_among(m for tree in trees if tree is not None for m in tree.members)
+        return max(0, held - others)
 
     def _keep_watchdog(self) -> None:
         """One per agent is started; flock decides which of the host's watches and which stand by."""

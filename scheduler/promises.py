@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from scheduler.adapters import vitals
 from scheduler.model import HeadroomError
@@ -36,10 +36,11 @@ class Promises:
         """Promised to attempts of other runs on this host that live, and not yet taken by them."""
         return sum(_unclaimed([reg for reg in self._registry.registrations() if reg.topic != self._topic]).values())
 
-    def others_under(self, pid: int) -> int:
-        """Bytes that attempts of other runs hold which this process runs too (two drivers, one Dask worker)."""
-        theirs = [r for r in self._registry.registrations() if r.topic != self._topic and r.owner_pid == pid]
-        return sum(_held(theirs).values())
+    def others_among(self, members: Iterable[tuple[int, float]]) -> int:
+        """Bytes that attempts of other runs hold whose processes are among these (two drivers, one Dask worker)."""
+        present = set(members)
+        theirs = [r for r in self._registry.registrations() if r.topic != self._topic]
+        return sum(_held([r for r in theirs if (r.pid, r.start_time) in present]).values())
 
     def register(self, reg: Registration) -> None:
         """Register an attempt. Raises NoRoom when other runs have promised the bytes it needs, OSError on a full disk.
