@@ -312,7 +312,10 @@ class Agent:
             case "launch":
                 task = letter["task"]
                 name = f"attempt {task['attempt']}"
-                threading.Thread(target=self._attempt, args=(task,), name=name, daemon=True).start()
+                try:
+                    threading.Thread(target=self._attempt, args=(task,), name=name, daemon=True).start()
+                except RuntimeError as error:
+                    self._post_end(task, self._not_started(door.words(error), Path(task["folder"])))
             case "stop":
                 self.stop(letter["attempt"], letter["value"])
             case "kill":
@@ -323,7 +326,7 @@ class Agent:
     def refuse(self, task: Json, why: str) -> None:
         """An attempt that comes when the agent leaves: nothing has begun."""
         outcome = Outcome(reason=ExitReason.INTERRUPTED, detail=f"not begun: {why}", checkpoint=task.get("resume_from"))
-        self._post({"type": "ended", "attempt": str(task["attempt"]), "outcome": outcome.to_json()})
+        self._post_end(task, outcome)
 
     def _attempt(self, task: Json) -> None:
         try:
@@ -331,6 +334,9 @@ class Agent:
         except Exception as error:  # a bug of ours must not look like a trial that runs for ever
             traceback.print_exc()
             outcome = Outcome(reason=ExitReason.LOST, detail=f"{type(error).__name__}: {error}")
+        self._post_end(task, outcome)
+
+    def _post_end(self, task: Json, outcome: Outcome) -> None:
         self._post({"type": "ended", "attempt": str(task["attempt"]), "outcome": outcome.to_json()})
 
     def stop(self, attempt: str, reason: str) -> None:

@@ -491,12 +491,13 @@ class BatchState:
         over = len(self.studies) >= self._expected and all(s.closed is not None for s in self.studies.values())
         if not (over or self.draining) or self.trials:
             return
-        if not self.at_once and any(s.asking or s.untold for s in self.studies.values()):
+        under_way = any(s.asking or s.untold for s in self.studies.values())
+        if under_way and not self.at_once:
             return
         self.ended = True
         code, reason = ending.verdict(
             self.studies.values(),
-            over=over,
+            over=over and not under_way,  # what the study has not heard of is not yet done
             draining=self.draining,
             failed=self.failed,
             timed_out=self.timed_out,

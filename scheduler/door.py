@@ -68,8 +68,8 @@ class Door:
             self._looking = True
         try:
             threading.Thread(target=self._look, name="headroom-probe", daemon=True).start()
-        except RuntimeError:
-            self._found("no thread to be had")
+        except RuntimeError as error:
+            self._found(words(error))
 
     def _look(self) -> None:
         try:
@@ -119,6 +119,8 @@ def naming(path: Path) -> Iterator[None]:
 
 def words(error: BaseException) -> str:
     """Why nothing can be started, for a person: what is short, and where."""
+    if isinstance(error, RuntimeError):  # what `Thread.start` raises; the kernel's limit is the same one
+        return f"no process to be had ({error})"
     if not isinstance(error, OSError) or error.errno is None:
         return " ".join(str(error).split()) or type(error).__name__
     if error.errno in _NO_PROCESS and error.filename is None:

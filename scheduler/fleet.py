@@ -138,6 +138,8 @@ class Fleet:
             if "broken" in frame:
                 self._on_message({"type": "broken", "worker": worker, "detail": str(frame["broken"])})
             return
+        if not isinstance(agent_id, str):
+            return
         with self._lock:
             agent = self._known(agent_id, frame.get("hello"))
             if agent is None:
@@ -194,9 +196,9 @@ class Fleet:
         """The agent of this id, a new one with its first hello; None for one that was given up, or never said hello."""
         if (agent := self._agents.get(agent_id)) is not None:
             return agent
-        if not isinstance(hello, dict) or agent_id in self._gone:
+        name = hello.get("name") if isinstance(hello, dict) else None
+        if not isinstance(name, str) or not name or agent_id in self._gone:
             return None
-        name = str(hello.get("name"))
         while name in self._names:
             name += "'"  # the same pid again on a host of the same name
         agent = _Agent(id=agent_id, name=name, process=identity(hello.get("process")))
@@ -232,7 +234,8 @@ class Fleet:
         if isinstance(number := frame.get("heard"), int):
             agent.outbox.acknowledged(number)
         bodies: list[Json] = []
-        for data in frame.get("letters") or ():
+        letters = frame.get("letters")
+        for data in letters if isinstance(letters, list) else ():
             try:
                 bodies += agent.inbox.take(Letter.from_json(data))
             except (TypeError, ValueError):

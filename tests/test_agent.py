@@ -15,6 +15,8 @@ from scheduler.agent import Agent, AgentConfig
 from scheduler.agent_folder import ProcessIdentity
 from scheduler.model import ExitReason, Json, Outcome
 from scheduler.registry import HostRegistry, read_json
+from tests import hostile
+from tests.test_seams import travels
 from tests.waiting import wait_until
 
 MIB = 2**20
@@ -50,16 +52,23 @@ class Ears:
         )
 
     def launch(
-        self, number: int, *, older: tuple[str, ...] = (), resume_from: str | None = None, **params: Any
+        self,
+        number: int,
+        *,
+        older: tuple[str, ...] = (),
+        resume_from: str | None = None,
+        objective: str = "tests.objectives:told",
+        folder: Path | None = None,
+        **params: Any,
     ) -> None:
         """Send it an attempt."""
         task = {
             "protocol": 1,
             "attempt": f"s/{number}/1",
-            "objective": "tests.objectives:told",
+            "objective": objective,
             "params": params,
             "context": {"device": "cpu"},
-            "folder": str(self.folder / f"a{number}"),
+            "folder": str((folder or self.folder) / f"a{number}"),
             "resume_from": resume_from,
             "older": list(older),
             "threads": 1,
@@ -74,6 +83,12 @@ class Ears:
             self.heard.append(message := self.said.get(timeout=60))
             if message["type"] == kind:
                 return message
+
+    def closed_reason(self) -> str | None:
+        """Why nothing may start here, as the next vitals say it."""
+        self.agent._door.look()
+        reason: str | None = self.agent._vitals()["closed_reason"]
+        return reason
 
     def outcome(self) -> Outcome:
         """The next end of an attempt."""
@@ -154,4 +169,86 @@ def test_the_length_of_steps_is_learnt_from_signs_of_life(ears: Ears, tmp_path: 
     assert run.step_s(heard_at) == max(run.gaps) > 0.0
     assert run.step_s(heard_at + 500.0) == 500.0
     (tmp_path / "go").touch()
+    assert ears.outcome().reason is ExitReason.COMPLETED
+
+
+# -- what it does not believe, and what it cannot start ----------------------------------------------------------------
+
+
+def test_what_a_trial_writes_into_the_pipe_is_passed_on_only_where_it_is_a_message(ears: Ears) -> None:
+    """Eleven pieces of rubbish: one start, one report, one note that something was dropped, and the result."""
+    ears.launch(0, objective="tests.hostile:writes_to_the_pipe")
+    outcome = ears.outcome()
+    assert (outcome.reason, outcome.value, outcome.epochs) == (ExitReason.COMPLETED, 0.5, 3)
+    kinds = [message["type"] for message in ears.heard]
+    assert (kinds.count("started"), kinds.count("progress")) == (1, 1)
+    dropped = [message["text"] for message in ears.heard if message["type"] == "note" and "dropped" in message["text"]]
+    assert len(dropped) == 1
+    for message in ears.heard:
+        travels(message)
+
+
+@pytest.mark.parametrize("name", hostile.NAMES)
+def test_no_objective_disturbs_the_agent(ears: Ears, name: str) -> None:
+    """After each of them the same agent runs the next trial, and all that it said can travel."""
+    ears.launch(0, objective=f"tests.hostile:{name}")
+    ears.outcome()
+    ears.launch(1, objective="tests.objectives:bare_number", folder=ears.folder / "next")
+    wanted = ExitReason.COMPLETED
+    assert ears.outcome().reason is wanted
+    for message in ears.heard:
+        travels(message)
+
+
+def test_a_folder_that_cannot_be_made_closes_the_host_until_it_can(ears: Ears, tmp_path: Path) -> None:
+    """A file is where the attempts should be: not started, with that as the reason, and started once it is gone."""
+    blocked = tmp_path / "attempts"
+    blocked.write_text("")
+    ears.launch(0, do="end", folder=blocked)
+    outcome = ears.outcome()
+    assert (outcome.reason, outcome.detail) == (ExitReason.NOT_STARTED, f"no folder: {blocked / 'a0'}")
+    assert ears.closed_reason() == outcome.detail
+    blocked.unlink()
+    wait_until(lambda: ears.closed_reason() is None, "the host is open again", 30)
+    ears.launch(1, do="end", folder=blocked)
+    assert ears.outcome().reason is ExitReason.COMPLETED
+
+
+def test_an_objective_that_cannot_be_imported_closes_the_host_until_it_can(
+    ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-edited file: no trial is to blame."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    module = tmp_path / "half_edited.py"
+    module.write_text("def objective(task, progress:\n")
+    ears.launch(0, objective="half_edited:objective")
+    outcome = ears.outcome()
+    assert outcome.reason is ExitReason.NOT_STARTED and "SyntaxError" in outcome.detail
+    assert ears.closed_reason() == outcome.detail
+    module.write_text("def objective(task, progress):\n    return 0.5\n")
+    wait_until(lambda: ears.closed_reason() is None, "the host is open again", 60)
+    ears.launch(1, objective="half_edited:objective")
+    assert ears.outcome().reason is ExitReason.COMPLETED
+
+
+def test_a_thread_that_is_not_to_be_had_is_no_end_of_the_trial(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver hears that it was not started, and the mail goes on."""
+
+    def none(self: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("threading.Thread.start", none)
+        ears.launch(0, do="end")
+    outcome = ears.outcome()
+    assert (outcome.reason, outcome.detail) == (
+        ExitReason.NOT_STARTED,
+        "no process to be had (can't start new thread)",
+    )
+
+
+def test_a_scratch_folder_that_was_cleared_away_is_made_again(ears: Ears) -> None:
+    """Its spares' log lies there; no trial pays for a clean-up."""
+    ears.agent.scratch = ears.folder / "scratch"
+    ears.launch(0, do="end")
     assert ears.outcome().reason is ExitReason.COMPLETED

@@ -7,11 +7,15 @@ import json
 import os
 from typing import Any
 
+from hypothesis import given
+
 from scheduler.adapters import vitals
 from scheduler.agent_folder import ProcessIdentity
 from scheduler.fleet import GRACE_S, PING_EVERY_S, SILENT_S, Fleet
 from scheduler.mailbox import Inbox, Letter, Outbox
 from scheduler.model import ExitReason, Json, Outcome
+from scheduler.model.plain import plain
+from tests.test_seams import ANYTHING
 
 HOLD_S = 600.0
 HERE = dataclasses.asdict(ProcessIdentity.own(vitals.start_time))
@@ -249,3 +253,16 @@ def test_a_zombie_is_dead() -> None:
         assert start is not None and not vitals.lives(pid, start)
     finally:
         os.waitpid(pid, 0)
+
+
+@given(ANYTHING, ANYTHING, ANYTHING, ANYTHING)
+def test_a_frame_that_cannot_be_read_changes_nothing(agent: Any, hello: Any, letters: Any, news: Any) -> None:
+    """Whatever a worker of another version carries: nothing is raised on Dask's thread, and the next frame is read."""
+    wire = Wire()
+    for frame in (agent, {"agent": agent, "hello": hello}, {"agent": "b", "hello": hello, "letters": letters}):
+        wire.fleet.heard("tcp://w:1", json.dumps(plain(frame)))
+    wire.joins()
+    wire.fleet.heard("tcp://w:1", json.dumps(plain({"agent": "a", "heard": letters, "letters": letters, "news": news})))
+    wire.fleet.heard("tcp://w:1", json.dumps(plain({"agent": "a", "letters": [letters, [1, 2, news], [9, 0, {}]]})))
+    wire.launch()
+    assert [told["verb"] for told in wire.told] == ["launch"]

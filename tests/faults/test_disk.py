@@ -126,7 +126,7 @@ def test_no_process_to_be_had(box: Sandbox) -> None:
         driver = box.start()
         training(box)
         for process in box.processes():
-            if process.role in ("worker", "nanny"):
+            if process.role in ("worker", "nanny", "agent"):
                 (group / "cgroup.procs").write_text(str(process.pid))
         spare = box.of_role("spare")
         (group / "pids.max").write_text("1")
