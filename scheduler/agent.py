@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler import bounds, door, watchdog
+from scheduler import bounds, door, runtimes, watchdog
 from scheduler.adapters import vitals
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
@@ -201,6 +201,7 @@ class Agent:
                 self._keep_watchdog()
             ready = self._spare.warm()
             said = {"environment": ready.get("environment"), "runtime_bytes": ready.get("rss_bytes")}
+            self._remember(ready)
             self._post({"type": "joined", **self._facts(), **said, "device": ready.get("device")})
         except (HeadroomError, OSError) as error:
             self._post({"type": "broken", "detail": str(error)})
@@ -215,6 +216,14 @@ class Agent:
                     self._news(self._vitals())
                 except Exception:  # whatever a probe runs into: it closes admission, it never ends this thread
                     self._news({"type": "vitals", **NO_VITALS})
+
+    def _remember(self, ready: Json) -> None:
+        """For the next plan on this host, which is made before a process has said anything."""
+        if ready.get("environment") is None:
+            return
+        key = runtimes.key(self.config.preload, self.config.context.get("allocator"))
+        with contextlib.suppress(OSError):
+            runtimes.remember(self.registry.root, key, ready["environment"], ready["rss_bytes"])
 
     def _facts(self) -> Json:
         return {

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import queue
@@ -24,12 +25,12 @@ from typing import Any
 
 from distributed import Worker, WorkerPlugin
 
-from scheduler import bounds
+from scheduler import bounds, runtimes
 from scheduler.adapters import vitals
 from scheduler.agent_folder import AgentEntry, AgentFolder, Connection, Ownership
-from scheduler.host import OVERHEAD_BYTES
+from scheduler.host import overhead_bytes
 from scheduler.model import Json
-from scheduler.registry import HostRegistry
+from scheduler.registry import HostRegistry, host_folder
 
 LOOK_EVERY_S = 0.5
 LEND_AFTER_S = 5.0  # an agent without a worker may be about to get one: its nanny needs some 3 s
@@ -356,13 +357,19 @@ def deliver(topic: str, agent: str, frame: Json, dask_worker: Worker) -> bool:
     return plugin is not None and plugin.pass_on(agent, frame)
 
 
-def describe(dask_worker: Worker) -> Json:
-    """A worker's facts before it has an agent, for the plan; no device is known without importing torch."""
+def describe(dask_worker: Worker, *, runtime_key: tuple[tuple[str, ...] | None, str | None] = (None, None)) -> Json:
+    """A worker's facts before it has an agent, for the plan; no device is known without importing torch.
+
+    runtime_key: the arguments of `runtimes.key`.
+    """
+    known = runtimes.known(host_folder(), runtimes.key(*runtime_key))
+    said = {} if known is None else dataclasses.asdict(known)
     return {
+        **({"environment": said.pop("name"), **said} if said else {}),
         "worker": dask_worker.address,
         "host": socket.gethostname(),
         "slots": dask_worker.state.nthreads,
-        "overhead_bytes": OVERHEAD_BYTES,
+        "overhead_bytes": overhead_bytes(known),
         **bounds.measure(os.environ, own_limit(dask_worker)).to_json(),
     }
 

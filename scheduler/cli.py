@@ -130,10 +130,13 @@ def command(
 
 def make_plan(settings: Settings) -> Plan:
     """The plan for the cluster's workers, or for this machine. Raises HeadroomError; writes nothing."""
-    from scheduler import host, plan, training_side
+    from scheduler import host, plan, registry, runtimes, training_side
 
     if settings.cluster is None:
-        made = plan.make(settings, [host.facts(host.resolve_device(settings.device), settings.total_slots)])
+        key = runtimes.key(settings.training.preload, settings.heap)
+        environment = runtimes.known(registry.host_folder(), key)
+        device = host.resolve_device(settings.device)
+        made = plan.make(settings, [host.facts(device, settings.total_slots, environment)])
         check_objective(settings)
         return made
     # The quick and usual mistakes first: functions and data, then whether anybody answers, then what the workers have.
@@ -144,7 +147,7 @@ def make_plan(settings: Settings) -> Plan:
     cluster.check(settings.cluster, security)
     from scheduler import driver
 
-    return plan.make(settings, driver.cluster_facts(settings.cluster, security))
+    return plan.make(settings, driver.cluster_facts(settings, settings.cluster, security))
 
 
 def check_objective(settings: Settings) -> None:

@@ -436,5 +436,9 @@ def worker_facts(message: Mapping[str, Any]) -> m.WorkerFacts:
         else m.DevicePool(kind=device["kind"], total_bytes=device["total_bytes"], unified=device["kind"] == "mps"),
         environment=None
         if environment is None
-        else m.Environment(name=environment, runtime_bytes=message["runtime_bytes"], **message.get("origin", {})),
+        else m.Environment(
+            name=environment,
+            runtime_bytes=message["runtime_bytes"],
+            origin=message.get("origin", "measured by the worker"),
+        ),
     )

@@ -7,6 +7,7 @@ end, the signals, and the STOP file. What happens in between is `dispatcher` (th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import queue
 import shutil
@@ -68,11 +69,12 @@ def run(settings: Settings, plan_: Plan, view_: View) -> int:
     return _Driver(settings, plan_, view_).run()
 
 
-def cluster_facts(address: str, security: Security) -> list[m.WorkerFacts]:
+def cluster_facts(settings: Settings, address: str, security: Security) -> list[m.WorkerFacts]:
     """What the workers of a running cluster have, for a dry run. Raises UsageError: no answer, no worker."""
     cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}", security=security)
+    ask = functools.partial(describe, runtime_key=(settings.training.preload, settings.heap))
     try:
-        return [worker_facts(answer) for answer in cluster.ask_workers(describe, CLUSTER_FACTS_TIMEOUT_S)]
+        return [worker_facts(answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
     finally:
         cluster.close()
 

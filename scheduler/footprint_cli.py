@@ -15,8 +15,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from scheduler import host
+from scheduler import host, runtimes
 from scheduler.model import HeadroomError, UsageError
+from scheduler.registry import host_folder
 from scheduler.units import gib, parse_size
 from training import arch_grid, footprint, runtime
 from training.errors import TrainingInputError
@@ -72,6 +73,7 @@ def command(
             f"--patch-length {context['patch_length']} is longer than --context-length {context['context_length']}"
         )
     context["target_effective_batch"] = context.pop("effective_batch")
+    context |= _runtime()
     limits = Limits(context["device"], memory, device_memory)
     if budget is not None:
         if d_model is not None or n_layers is not None:
@@ -122,9 +124,22 @@ class Limits:
         return f"{gib(self.host_bytes)}{device}"
 
 
+def _runtime() -> dict[str, Any]:
+    """What a trial process holds before its first tensor, and whose number that is."""
+    known = runtimes.known(host_folder(), runtimes.key(None, "auto"))
+    if known is None:
+        torch = runtime.installed_torch()
+        whose = f"as known of torch {torch}" if torch else "as known of torch's CPU build: none is installed here"
+        return {"runtime_of": f"{whose}; no trial process was measured here yet"}
+    whose = f"{known.origin}, {known.name}"
+    return {"runtime_of": whose, "runtime_bytes": known.runtime_bytes, "environments": [known.name]}
+
+
 def _sureness(context: Mapping[str, Any]) -> str:
     if context["device"] == "cpu" and runtime.allocator(context) != runtime.STACK:
         return "formula and 15 % for a heap that was not measured; observed peaks narrow it"
+    if not footprint.MEASURED_IN.issuperset(context.get("environments") or ()):
+        return "formula and 2 % for an environment that was not measured; observed peaks narrow it"
     return SURENESS[context["device"]]
 
 
@@ -149,6 +164,7 @@ def _one(params: dict[str, Any], context: dict[str, Any], limits: Limits, given:
                 "source": "prior",
                 "samples": 0,
                 "sureness": sureness,
+                "runtime_of": context["runtime_of"],
             }
         )
         return OK if fits else NOTHING_FITS
@@ -173,6 +189,7 @@ def _one(params: dict[str, Any], context: dict[str, Any], limits: Limits, given:
     answer = "nothing fits, not even micro-batch 1" if fitting is None else f"micro-batch {fitting} fits"
     asked = "" if given is None else f"; {given} {'fits' if fits else 'does not'}"
     console.print(f"limit {limits}: {answer}{asked}", highlight=False)
+    console.print(f"runtime: {gib(estimate['runtime_bytes'])}, {context['runtime_of']}", highlight=False)
     console.print(f"how sure: {sureness}", highlight=False)
     return OK if fits else NOTHING_FITS
 
@@ -200,6 +217,7 @@ def _budget(budget: str, context: dict[str, Any], limits: Limits, given: int | N
                 "fitting": holds,
                 "architectures": rows,
                 "sureness": _sureness(context),
+                "runtime_of": context["runtime_of"],
             }
         )
         return OK if holds else NOTHING_FITS
@@ -221,6 +239,7 @@ def _budget(budget: str, context: dict[str, Any], limits: Limits, given: int | N
     console = _console()
     console.print(table)
     console.print(f"limit {limits}: {holds} of {len(rows)} architectures fit", highlight=False)
+    console.print(f"runtime: {gib(rows[0]['runtime_bytes'])}, {context['runtime_of']}", highlight=False)
     console.print(f"how sure: {_sureness(context)}", highlight=False)
     return OK if holds else NOTHING_FITS
 

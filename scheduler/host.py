@@ -13,12 +13,13 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from scheduler.model import DevicePool, WorkerFacts
+from scheduler.model import DevicePool, Environment, WorkerFacts
 from scheduler.units import MIB
 
-# What a worker with its warm spare holds before it can be asked: 201 MiB were measured on Linux. The ledger charges the
-# real number.
+# What a worker with its warm spare holds before it can be asked: 192 MiB were measured where the spare is 225, 326
+# where it is 507 (much of it are pages of files, which processes share). The ledger charges the real number.
 OVERHEAD_BYTES = 256 * MIB
+WORKER_BYTES, SPARE_SHARE = 112 * MIB, 0.5
 METAL_SHARE = 0.75  # of RAM, what Metal can safely hold; torch gives the exact number only once it is imported
 
 
@@ -42,10 +43,16 @@ def resolve_device(device: str) -> str:
     return "cuda" if Path("/proc/driver/nvidia/version").exists() and not version.endswith("+cpu") else "cpu"
 
 
-def facts(device: str, slots: int) -> WorkerFacts:
+def overhead_bytes(environment: Environment | None) -> int:
+    """What a worker will hold besides its trials."""
+    return OVERHEAD_BYTES if environment is None else WORKER_BYTES + int(SPARE_SHARE * environment.runtime_bytes)
+
+
+def facts(device: str, slots: int, environment: Environment | None = None) -> WorkerFacts:
     """The local worker as it will be: this host's memory, the device's pool (None when it cannot be asked).
 
-    Raises HeadroomError when the host's memory cannot be read.
+    environment: of its trial processes, where one was measured before. Raises HeadroomError when the host's memory
+    cannot be read.
     """
     from scheduler import bounds
 
@@ -54,9 +61,10 @@ def facts(device: str, slots: int) -> WorkerFacts:
         address="local",
         host=socket.gethostname(),
         slots=slots,
-        overhead_bytes=OVERHEAD_BYTES,
+        overhead_bytes=overhead_bytes(environment),
         device=device_pool(device, found.total_bytes),
         **found.to_json(),
+        environment=environment,
     )
 
 

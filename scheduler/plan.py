@@ -48,7 +48,8 @@ class StudyPlan:
     """One study's part. Ranges are (smallest, largest); None where no estimator can say.
 
     fits, never: numbers of architectures; footprint_bytes: at the micro-batch each would get on the largest worker.
-    smallest_bytes: the least any architecture needs, at micro-batch 1. at_once: with the largest, with the smallest
+    smallest_bytes: the least any architecture needs, at micro-batch 1; runtime_bytes: the part of each footprint that
+    is the process itself, None where the estimator does not tell it apart. at_once: with the largest, with the smallest
     footprint. refusal: why the study cannot run at all, a line without its name; None when it can. architectures:
     those that fit, in the order of the candidates.
     """
@@ -60,6 +61,7 @@ class StudyPlan:
     micro_batch: tuple[int, int] | None = None
     at_once: tuple[int, int] | None = None
     smallest_bytes: int | None = None
+    runtime_bytes: int | None = None
     refusal: str | None = None
     architectures: tuple[Mapping[str, Any], ...] = ()
 
@@ -76,6 +78,7 @@ class StudyPlan:
             "micro_batch": _span("min", "max", self.micro_batch),
             "at_once": _span("min", "max", self.at_once),
             "smallest_footprint_bytes": self.smallest_bytes,
+            "runtime_bytes": self.runtime_bytes,
             "refusal": self.refusal,
         }
 
@@ -103,6 +106,16 @@ class Plan:
                 names.setdefault(study.refusal, []).append(study.spec.name)
         return tuple(f"{_listing(studies)} cannot run: {reason}" for reason, studies in names.items())
 
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Whose runtime the footprints have in them: a line for each environment; none where no estimator tells."""
+        told = max((study.runtime_bytes or 0 for study in self.studies), default=0)
+        measured = {(room.facts.host, room.facts.environment) for room in self.rooms if room.facts.environment}
+        lines = [f"{each.name} on {host}: {gib(each.runtime_bytes)}, {each.origin}" for host, each in measured]
+        if not measured:
+            lines = [f"{gib(told)}, as known of the installed torch; no trial process was measured here yet"]
+        return tuple(f"runtime of a trial: {line}" for line in sorted(lines)) if told else ()
+
     def to_json(self) -> Json:
         workers = [
             {
@@ -115,6 +128,8 @@ class Plan:
                 "capacity_bytes": room.capacity_bytes,
                 "overhead_bytes": room.facts.overhead_bytes,
                 "device_capacity_bytes": room.device_bytes,
+                "environment": None if room.facts.environment is None else room.facts.environment.name,
+                "runtime_bytes": None if room.facts.environment is None else room.facts.environment.runtime_bytes,
             }
             for room in self.rooms
         ]
@@ -168,7 +183,7 @@ def _study(
     spec: StudySpec, rooms: Sequence[Room], settings: Settings, functions: Mapping[str, Function | None]
 ) -> StudyPlan:
     candidates, estimate = functions["candidates"], functions["estimate"]
-    context = dict(spec.context)
+    context = {**spec.context, **_where(rooms)}
     if candidates is None or estimate is None:
         known = () if candidates is None else tuple(candidates(context))
         # Nobody can size it: its trials are measured alone first.
@@ -179,6 +194,7 @@ def _study(
     largest = max(rooms, key=lambda room: room.trial_bytes)
     smallest = min(architectures, key=lambda params: _need(estimate, params, 1, context))
     smallest_bytes = _need(estimate, smallest, 1, context)
+    runtime_bytes = estimate({**smallest, "micro_batch": 1}, context).get("runtime_bytes") or None
     sizes, batches, fitting = [], [], []
     for params in architectures:
         batch = _micro_batch(functions["micro_batch"], estimate, params, context, largest)
@@ -189,7 +205,14 @@ def _study(
     never = len(architectures) - len(sizes)
     if not sizes:
         refusal = _refusal(spec, smallest, smallest_bytes, largest, settings)
-        return StudyPlan(spec=spec, fits=0, never=never, smallest_bytes=smallest_bytes, refusal=refusal)
+        return StudyPlan(
+            spec=spec,
+            fits=0,
+            never=never,
+            smallest_bytes=smallest_bytes,
+            runtime_bytes=runtime_bytes,
+            refusal=refusal,
+        )
     least, most = min(sizes), max(sizes)
     return StudyPlan(
         spec=spec,
@@ -199,8 +222,18 @@ def _study(
         micro_batch=(min(batches), max(batches)),
         at_once=(_at_once(spec, most, rooms), _at_once(spec, least, rooms)),
         smallest_bytes=smallest_bytes,
+        runtime_bytes=runtime_bytes,
         architectures=tuple(fitting),
     )
+
+
+def _where(rooms: Sequence[Room]) -> Json:
+    """What an estimator is told of where a trial may run; as the run itself does (`adapters.study`)."""
+    known = [room.facts.environment for room in rooms if room.facts.environment is not None]
+    if not known:
+        return {}
+    names = sorted({environment.name for environment in known})
+    return {"runtime_bytes": max(environment.runtime_bytes for environment in known), "environments": names}
 
 
 def _need(estimate: Function, params: Mapping[str, Any], batch: int, context: Mapping[str, Any]) -> int:

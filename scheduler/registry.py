@@ -43,6 +43,11 @@ def boot_id() -> str:
         return f"boot-{int((time.time() - asleep_too) // 60)}" if sys.platform == "darwin" else "unknown"
 
 
+def host_folder() -> str:
+    """Where this user's registry on this host is, or will be: $HEADROOM_HOST_DIR or <temp dir>/headroom-<uid>."""
+    return os.environ.get("HEADROOM_HOST_DIR") or os.path.join(tempfile.gettempdir(), f"headroom-{os.geteuid()}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
     """One running attempt as the watchdog must know it.
@@ -160,9 +165,8 @@ class HostRegistry:
 
     @classmethod
     def default(cls) -> HostRegistry:
-        """The registry of this user on this host: $HEADROOM_HOST_DIR or <temp dir>/headroom-<uid>."""
-        root = os.environ.get("HEADROOM_HOST_DIR") or os.path.join(tempfile.gettempdir(), f"headroom-{os.geteuid()}")
-        return cls(root)
+        """The registry of this user on this host."""
+        return cls(host_folder())
 
     def _path(self, *parts: str) -> str:
         return os.path.join(self.root, *parts)

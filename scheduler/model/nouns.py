@@ -121,7 +121,7 @@ class Environment:
 
     name: str
     runtime_bytes: int
-    origin: str = "measured by the worker"
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
