@@ -28,6 +28,7 @@ from scheduler.adapters import vitals
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
 from scheduler.policy.leaving import allowance_s
+from scheduler.policy.tree_peak import with_children
 from scheduler.process import TrialProcess, TrialStartError, Witness, check_objective, conclude, tail
 from scheduler.promises import NoRoom, Promises
 from scheduler.registry import HostRegistry, KillStory, Registration, claim, durable_result, read_json, write_json
@@ -41,6 +42,7 @@ _BEAT_S = 0.25
 GAPS = 20  # of the latest signs of life of a trial, by which the length of its steps is known
 # What a driver that was away for long can do without, when thousands of letters wait for it: the outcome has the rest.
 DROPPABLE = frozenset({"progress", "checkpoint", "note", "would_kill"})
+LOOK_SHARE = 0.02  # of a core, for looks at trees of several processes
 NO_VITALS: Json = {
     "available_bytes": None,
     "others_unclaimed_bytes": 0,
@@ -93,6 +95,7 @@ class AttemptRun:
     observed: bool = False  # the watchdog has said that it would have ended it
     complained: bool = False  # it was noted that a message of its was not understood
     family: set[tuple[int, float]] = field(default_factory=set)  # (pid, start time) of every descendant ever sampled
+    next_look: float = 0.0  # at its processes
     heard_at: float | None = None  # its last sign of life after it had started
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS))
     leave_by: float | None = None  # asked to leave by the agent itself: ended at this instant
@@ -103,6 +106,11 @@ class AttemptRun:
         Whatever keeps it from answering is in there: a step, a validation, the writing of a checkpoint.
         """
         return None if self.heard_at is None else max([*self.gaps, now - self.heard_at])
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Of the whole tree, as far as it is known while it runs."""
+        return with_children(self.seen.peak_bytes or 0, self.seen.tree) or None
 
 
 class Agent:
@@ -136,6 +144,7 @@ class Agent:
         self._spare = WarmSpare(self._new_process)
         self._door = door.Door(door.folders([self.scratch, Path(self.registry.root)]), self._spare.ensure)
         self._closing = threading.Event()
+        self._looking = threading.Lock()
         self._watchdog: Any = None
         self._heard_at = time.monotonic()
 
@@ -209,6 +218,8 @@ class Agent:
         next_vitals = 0.0
         while not self._closing.wait(_BEAT_S):
             self._door.look()
+            with contextlib.suppress(Exception):  # as below; the vitals say that nothing can be read
+                self._look_at_families()
             if time.monotonic() >= next_vitals:
                 next_vitals = time.monotonic() + self.config.vitals_every_s
                 try:
@@ -291,10 +302,26 @@ class Agent:
         silent = time.monotonic() - self._heard_at > WATCHDOG_GRACE_S
         return 0, "the watchdog does not answer" if silent else None
 
+    def _look_at_families(self) -> None:
+        """Trials that have children are looked at on every beat: what a child takes for half a second counts, too."""
+        for run in self._running():
+            if time.monotonic() >= run.next_look and vitals.has_children(run.process.pid):
+                self._look(run)
+
+    def _look(self, run: AttemptRun) -> None:
+        """Read what each process of the tree holds. That walks their page tables, so that a large tree is looked at
+        less often: at most LOOK_SHARE of a core is spent on it."""
+        with self._looking:
+            began = time.monotonic()
+            found = vitals.processes(run.process.pid, run.registration.start_time, tuple(run.family))
+            run.family.update(each.identity for each in found)
+            run.seen.tree.saw(run.process.pid, found)
+            run.next_look = time.monotonic() + (time.monotonic() - began) / LOOK_SHARE
+
     def _measure(self, runs: list[AttemptRun]) -> tuple[dict[str, int], dict[str, int], int]:
         """(used, peak) bytes of each attempt, and of the agent with all of them for Dask's dashboard."""
-        own = os.getpid()
-        wanted: dict[str, Any] = {"": (own, vitals.start_time(own), False, ())}
+        us = os.getpid()
+        wanted: dict[str, Any] = {"": (us, vitals.start_time(us), False, ())}
         for run in runs:
             wanted[run.attempt] = (run.process.pid, run.registration.start_time, False, tuple(run.family))
         samples = vitals.sample_trees(wanted)
@@ -304,12 +331,21 @@ class Agent:
             if sample is None:
                 continue
             run.family.update(sample.members)
-            if sample.footprint_bytes is not None:
-                used[run.attempt] = sample.footprint_bytes
-            if (peak := vitals.peak_bytes(run.process.pid)) is not None:
-                if sample.shared_bytes:  # what a memfd or a tmpfs holds is in no VmHWM
-                    peak = max(peak, sample.footprint_bytes or 0)
-                run.seen.peak_bytes = peaks[run.attempt] = max(peak, run.seen.peak_bytes or 0)
+            footprint = sample.footprint_bytes
+            if sample.processes > 1:  # pages that they share count once: the cheap sum may be far too large
+                self._look(run)
+                if (held := run.seen.tree.footprint_bytes) is not None:
+                    footprint = held + sample.unmapped_bytes
+            if footprint is not None:
+                used[run.attempt] = footprint
+            own = vitals.peak_bytes(run.process.pid)
+            if sample.processes == 1 and own is not None:
+                run.seen.tree.alone(sample.members[0], own)
+            if own is not None and sample.shared_bytes:  # what a memfd or a tmpfs holds is in no VmHWM
+                own = max(own, footprint or 0)
+            run.seen.peak_bytes = _most(run.seen.peak_bytes, own)
+            if (peak := run.peak_bytes) is not None:
+                peaks[run.attempt] = peak
         tree = samples[""]
         return used, peaks, (tree.footprint_bytes or 0) if tree is not None else 0
 
@@ -514,11 +550,14 @@ class Agent:
             return
         seen.peak_bytes = _most(seen.peak_bytes, message.peak_bytes)
         seen.device_peak_bytes = _most(seen.device_peak_bytes, message.device_bytes)
-        memory = {"peak_bytes": message.peak_bytes, "device_bytes": message.device_bytes}
         if not isinstance(message, messages.Note | messages.Last):
             if run.heard_at is not None:
                 run.gaps.append(now - run.heard_at)
             run.heard_at = now
+        if isinstance(message, messages.Settled) and vitals.has_children(run.process.pid):
+            self._look(run)  # what it reserves from here on is taken from this
+        peak_bytes = None if message.peak_bytes is None else run.peak_bytes
+        memory = {"peak_bytes": peak_bytes, "device_bytes": message.device_bytes}
         match message:
             case messages.Last():
                 seen.last = message
@@ -536,7 +575,7 @@ class Agent:
                 self._tick(run, step, now)
                 self._pass_on(run, "checkpoint", path=path, step=step)
             case messages.Settled() if seen.peak_bytes:
-                self._pass_on(run, "settled", **{**memory, "peak_bytes": seen.peak_bytes})
+                self._pass_on(run, "settled", **{**memory, "peak_bytes": run.peak_bytes})
             case messages.Note(text=text):
                 self._pass_on(run, "note", text=text)
 

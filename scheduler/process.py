@@ -23,6 +23,7 @@ from typing import Any
 from scheduler.model import MEMORY_REASONS, ExitReason, HeadroomError, Json, Outcome
 from scheduler.model.messages import Last, finite
 from scheduler.model.plain import line, plain, text
+from scheduler.policy.tree_peak import TreePeak, with_children
 
 LOG_TAIL_BYTES = 4096
 CHECK_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
@@ -178,7 +179,8 @@ class Witness:
     last: its final message, None when none came. asked: why the agent asked it to leave, None if it did not. ended_by:
     why the agent itself ended it, None if it did not. kill: the watchdog's record, empty without one; its
     `within_promise`: the victim held no more than it was promised. oom_killed: the kernel killed it and counted that.
-    promised_bytes: what it was promised, None where unknown. environment, runtime_bytes: what the process was and held
+    promised_bytes: what it was promised, None where unknown. peak_bytes: its own, tree: of all its processes.
+    environment, runtime_bytes: what the process was and held
     when it was ready.
     """
 
@@ -192,6 +194,7 @@ class Witness:
     epochs: int = 0
     value: float | None = None
     peak_bytes: int | None = None
+    tree: TreePeak = field(default_factory=TreePeak)
     device_peak_bytes: int | None = None
     environment: str | None = None
     runtime_bytes: int | None = None
@@ -210,6 +213,8 @@ _ASKED = {"prune": ExitReason.PRUNED, "timeout": ExitReason.TIMED_OUT, "orphaned
 def conclude(seen: Witness) -> Outcome:
     """What the end of an attempt was. A durable result always wins: a kill that came too late changes nothing."""
     value, traceback, last = None, None, seen.last
+    own_peak_bytes = max(seen.peak_bytes or 0, (last and last.peak_bytes) or 0)
+    peak_bytes = with_children(own_peak_bytes, seen.tree, last and last.children_peak_bytes)
     result: Json = {}
     if last is not None and last.result is not None:
         result = dict(last.result)
@@ -225,13 +230,12 @@ def conclude(seen: Witness) -> Outcome:
     elif seen.ended_by is not None:
         reason, detail = _ASKED.get(seen.ended_by, ExitReason.INTERRUPTED), f"ended: {seen.ended_by}"
     elif seen.oom_killed:
-        within = seen.peak_bytes and seen.promised_bytes and seen.peak_bytes <= seen.promised_bytes
+        within = peak_bytes and seen.promised_bytes and peak_bytes <= seen.promised_bytes
         reason = ExitReason.PREEMPTED if within else ExitReason.KERNEL_OOM
         detail = f"killed by the kernel: out of memory{', within its promise' if within else ''}"
     else:
         reason = ExitReason.LOST if seen.exit_status in _FROM_OUTSIDE else ExitReason.FAILED
         detail = describe_status(seen.exit_status)
-    peaks = [p for p in (seen.peak_bytes, last and last.peak_bytes) if p]
     epochs = result.get("epochs")
     return Outcome(
         reason=reason,
@@ -239,7 +243,7 @@ def conclude(seen: Witness) -> Outcome:
         detail=detail.strip().splitlines()[-1] if detail.strip() else "",
         epochs=epochs if isinstance(epochs, int) and not isinstance(epochs, bool) and epochs > 0 else seen.epochs,
         duration_s=seen.duration_s,
-        peak_bytes=max(peaks, default=None),
+        peak_bytes=peak_bytes or None,
         device_peak_bytes=(last and last.device_peak_bytes) or seen.device_peak_bytes,
         environment=(last and last.environment) or seen.environment,
         runtime_bytes=(last and last.runtime_bytes) or seen.runtime_bytes,

@@ -96,6 +96,7 @@ def main() -> int:
         "asked": inbox.stop_reason,
         "peak_bytes": peak_bytes(),
         "device_peak_bytes": device_peak_bytes(),
+        "children_peak_bytes": children_peak_bytes(),
         "environment": environment,
         "runtime_bytes": ready_bytes,
         "duration_s": round(time.monotonic() - started, 3),
@@ -464,6 +465,14 @@ def peak_bytes() -> int:
     if found is not None:
         return found
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def children_peak_bytes() -> int:
+    """The largest resident size of any process that this one has started and waited for, and of those they did.
+
+    A child inherits its parent's peak through fork and exec: up to our own it says nothing.
+    """
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def rss_bytes() -> int:

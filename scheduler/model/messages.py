@@ -77,8 +77,9 @@ class Last(Memory):
 
     result: the objective's own mapping, None after an error. error: one line. started: False when the objective never
     ran (it cannot be imported, the folder cannot be made). no_room: the error is a disk that is full or gone, or a
-    process that was not to be had. asked: the reason it was asked to leave for, None when it was not. environment,
-    runtime_bytes: what the process was and held when it was ready.
+    process that was not to be had. asked: the reason it was asked to leave for, None when it was not.
+    children_peak_bytes: the largest peak of a process it has waited for. environment, runtime_bytes: what the process
+    was and held when it was ready.
     """
 
     result: Mapping[str, Any] | None = None
@@ -89,6 +90,7 @@ class Last(Memory):
     asked: str | None = None
     duration_s: float = 0.0
     device_peak_bytes: int | None = None
+    children_peak_bytes: int | None = None
     environment: str | None = None
     runtime_bytes: int | None = None
 
@@ -135,6 +137,7 @@ def last(message: Mapping[str, Any]) -> Last:
         duration_s=number if (number := finite(duration_s)) is not None and number >= 0 else 0.0,
         peak_bytes=_bytes(message.get("peak_bytes")),
         device_peak_bytes=_bytes(message.get("device_peak_bytes")),
+        children_peak_bytes=_bytes(message.get("children_peak_bytes")),
         environment=text(environment, 500) if isinstance(environment := message.get("environment"), str) else None,
         runtime_bytes=_bytes(message.get("runtime_bytes")),
     )

@@ -50,13 +50,34 @@ class HostMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessMemory:
+    """What one process holds, and has held.
+
+    footprint_bytes: as in TreeSample, exact where it can be; None when it could not be read. resident_bytes: all that
+    is in memory of it, file_bytes of that from mapped files. peak_bytes: the most that was ever resident since it was
+    made or replaced by exec.
+    """
+
+    pid: int
+    start: float
+    footprint_bytes: int | None
+    resident_bytes: int
+    file_bytes: int
+    peak_bytes: int
+
+    @property
+    def identity(self) -> tuple[int, float]:
+        return self.pid, self.start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TreeSample:
     """One reading of a process tree, summed over its members.
 
     footprint_bytes: memory it holds, swapped parts included (Linux PSS + SwapPss, or the cheaper upper bound
     RssAnon + RssShmem + VmSwap when `exact` is False, either with the memfd and tmpfs files it fills; macOS
-    phys_footprint). shared_bytes: the shared part of it; lasting_bytes: of that what stays when it has ended, in named
-    files on a tmpfs. cpu_s: user and system, with that of
+    phys_footprint). shared_bytes: the shared part of it; unmapped_bytes: of that what is in no process's own memory;
+    lasting_bytes: of it what stays when it has ended, in named files on a tmpfs. cpu_s: user and system, with that of
     children already waited for. io_bytes: read and write calls, not disk traffic (swap-in would look like work).
     states: one letter per process. frozen: held by a cgroup freezer. members: (pid, start time) of each process.
     """
@@ -64,6 +85,7 @@ class TreeSample:
     footprint_bytes: int | None = None
     swap_bytes: int | None = None
     shared_bytes: int = 0
+    unmapped_bytes: int = 0
     lasting_bytes: int = 0
     cpu_s: float | None = None
     io_bytes: int | None = None

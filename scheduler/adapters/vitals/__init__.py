@@ -19,19 +19,22 @@ if sys.platform == "linux":
 else:
     from scheduler.adapters.vitals import macos as system
 
-from scheduler.policy.samples import HostMemory, TreeSample
+from scheduler.policy.samples import HostMemory, ProcessMemory, TreeSample
 
 __all__ = [
     "HostMemory",
     "OomWitness",
+    "ProcessMemory",
     "TreeSample",
     "binding_cgroup",
+    "has_children",
     "host_memory",
     "lives",
     "living",
     "oom_kills",
     "own_bytes",
     "peak_bytes",
+    "processes",
     "sample_tree",
     "sample_trees",
     "start_time",
@@ -97,6 +100,23 @@ def sample_trees(
     procs = {key: system.members(pid, start, table, known) for key, (pid, start, _, known) in wanted.items()}
     shared = system.shared_memory(procs)
     return {key: system.sample(procs[key], wanted[key][2], shared.get(key)) for key in wanted}
+
+
+def has_children(pid: int) -> bool:
+    """Whether a process has children now: some microseconds, where a look at the process table takes milliseconds.
+
+    True where only that look could tell.
+    """
+    return system.has_children(pid)
+
+
+def processes(pid: int, start: float, known: Iterable[tuple[int, float]] = ()) -> list[ProcessMemory]:
+    """What each living process of a tree holds, memory that they share divided among them (milliseconds per GiB)."""
+    found = []
+    for proc in system.members(pid, start, system.process_table(), known):
+        if proc.state not in "ZX" and (memory := system.process_memory(proc)) is not None:
+            found.append(memory)
+    return found
 
 
 def living(pid: int, start: float, known: Iterable[tuple[int, float]] = ()) -> set[tuple[int, float]]:

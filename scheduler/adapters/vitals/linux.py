@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from scheduler.adapters.vitals.shared import Shared, SharedMemory
-from scheduler.policy.samples import HostMemory, TreeSample
+from scheduler.policy.samples import HostMemory, ProcessMemory, TreeSample
 
 PROC = "/proc"  # tests point it elsewhere
 _HZ = os.sysconf("SC_CLK_TCK")
@@ -149,6 +149,46 @@ def memory_of(pid: int, exact: bool) -> Memory | None:
     return Memory(sum(fields.values()), fields[b"VmSwap"], fields[b"RssShmem"], False)
 
 
+def process_memory(proc: Proc) -> ProcessMemory | None:
+    """None when it has ended meanwhile.
+
+    What it holds is one reading, its peak a later one: a process may give back 300 MiB between the two, and from two
+    readings of what it holds those would be missing, or be counted twice.
+    """
+    sums = numbers(read(f"{PROC}/{proc.pid}/smaps_rollup", 8192), (b"Rss", b"Pss_Anon", b"Pss_Shmem", b"SwapPss"), 1024)
+    fields = _status(proc.pid, (b"VmHWM", b"VmRSS", b"RssFile", b"RssAnon", b"RssShmem", b"VmSwap"))
+    if len(fields) < 6:
+        if _ended(proc):
+            return None
+        return ProcessMemory(
+            pid=proc.pid, start=proc.start, footprint_bytes=None, resident_bytes=0, file_bytes=0, peak_bytes=0
+        )
+    if len(sums) == 4:
+        held, resident = sums[b"Pss_Anon"] + sums[b"Pss_Shmem"] + sums[b"SwapPss"], sums[b"Rss"]
+    else:  # not to be had (an old kernel): the upper bound
+        held = fields[b"RssAnon"] + fields[b"RssShmem"] + fields[b"VmSwap"]
+        resident = fields[b"VmRSS"]
+    return ProcessMemory(
+        pid=proc.pid,
+        start=proc.start,
+        footprint_bytes=held,
+        resident_bytes=resident,
+        file_bytes=fields[b"RssFile"],
+        peak_bytes=max(fields[b"VmHWM"], resident),
+    )
+
+
+def has_children(pid: int) -> bool:
+    tasks = f"{PROC}/{pid}/task"
+    try:
+        names = os.listdir(tasks)
+    except OSError:
+        return False  # it has ended
+    listings = [read(f"{tasks}/{name}/children", 4096) for name in names]
+    # None of all of them: a kernel without these files.
+    return any(listings) or all(listing is None for listing in listings)
+
+
 def _io_bytes(pid: int) -> int | None:
     total, seen = 0, 0
     for line in (read(f"{PROC}/{pid}/io", 1024) or b"").splitlines():
@@ -245,10 +285,12 @@ def sample(procs: list[Proc], exact: bool, shared: Shared | None = None) -> Tree
         io = None if io is None or moved is None else io + moved
     # A frozen process shows as D (v1) or S (v2); only a tree that stands still is worth the look.
     still = all(p.state in "DSTtZ" for p in procs)
+    unmapped = max(0, files - mapped)
     return TreeSample(
-        footprint_bytes=None if footprint is None else footprint + max(0, files - mapped),
+        footprint_bytes=None if footprint is None else footprint + unmapped,
         swap_bytes=swap,
         shared_bytes=max(files, mapped),
+        unmapped_bytes=unmapped,
         lasting_bytes=0 if shared is None else shared.lasting,
         cpu_s=sum(p.cpu_ticks for p in procs) / _HZ,
         io_bytes=io,

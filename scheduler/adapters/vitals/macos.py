@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from scheduler.policy.samples import HostMemory, TreeSample
+from scheduler.policy.samples import HostMemory, ProcessMemory, TreeSample
 
 RUSAGE_INFO_V4 = 4
 _RUSAGE_SIZE = 16 + 35 * 8  # sys/resource.h: ri_uuid[16], then 64-bit fields
@@ -202,6 +202,28 @@ def sample(procs: list[Proc], exact: bool, shared: object = None) -> TreeSample 
 def binding_cgroup() -> str | None:
     """There are no cgroups here."""
     return None
+
+
+def process_memory(proc: Proc) -> ProcessMemory | None:
+    """Everything by phys_footprint, which has no mapped files in it; None when it has ended."""
+    usage = _rusage(proc.pid)
+    if usage is None:
+        return None
+    return ProcessMemory(
+        pid=proc.pid,
+        start=proc.start,
+        footprint_bytes=usage.footprint_bytes,
+        resident_bytes=usage.footprint_bytes,
+        file_bytes=0,
+        peak_bytes=usage.peak_footprint_bytes,
+    )
+
+
+def has_children(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).children())
+    except psutil.Error:
+        return False
 
 
 def suspended_s() -> float | None:
