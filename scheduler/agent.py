@@ -28,6 +28,7 @@ from scheduler.adapters import vitals
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
 from scheduler.policy.leaving import allowance_s
+from scheduler.policy.thresholds import Thresholds
 from scheduler.policy.tree_peak import with_children
 from scheduler.process import TrialProcess, TrialStartError, Witness, check_objective, conclude, tail
 from scheduler.promises import NoRoom, Promises
@@ -143,6 +144,7 @@ class Agent:
         self._lock = threading.Lock()
         self._spare = WarmSpare(self._new_process)
         self._door = door.Door(door.folders([self.scratch, Path(self.registry.root)]), self._spare.ensure)
+        self._thresholds = Thresholds.from_mapping(config.thresholds)
         self._closing = threading.Event()
         self._looking = threading.Lock()
         self._watchdog: Any = None
@@ -534,7 +536,7 @@ class Agent:
         run.seen.exit_status = process.close()
         run.seen.duration_s = time.monotonic() - run.began
         run.seen.oom_killed = oom.blames_kernel(run.seen.exit_status)
-        run.seen.promised_bytes = run.registration.promised
+        run.seen.allowed_bytes = self._thresholds.allowed_bytes(run.registration.promised)
 
     def _on_message(self, run: AttemptRun, said: Json) -> None:
         """Take in a message, and pass on what the driver must know. One that is none is dropped, and noted once."""

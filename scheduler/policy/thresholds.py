@@ -147,6 +147,10 @@ class Thresholds:
     orphan_after_s: float = 30.0
     """A trial whose agent has been gone for so long is ended: nobody would take its result."""
 
+    def allowed_bytes(self, promised_bytes: int) -> float:
+        """What a trial may hold and still be within its promise: above it the estimate's error is allowed for."""
+        return promised_bytes + max(self.over_tolerance_share * promised_bytes, self.over_tolerance_bytes)
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Thresholds:
         """From a mapping; unknown keys are ignored, since a newer driver may talk to an older watchdog.

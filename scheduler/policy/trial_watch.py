@@ -241,7 +241,7 @@ class TrialWatch:
             sample=sample,
             state=state,
             over=over,
-            within_promise=_within(sample, promised + max(t.over_tolerance_share * promised, t.over_tolerance_bytes)),
+            within_promise=_within(sample, t.allowed_bytes(promised)),
             far_now=_within(sample, t.far_over_factor * promised + t.far_over_extra_bytes) is False,
             growth_bytes_per_s=self._grows(now, sample),
             since=since,

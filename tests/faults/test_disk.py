@@ -110,7 +110,7 @@ def test_attempts_folder_that_cannot_be_written(box: Sandbox) -> None:
         box,
         driver,
         lambda: subprocess.run(["umount", "-l", str(attempts)], check=True),
-        10,
+        5,
         f"file system is read-only: {attempts}",
     )
 
@@ -132,7 +132,7 @@ def test_no_process_to_be_had(box: Sandbox) -> None:
         (group / "pids.max").write_text("1")
         for process in spare:  # the next trial needs a process that is not to be had
             process.kill()
-        outage(box, driver, lambda: _lift(group), 10, "no process to be had")
+        outage(box, driver, lambda: _lift(group), 5, "no process to be had")
     finally:
         box.end_all()
         group.rmdir()
