@@ -57,6 +57,7 @@ NO_VITALS: Json = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
     """What the driver tells every agent. topic: names the driver; run_id: names the run folder, as long as it exists.
+    began_unix: when this driver began; of two drivers of one run the later has it.
 
     environment: dotted path of the function that gives a trial process its environment; context: its argument.
     driver: its process, as `agent_folder.ProcessIdentity`. away_timeout_s: how long attempts are held for a driver that
@@ -68,6 +69,7 @@ class AgentConfig:
     run: str
     topic: str
     run_id: str
+    began_unix: float
     driver: Mapping[str, Any]
     away_timeout_s: float
     drain_timeout_s: float

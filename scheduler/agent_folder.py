@@ -56,7 +56,8 @@ class ProcessIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentEntry:
-    """One agent. run_id: names the run folder, the same for every driver of it. topic: names its driver.
+    """One agent. topic: names its driver. run_id: names the run folder, the same for every driver of it; the one that
+    began last has the run.
 
     memory: names the memory its trials draw from and what bounds them (`bounds.Bounds.name`); a worker under another
     limit (two batch jobs on one host) has no use for it.
@@ -65,6 +66,7 @@ class AgentEntry:
     id: str
     topic: str
     run_id: str
+    began_unix: float
     process: ProcessIdentity
     memory: str
     address: str

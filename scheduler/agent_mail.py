@@ -93,8 +93,8 @@ class Mail:
         with self._changed:
             return len(self._outbox)
 
-    def close(self, why: str) -> None:
-        """Say goodbye and stop."""
+    def close(self, why: str, *, for_good: bool) -> None:
+        """Say goodbye and stop. for_good: the driver is gone, nobody is to take this agent's place."""
         with self._changed:
             carriers, self._carriers = self._carriers, []
             for carrier in carriers:
@@ -102,7 +102,7 @@ class Mail:
             self._changed.notify_all()
         for carrier in carriers:
             with contextlib.suppress(OSError):
-                carrier.connection.send({"agent": self._agent, "bye": why})
+                carrier.connection.send({"agent": self._agent, "bye": why, "for_good": for_good})
             carrier.connection.close()
         with contextlib.suppress(OSError):
             self._listener.close()

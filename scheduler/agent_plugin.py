@@ -182,7 +182,10 @@ class AgentPlugin(WorkerPlugin):
         now = time.monotonic()
         for entry in list(self._folder.agents(vitals.lives)):
             if entry.run_id == self.config["run_id"] and entry.topic != self.config["topic"]:
-                self._dismiss(entry)
+                if entry.began_unix < self.config["began_unix"]:
+                    self._dismiss(entry)
+                else:
+                    self._retire()
             elif entry.topic == self.config["topic"] and entry.id not in self._lines:
                 if not Ownership.is_free(self._folder, entry.id):
                     self._alone_since.pop(entry.id, None)
@@ -191,7 +194,7 @@ class AgentPlugin(WorkerPlugin):
                         self._connect(entry, None)
 
     def _dismiss(self, entry: AgentEntry) -> None:
-        """The run folder's lock is ours, so the driver of this one is dead, or has lost it."""
+        """The run folder's lock is our driver's, so the driver of this one is dead, or has lost it."""
         with contextlib.suppress(OSError):
             connection = Connection.to(entry.address)
             connection.send({"dismiss": "another driver has the run"})
@@ -199,6 +202,11 @@ class AgentPlugin(WorkerPlugin):
                 if "bye" in frame:
                     break
             connection.close()
+
+    def _retire(self) -> None:
+        """Our driver is gone: leave this worker."""
+        self._closing.set()
+        self.worker.loop.add_callback(self.worker.plugin_remove, name=self.name)
 
     def _own(self) -> None:
         """Take over an agent that has lost its worker, or start one."""
@@ -288,6 +296,8 @@ class AgentPlugin(WorkerPlugin):
             self._read(line, frame)
             said_bye |= "bye" in frame
             self._say(text)
+            if frame.get("for_good"):
+                self._retire()
         line.gone.set()
         line.close()
         if self._closing.is_set():

@@ -54,6 +54,7 @@ class AgentProcess:
         self._listener = self._folder.listen(agent_id)
         self._lease = Lease(config.away_timeout_s, time.monotonic())
         self._over: str | None = None  # why everything is to be ended now
+        self._orphaned = False  # and nobody will want another agent in its place
         self._leaving: str | None = None  # why it takes no further attempt
         self._released = False
         self.mail = Mail(
@@ -85,6 +86,7 @@ class AgentProcess:
                 id=self.id,
                 topic=self.config.topic,
                 run_id=self.config.run_id,
+                began_unix=self.config.began_unix,
                 process=self._process,
                 memory=memory,
                 address=address,
@@ -95,7 +97,7 @@ class AgentProcess:
             time.sleep(BEAT_S)
             self._beat(time.monotonic())
         self.agent.close()
-        self.mail.close(self._over)
+        self.mail.close(self._over, for_good=self._orphaned)
         self._folder.remove(self.id, address)
 
     def stop(self, number: int, frame: Any) -> None:
@@ -109,7 +111,7 @@ class AgentProcess:
 
     def _told(self, letter: Json) -> None:
         if letter.get("verb") == "dismiss":
-            self._over = self._over or str(letter.get("value"))
+            self._orphan(str(letter.get("value")))
         elif letter.get("verb") == "launch" and self._leaving is not None:
             # The driver did not know yet that this worker leaves: it is sent back as it came.
             self.agent.refuse(letter["task"], self._leaving)
@@ -118,7 +120,7 @@ class AgentProcess:
 
     def _carrier_says(self, frame: Json) -> None:
         if "dismiss" in frame:
-            self._over = self._over or str(frame["dismiss"])
+            self._orphan(str(frame["dismiss"]))
         elif self._leaving is None:
             self._leaving = str(frame["leave"])
 
@@ -128,13 +130,16 @@ class AgentProcess:
         self._lease.beat(now)
         self.agent.end_overdue()
         if self._driver.is_dead(vitals.lives):
-            self._over = self._over or "its driver is dead"
+            self._orphan("its driver is dead")
         elif self._leaving is not None:
             self._leave(now)
         elif self._lease.is_over(now):
             self._hold_no_longer(now)
         else:
             self._released = False
+
+    def _orphan(self, why: str) -> None:
+        self._over, self._orphaned = self._over or why, True
 
     def _leave(self, now: float) -> None:
         if not self._released:
@@ -153,7 +158,7 @@ class AgentProcess:
             return
         self.agent.rest()
         if not self.mail.has_carrier or silent_s > OUTCOMES_KEPT_S:
-            self._over = f"nothing heard of the driver for {silent_s:.0f} s"
+            self._orphan(f"nothing heard of the driver for {silent_s:.0f} s")
 
 
 def main() -> int:

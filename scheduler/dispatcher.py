@@ -367,6 +367,7 @@ class Dispatcher:
                     "worker.joined",
                     worker=facts.address,
                     host=facts.host,
+                    via=facts.via or None,
                     slots=facts.slots,
                     limit_bytes=facts.worker_limit_bytes or facts.limit_bytes,
                     limit_source=facts.limit_source,
@@ -431,6 +432,7 @@ def worker_facts(message: Mapping[str, Any]) -> m.WorkerFacts:
         domain=message["domain"],
         worker_limit_bytes=message["worker_limit_bytes"],
         limit_source=message["limit_source"],
+        via=str(message.get("via") or ""),
         device=None
         if device is None
         else m.DevicePool(kind=device["kind"], total_bytes=device["total_bytes"], unified=device["kind"] == "mps"),

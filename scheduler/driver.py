@@ -210,6 +210,7 @@ class _Driver:
             run=self.settings.name,
             topic=self.topic,
             run_id=_run_id(folder),
+            began_unix=time.time(),
             driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
             away_timeout_s=self.settings.away_timeout_s,
             drain_timeout_s=self.settings.drain_timeout_s,

@@ -20,6 +20,7 @@ from scheduler.model import ExitReason, Json, Outcome
 
 PING_EVERY_S = 5.0
 SILENT_S = 30.0  # an agent speaks once a second: its Dask worker hangs, whatever the scheduler says
+UNHEARD_S = 5.0  # the same for one that was told to end attempts
 PAUSE_S = 10.0  # between two ticks that are a second apart: the driver itself was stopped or suspended
 GRACE_S = 15.0  # an agent that holds no longer asks its attempts to leave, and then is not waited for
 
@@ -39,7 +40,8 @@ class Carrier(Protocol):
 class _Agent:
     """One agent. via: the Dask worker that carries for it, None while it is out of reach. away_since: since when.
 
-    joined: its message of that kind, told again whenever it comes back. leaving: it takes no further attempt.
+    joined: its message of that kind, told again whenever it comes back. leaving: it takes no further attempt. ending:
+    attempts that are not waited for when it is out of reach, and why.
     """
 
     id: str
@@ -54,6 +56,7 @@ class _Agent:
     joined: Json | None = None
     leaving: bool = False
     attempts: set[str] = field(default_factory=set)
+    ending: dict[str, str] = field(default_factory=dict)
 
 
 class Fleet:
@@ -106,12 +109,12 @@ class Fleet:
                 self._post(agent, {"verb": verb, "attempt": attempt, "value": value})
 
     def give_up(self, attempt: str, why: str) -> None:
-        """Do not wait for an attempt whose agent is out of reach: it is lost. Nothing for one that is in reach."""
+        """Do not wait for an attempt that was told to end if its agent is, or gets, out of reach: it is lost then."""
         with self._lock:
-            agent = self._agents.get(self._where.get(attempt, ""))
-            out_of_reach = agent is not None and agent.via is None
-        if out_of_reach:
-            self._ended(attempt, Outcome(reason=ExitReason.LOST, detail=why))
+            if (agent := self._agents.get(self._where.get(attempt, ""))) is not None:
+                agent.ending[attempt] = why
+                if agent.via is None:
+                    self._end_unheard(agent)
 
     def dismiss(self, why: str) -> None:
         """The driver leaves: nothing is held for it any more."""
@@ -178,6 +181,8 @@ class Fleet:
 
     def _judge(self, agent: _Agent, now: float) -> None:
         if agent.via is not None:
+            if now - agent.heard_at > UNHEARD_S:
+                self._end_unheard(agent)
             if now - agent.heard_at > SILENT_S:
                 self._out_of_reach(agent)
             elif now - agent.sent_at >= PING_EVERY_S:
@@ -212,7 +217,7 @@ class Fleet:
         was_away = agent.away_since is not None
         agent.via, agent.away_since = worker, None
         if was_away and agent.joined is not None and not agent.leaving:
-            self._on_message(agent.joined)
+            self._on_message({**agent.joined, "via": worker})
         for attempt in agent.attempts:
             self._carrier.occupy(attempt, worker)
         self._send(agent, agent.outbox.waiting())
@@ -222,6 +227,11 @@ class Fleet:
         held = len(agent.attempts)
         detail = f"out of reach; it holds {held} attempts for up to {self._hold_s:.0f} s" if held else "out of reach"
         self._on_message({"type": "left", "worker": agent.name, "detail": detail})
+        self._end_unheard(agent)
+
+    def _end_unheard(self, agent: _Agent) -> None:
+        for attempt, why in list(agent.ending.items()):
+            self._ended(attempt, Outcome(reason=ExitReason.LOST, detail=why))
 
     def _lose(self, agent: _Agent, why: str) -> None:
         del self._agents[agent.id], self._names[agent.name]
@@ -251,7 +261,7 @@ class Fleet:
         message = {**body, "worker": agent.name}
         match body.get("type"):
             case "joined":
-                agent.joined = message
+                agent.joined = message = {**message, "via": agent.via}
             case "left":
                 agent.leaving = True
             case "ended":
@@ -270,6 +280,7 @@ class Fleet:
                 return  # it was given up before
             if (agent := self._agents.get(agent_id)) is not None:
                 agent.attempts.discard(attempt)
+                agent.ending.pop(attempt, None)
         self._carrier.vacate(attempt)
         self._on_end(attempt, outcome)
 

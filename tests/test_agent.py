@@ -30,6 +30,7 @@ class Ears:
             run="test",
             topic="test",
             run_id="run",
+            began_unix=0.0,
             driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
             away_timeout_s=60.0,
             drain_timeout_s=1.0,

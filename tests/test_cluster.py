@@ -31,6 +31,7 @@ def plugin_config(run_id: str = "run") -> Json:
         run="test",
         topic="test",
         run_id=run_id,
+        began_unix=0.0,
         driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
         away_timeout_s=60.0,
         drain_timeout_s=5.0,

@@ -304,6 +304,7 @@ def test_dask_shows_the_trials_memory(tmp_path: Path) -> None:
         run="test",
         topic="memory",
         run_id="memory",
+        began_unix=0.0,
         driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
         away_timeout_s=60.0,
         drain_timeout_s=1.0,

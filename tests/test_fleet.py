@@ -11,7 +11,7 @@ from hypothesis import given
 
 from scheduler.adapters import vitals
 from scheduler.agent_folder import ProcessIdentity
-from scheduler.fleet import GRACE_S, PING_EVERY_S, SILENT_S, Fleet
+from scheduler.fleet import GRACE_S, PING_EVERY_S, SILENT_S, UNHEARD_S, Fleet
 from scheduler.mailbox import Inbox, Letter, Outbox
 from scheduler.model import ExitReason, Json, Outcome
 from scheduler.model.plain import plain
@@ -200,11 +200,17 @@ def test_one_that_is_to_be_ended_and_out_of_reach_is_given_up() -> None:
     wire = Wire()
     wire.joins()
     wire.launch()
+    wire.launch("s/1/1")
     wire.fleet.give_up("s/0/1", "stopped")
+    wire.says()
+    wire.wait(UNHEARD_S - 1)
     assert not wire.ends
+    wire.wait(2)  # it hangs
+    assert [(attempt, outcome.detail) for attempt, outcome in wire.ends] == [("s/0/1", "stopped")]
     wire.fleet.disconnected()
-    wire.fleet.give_up("s/0/1", "stopped")
-    assert wire.ends[0][1].reason is ExitReason.LOST
+    assert len(wire.ends) == 1
+    wire.fleet.give_up("s/1/1", "stopped")
+    assert [attempt for attempt, _ in wire.ends] == ["s/0/1", "s/1/1"]
 
 
 def test_an_agent_that_leaves_takes_nothing_more_and_hears_at_once_that_all_has_arrived() -> None:

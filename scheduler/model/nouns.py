@@ -196,6 +196,7 @@ class WorkerFacts:
     limit_source: what rules: "ram", "cgroup", "slurm" or "dask".
     available_bytes: free for use right now (page cache does not count as use).
     overhead_bytes: the worker's own processes, the warm spare among them; charged to its ledger row.
+    via: the Dask worker through which it is reached, where that is another name.
     environment: of its trial processes; None when none of them said.
     """
 
@@ -209,6 +210,7 @@ class WorkerFacts:
     domain: str = ""
     worker_limit_bytes: int | None = None
     limit_source: str = "ram"
+    via: str = ""
     device: DevicePool | None = None
     environment: Environment | None = None
 

@@ -89,6 +89,32 @@ def note(task: Mapping[str, Any], what: str, epoch: int) -> None:
 # -- objectives that make trouble --------------------------------------------------------------------------------------
 
 
+def slow(task: Mapping[str, Any], progress: Any) -> dict[str, Any]:
+    """Train in steps that hear nothing until they are over: an epoch is one of them."""
+    return objective(task, _Slow(progress))
+
+
+class _Slow:
+    """Asks for a stop to be heard only right after an epoch."""
+
+    def __init__(self, progress: Any) -> None:
+        self._progress, self._epochs, self._seen = progress, 0, 0
+        self._heard: str | None = None
+        self.report, self.settled = progress.report, progress.settled
+
+    def tick(self) -> None: ...
+
+    def checkpoint(self, path: str, step: int) -> None:
+        self._progress.checkpoint(path, step)
+        self._epochs += 1
+
+    @property
+    def stop_requested(self) -> str | None:
+        if self._seen != self._epochs:
+            self._seen, self._heard = self._epochs, self._progress.stop_requested
+        return self._heard
+
+
 def deaf(task: Mapping[str, Any], progress: Any) -> dict[str, Any]:
     """Train, but hear no request to stop."""
     return objective(task, _Deaf(progress))
