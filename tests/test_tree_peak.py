@@ -109,7 +109,7 @@ def test_children_that_no_look_saw(waited_for: int | None, looks: list[list[Proc
 def test_within_its_promise_means_the_whole_tree() -> None:
     """A kill by the kernel is the trial's own doing when its children are what went over."""
     looks = tree([process(ROOT, 60), process(2, 900)])
-    seen = Witness(oom_killed=True, peak_bytes=60 * MIB, promised_bytes=500 * MIB, tree=looks)
+    seen = Witness(oom_killed=True, peak_bytes=60 * MIB, allowed_bytes=500 * MIB, tree=looks)
     assert conclude(seen).reason.value == "kernel_oom"
 
 
