@@ -227,7 +227,7 @@ class Agent:
             if time.monotonic() >= next_vitals:
                 next_vitals = time.monotonic() + self.config.vitals_every_s
                 try:
-                    self._keep_watchdog()
+                    self._keep_host()
                     self._news(self._vitals())
                 except Exception:  # whatever a probe runs into: it closes admission, it never ends this thread
                     self._news({"type": "vitals", **NO_VITALS})
@@ -258,6 +258,21 @@ class Agent:
         held = sum(tree.footprint_bytes or 0 for tree in trees if tree is not None)
         others = self.promises.others_among(m for tree in trees if tree is not None for m in tree.members)
         return max(0, held - others)
+
+    def _keep_host(self) -> None:
+        """The registry, made again when somebody removed it (a cleaner of /tmp), and a watchdog that goes by it."""
+        try:
+            self.registry.ensure()
+            with self._lock:
+                for run in self._runs.values():
+                    if not self.registry.knows(run.registration):
+                        self.registry.register(run.registration)
+            if self.config.watchdog_mode != "off" and not self.registry.policy()[0]:
+                self.registry.thresholds(self.config.thresholds)
+                self._post({"type": "registry", "path": self.registry.root})
+            self._keep_watchdog()
+        except OSError as error:
+            self._door.close(f"the host registry: {door.words(error)}")
 
     def _keep_watchdog(self) -> None:
         """One per agent is started; flock decides which of the host's watches and which stand by."""
@@ -409,7 +424,9 @@ class Agent:
         """The ledger holds another amount now; the watchdog judges by the same number."""
         with self._lock:
             if (run := self._runs.get(attempt)) is not None:
-                run.registration = self.registry.resize(run.registration, reserved_bytes)
+                run.registration = self.registry.resized(run.registration, reserved_bytes)
+                with contextlib.suppress(OSError):  # a registry that was removed is made again with all registrations
+                    self.registry.register(run.registration)
 
     def _new_process(self) -> TrialProcess:
         self.scratch.mkdir(parents=True, exist_ok=True)  # below a folder for temporary files, which get cleared away

@@ -110,7 +110,11 @@ class AgentFolder:
 
     def agents(self, lives: Lives) -> Iterator[AgentEntry]:
         """Every agent that lives; entries of dead ones are removed."""
-        for name in sorted(os.listdir(self.root)):
+        try:
+            names = sorted(os.listdir(self.root))
+        except FileNotFoundError:  # somebody removed the registry; each agent makes its folder again
+            return
+        for name in names:
             data = read_json(self.path(name, "agent.json"))
             if data is None:  # it is about to enter
                 continue

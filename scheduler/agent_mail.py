@@ -11,6 +11,7 @@ import contextlib
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,15 @@ class Mail:
         self._moved_at = time.monotonic()  # the last acknowledgement that was news, or the last time all was said again
 
     def start(self) -> None:
-        threading.Thread(target=self._accept, name="headroom-mail", daemon=True).start()
+        threading.Thread(target=self._accept, args=(self._listener,), name="headroom-mail", daemon=True).start()
+
+    def listen(self, listener: socket.socket) -> None:
+        """Take carriers by another socket from now on; those that are connected stay."""
+        former, self._listener = self._listener, listener
+        with contextlib.suppress(OSError):
+            former.shutdown(socket.SHUT_RDWR)  # or the thread in `accept` would never know
+        former.close()
+        self.start()
 
     # -- the agent's side -------------------------------------------------------------------------------------------
 
@@ -109,10 +118,10 @@ class Mail:
 
     # -- threads ----------------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                connected, _ = self._listener.accept()
+                connected, _ = listener.accept()
             except OSError:
                 return
             carrier = _Carrier(connection=Connection(connected))
@@ -154,7 +163,10 @@ class Mail:
                     current.owed_receipt = True
                 self._changed.notify_all()
             for body in bodies:
-                self._on_letter(body)
+                try:
+                    self._on_letter(body)
+                except Exception:  # whatever one letter runs into: the next ones must be read
+                    traceback.print_exc()
 
     def _acknowledged(self, number: Any) -> None:
         before = len(self._outbox)

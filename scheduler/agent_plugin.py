@@ -162,18 +162,18 @@ class AgentPlugin(WorkerPlugin):
     # -- the plugin's own thread ------------------------------------------------------------------------------------
 
     def _live(self) -> None:
-        registry = HostRegistry.default()
-        self._folder = AgentFolder(registry)
         retry_at = 0.0
         while not self._closing.is_set():
             try:
+                self._folder = AgentFolder(HostRegistry.default())
                 self._look()
                 if time.monotonic() >= retry_at and not any(line.owned for line in self._all()):
                     self._own()
             except Exception as error:  # no process, no disk, no memory: another try in some seconds
-                retry_at = time.monotonic() + RETRY_S
-                detail = f"{type(error).__name__}: {error}"
-                self._say(json.dumps({"broken": f"its agent cannot be started: {detail}"}))
+                if time.monotonic() >= retry_at:
+                    retry_at = time.monotonic() + RETRY_S
+                    detail = f"{type(error).__name__}: {error}"
+                    self._say(json.dumps({"broken": f"its agent cannot be started: {detail}"}))
             self.worker.loop.add_callback(self.fenced.set)
             self._closing.wait(LOOK_EVERY_S)
 

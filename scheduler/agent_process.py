@@ -47,7 +47,7 @@ class AgentProcess:
         self, agent_id: str, config: AgentConfig, *, slots: int, worker: tuple[int, float], limit_bytes: int | None
     ) -> None:
         self.id, self.config, self._worker_limit_bytes = agent_id, config, limit_bytes
-        registry = HostRegistry.default()
+        registry = self._registry = HostRegistry.default()
         self._folder = AgentFolder(registry)
         self._driver = ProcessIdentity(**config.driver)
         self._process = ProcessIdentity.own(vitals.start_time)
@@ -78,9 +78,18 @@ class AgentProcess:
 
     def run(self) -> None:
         """Serve until it is over."""
-        memory = bounds.measure(os.environ, self._worker_limit_bytes).name
-        address = self._listener.getsockname()
         self.mail.start()
+        self._enter()
+        self.agent.start()
+        while self._over is None:
+            time.sleep(BEAT_S)
+            self._beat(time.monotonic())
+        self.agent.close()
+        self.mail.close(self._over, for_good=self._orphaned)
+        self._folder.remove(self.id, self._address)
+
+    def _enter(self) -> None:
+        self._address = self._listener.getsockname()
         self._folder.enter(
             AgentEntry(
                 id=self.id,
@@ -88,17 +97,21 @@ class AgentProcess:
                 run_id=self.config.run_id,
                 began_unix=self.config.began_unix,
                 process=self._process,
-                memory=memory,
-                address=address,
+                memory=bounds.measure(os.environ, self._worker_limit_bytes).name,
+                address=self._address,
             )
         )
-        self.agent.start()
-        while self._over is None:
-            time.sleep(BEAT_S)
-            self._beat(time.monotonic())
-        self.agent.close()
-        self.mail.close(self._over, for_good=self._orphaned)
-        self._folder.remove(self.id, address)
+
+    def _keep_place(self) -> None:
+        """Its folder went with the whole registry (a cleaner of /tmp): the next worker must find it all the same."""
+        if os.path.exists(self._address):
+            return
+        with contextlib.suppress(OSError):  # the next beat tries again; the agent has closed admission
+            self._registry.ensure()
+            self._folder.make(self.id)
+            self._listener = self._folder.listen(self.id)
+            self.mail.listen(self._listener)
+            self._enter()
 
     def stop(self, number: int, frame: Any) -> None:
         """SIGTERM: whoever ends the host's processes gives them some seconds."""
@@ -128,6 +141,7 @@ class AgentProcess:
 
     def _beat(self, now: float) -> None:
         self._lease.beat(now)
+        self._keep_place()
         self.agent.end_overdue()
         if self._driver.is_dead(vitals.lives):
             self._orphan("its driver is dead")

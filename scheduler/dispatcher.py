@@ -312,6 +312,8 @@ class Dispatcher:
                 self._log("worker.broken", durable=True, worker=worker, detail=message["detail"])
                 if not self.brain.ledger.views():
                     self._failure = m.HeadroomError(f"worker {worker} cannot run trials: {message['detail']}")
+            case "registry", _:
+                self._log("registry.remade", durable=True, worker=worker, path=message["path"])
             case "vitals", _:
                 return m.WorkerVitals(
                     worker=worker,

@@ -13,6 +13,7 @@ import select
 import stat
 import time
 
+from scheduler.ours import FLAGS
 from scheduler.registry import HostRegistry
 
 
@@ -43,8 +44,12 @@ class Election:
     """flock on a file of the registry: the kernel frees it when its holder dies, however it dies."""
 
     def __init__(self, registry: HostRegistry) -> None:
-        self._path = os.path.join(registry.root, "watchdog.lock")
+        self._registry = registry
         self._fd = -1
+
+    @property
+    def _path(self) -> str:
+        return os.path.join(self._registry.root, "watchdog.lock")
 
     def won(self) -> bool:
         """Try to become the watchdog; True as long as we are."""
@@ -53,7 +58,11 @@ class Election:
                 return True
             os.close(self._fd)  # somebody removed the lock (a cleaner of /tmp): another may hold a new one
             self._fd = -1
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._registry.ensure()  # or the whole folder
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | FLAGS, 0o600)
+        except OSError:  # nobody can be elected: the reading goes stale, which closes admission
+            return False
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -16,7 +16,6 @@ import dataclasses
 import errno
 import json
 import os
-import stat
 import sys
 import tempfile
 import threading
@@ -25,7 +24,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.model import HeadroomError, Pressure, messages
+from scheduler.model import Pressure, UsageError, messages
+from scheduler.ours import FLAGS, opener, own_folder
 
 STALE_AFTER_S = 5.0  # a reading older than this says nothing: five missed samples
 _JOURNAL_LIMIT_BYTES = 4 << 20
@@ -149,24 +149,54 @@ class KillStory:
 
 
 class HostRegistry:
-    """The registry under one root folder. Safe to use from several processes; methods raise OSError only."""
+    """The registry under one root folder. Safe to use from several processes; methods raise OSError only.
+
+    Raises UsageError when the root cannot be made, or could be read or written by somebody else.
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = os.fspath(root)
-        os.makedirs(self._path("attempts"), mode=0o700, exist_ok=True)
-        info = os.stat(self.root)
-        if info.st_uid != os.geteuid():
-            raise HeadroomError(
-                f"{self.root} belongs to user {info.st_uid}, not to you ({os.geteuid()}): "
-                "set HEADROOM_HOST_DIR to a folder of your own"
-            )
-        if stat.S_IMODE(info.st_mode) & 0o077:
-            os.chmod(self.root, 0o700)
+        self.root = os.path.abspath(os.fspath(root))
+        try:
+            self._make()
+        except OSError as error:
+            path = str(error.filename or self.root)
+            why = "somebody else's symbolic link" if os.path.islink(path) else error.strerror
+            raise UsageError(
+                f"the host registry {path} cannot be used ({why}): set HEADROOM_HOST_DIR to a folder of your own"
+            ) from None
 
     @classmethod
     def default(cls) -> HostRegistry:
-        """The registry of this user on this host."""
-        return cls(host_folder())
+        """The registry of this user on this host: $HEADROOM_HOST_DIR or <temp dir>/headroom-<uid>."""
+        try:
+            return cls(host_folder())
+        except FileNotFoundError:  # no temporary folder can be written, or the working directory is gone
+            raise UsageError(
+                "no folder for the host registry: set HEADROOM_HOST_DIR to an absolute path that can be written"
+            ) from None
+
+    def _make(self) -> None:
+        """Make root and `attempts`, or take those that are there and nobody else's. Raises OSError, UsageError.
+
+        The default lies in a folder where everybody may write: somebody may have put a link there, to have us open up,
+        or write into, what it points to.
+        """
+        os.makedirs(os.path.dirname(self.root), mode=0o700, exist_ok=True)
+        if os.path.islink(self.root) and os.lstat(self.root).st_uid == os.geteuid():
+            self.root = os.path.realpath(self.root)  # one's own link is one's own wish
+        with own_folder(self.root) as fd, own_folder("attempts", within=fd, called=self._path("attempts")):
+            pass
+
+    def ensure(self) -> None:
+        """Make the folders again if somebody removed them (a cleaner of /tmp). Raises OSError.
+
+        What was registered and set is gone with them: `knows` and `policy` tell.
+        """
+        if not os.path.isdir(self._path("attempts")):
+            try:
+                self._make()
+            except UsageError as error:
+                raise OSError(errno.EPERM, str(error), self.root) from None
 
     def _path(self, *parts: str) -> str:
         return os.path.join(self.root, *parts)
@@ -177,22 +207,26 @@ class HostRegistry:
         """From now on the watchdog watches this attempt."""
         write_json(self._path("attempts", reg.key + ".json"), dataclasses.asdict(reg))
 
+    def knows(self, reg: Registration) -> bool:
+        """Whether this attempt is registered."""
+        return os.path.exists(self._path("attempts", reg.key + ".json"))
+
     def tick(self, reg: Registration, step: int, now: float, saved_at: float | None = None) -> None:
         """The attempt made progress. Cheap (one small write); saved_at: instant of its last good checkpoint."""
         text = f"{step} {now:.3f} {'-' if saved_at is None else f'{saved_at:.3f}'}\n".encode()
-        fd = os.open(self._path("attempts", reg.key + ".tick"), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path("attempts", reg.key + ".tick"), os.O_WRONLY | os.O_CREAT | FLAGS, 0o600)
         try:
             os.pwrite(fd, text.ljust(64), 0)  # one write of a fixed length: a reader sees the old line or the new one
         finally:
             os.close(fd)
 
-    def resize(self, reg: Registration, reservation_bytes: int) -> Registration:
-        """The ledger holds another amount now. Growth does not raise the promise, tightening lowers it."""
-        new = dataclasses.replace(
+    @staticmethod
+    def resized(reg: Registration, reservation_bytes: int) -> Registration:
+        """The registration when the ledger holds another amount, to be registered again. Growth does not raise the
+        promise, tightening lowers it."""
+        return dataclasses.replace(
             reg, reservation_bytes=reservation_bytes, promised_bytes=min(reg.promised, reservation_bytes)
         )
-        self.register(new)
-        return new
 
     def deregister(self, reg: Registration) -> None:
         """The attempt is over and its memory is back. Idempotent."""
@@ -231,7 +265,11 @@ class HostRegistry:
 
     def registrations(self) -> Iterator[Registration]:
         """Every registration of this boot that can be read; those of an earlier boot are removed."""
-        for entry in os.listdir(self._path("attempts")):
+        try:
+            entries = os.listdir(self._path("attempts"))
+        except FileNotFoundError:  # somebody removed the folder: see `ensure`
+            return
+        for entry in entries:
             if not entry.endswith(".json"):
                 continue
             data = read_json(self._path("attempts", entry))
@@ -286,7 +324,7 @@ class HostRegistry:
             self._append(text)
 
     def _append(self, text: bytes) -> None:
-        fd = os.open(self._path("kills.jsonl"), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path("kills.jsonl"), os.O_RDWR | os.O_APPEND | os.O_CREAT | FLAGS, 0o600)
         try:
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":  # a torn line of a crash: end it, so that ours is whole
@@ -312,7 +350,7 @@ class HostRegistry:
         kept = [s for i, s in enumerate(stories) if not s.finished or i >= len(stories) - _JOURNAL_KEEPS]
         text = "".join(json.dumps(dict(line)) + "\n" for story in kept for line in story.records)
         with contextlib.suppress(OSError):
-            with open(path + ".tmp", "w", encoding="utf-8") as file:
+            with open(path + ".tmp", "w", encoding="utf-8", opener=opener) as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -324,7 +362,7 @@ class HostRegistry:
         path = self._path("spare")
         with contextlib.suppress(OSError):
             if not os.path.exists(path) or os.path.getsize(path) < _SPARE_BYTES:
-                with open(path, "wb") as file:
+                with open(path, "wb", opener=opener) as file:
                     file.write(b"\0" * _SPARE_BYTES)
 
     def kills(self) -> list[KillStory]:
@@ -376,11 +414,6 @@ def claim(folder: str | os.PathLike[str]) -> bool:
     return True
 
 
-def private(path: str, flags: int) -> int:
-    """An opener for `open`: a file that it creates is its user's alone."""
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
 def sync_folder(path: str) -> None:
     """Force a folder's entries to the disk; does nothing where folders cannot be opened."""
     with contextlib.suppress(OSError):
@@ -395,7 +428,7 @@ def write_json(path: str, data: Any, *, durable: bool = False) -> None:
     """Write a JSON file whole: a reader sees the old one or the new one. durable: also force it to the disk."""
     temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
-        with open(temporary, "w", encoding="utf-8", opener=private) as file:
+        with open(temporary, "w", encoding="utf-8", opener=opener) as file:
             file.write(json.dumps(data, default=str))
             if durable:
                 file.flush()

@@ -16,7 +16,7 @@ import yaml
 
 from scheduler import masking
 from scheduler.model import UsageError
-from scheduler.registry import private
+from scheduler.ours import opener
 from scheduler.settings import Settings
 
 _ABSENT = "(not set)"
@@ -80,7 +80,7 @@ def write_durably(path: Path, text: str) -> None:
     It is for this user's eyes only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8", opener=private) as file:
+    with open(temporary, "w", encoding="utf-8", opener=opener) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

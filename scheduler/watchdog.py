@@ -23,7 +23,8 @@ from typing import Any
 from scheduler.adapters import vitals
 from scheduler.election import Election, Lifeline, protect_self
 from scheduler.kill import STACK_WAIT_S, Kill, write_story
-from scheduler.model import Pressure
+from scheduler.model import Pressure, UsageError
+from scheduler.ours import opener
 from scheduler.policy.eviction import Decision, Evaluator, KillOrder, Over, State, Thresholds
 from scheduler.policy.pressure import pace_s
 from scheduler.policy.samples import (
@@ -56,7 +57,7 @@ def start(root: str | os.PathLike[str]) -> subprocess.Popen[bytes]:
     with contextlib.suppress(OSError):
         if os.path.getsize(log) > _LOG_LIMIT_BYTES:
             os.replace(log, log + ".1")
-    with open(log, "ab") as out:
+    with open(log, "ab", opener=opener) as out:
         return subprocess.Popen(
             [sys.executable, "-m", "scheduler.watchdog", "--root", root],
             stdin=subprocess.PIPE,
@@ -315,7 +316,7 @@ class Watchdog:
 
     def _read_policy(self) -> None:
         stamp, values = self.registry.policy()
-        if stamp == self._policy_stamp:
+        if stamp in (0.0, self._policy_stamp):  # 0: never set, or removed with its folder; what was set stays
             return
         self._policy_stamp = stamp
         try:
@@ -372,7 +373,11 @@ def run(root: str, record_to: str | None = None) -> int:
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    registry, lifeline = HostRegistry(root), Lifeline()
+    try:
+        registry, lifeline = HostRegistry(root), Lifeline()
+    except UsageError as error:
+        log("watchdog.left", pid=os.getpid(), why=str(error))
+        return 2
     election, watchdog = Election(registry), None
     while not stop:
         if not election.won():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from scheduler import registry as registry_module
-from scheduler.model import HeadroomError, Pressure
+from scheduler import watchdog
+from scheduler.election import Election
+from scheduler.model import HeadroomError, Pressure, UsageError
 from scheduler.registry import HostReading, HostRegistry, Registration, boot_id, claim, read_json, write_json
 
 REPO = Path(__file__).resolve().parents[1]
@@ -59,6 +62,88 @@ def test_a_root_of_another_user_is_refused(tmp_path: Path) -> None:
         HostRegistry(tmp_path / "host")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a link somebody else's")
+@pytest.mark.parametrize("where", ["host", "host/attempts"])
+def test_somebody_elses_link_is_not_followed(tmp_path: Path, where: str) -> None:
+    """A link put in our place in a shared folder: refused with the way out, and what it points to stays as it was."""
+    target = tmp_path / "target"
+    target.mkdir(mode=0o755)
+    link = tmp_path / where
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(target)
+    os.lchown(link, 12345, 12345)
+    with pytest.raises(UsageError, match=f"{link} .*symbolic link.*HEADROOM_HOST_DIR"):
+        HostRegistry(tmp_path / "host")
+    assert target.stat().st_mode & 0o777 == 0o755
+    assert list(target.iterdir()) == []
+
+
+def test_ones_own_link_is_followed(tmp_path: Path) -> None:
+    """A user may keep the folder elsewhere."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "host").symlink_to(tmp_path / "elsewhere")
+    assert HostRegistry(tmp_path / "host").root == str(tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a file somebody else's")
+def test_a_folder_in_which_others_have_written_is_refused(tmp_path: Path) -> None:
+    """It was open to all, and something of another user's is in it: it is closed, not used."""
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host").chmod(0o777)
+    (tmp_path / "host" / "kills.jsonl").write_text("{}")
+    os.chown(tmp_path / "host" / "kills.jsonl", 12345, 12345)
+    with pytest.raises(UsageError, match=r"kills\.jsonl belongs to user 12345"):
+        HostRegistry(tmp_path / "host")
+
+
+def test_links_in_place_of_files_are_not_written_through(registry: HostRegistry, tmp_path: Path) -> None:
+    """Each file that the registry writes or appends to."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    reg = registration(tmp_path)
+    for name in ("kills.jsonl", f"attempts/{reg.key}.tick", "spare", "watchdog.lock", "watchdog.log"):
+        (Path(registry.root) / name).symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic"):
+        registry.record("k", "intent", 1.0)
+    with pytest.raises(OSError, match="symbolic"):
+        registry.tick(reg, 1, 2.0)
+    registry.keep_spare()
+    assert not Election(registry).won()
+    with pytest.raises(OSError, match="symbolic"):
+        watchdog.start(registry.root)
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "root", ["/proc/nowhere/host", "/dev/null/host", "/dev/null"], ids=["no file system", "below a file", "a file"]
+)
+def test_a_root_that_cannot_be_made_is_one_line(root: str) -> None:
+    """What, why, and the way out."""
+    with pytest.raises(UsageError, match=r"cannot be used \(.+\): set HEADROOM_HOST_DIR") as caught:
+        HostRegistry(root)
+    assert "symbolic link" not in str(caught.value)
+
+
+def test_a_root_that_was_removed_is_made_again(registry: HostRegistry, tmp_path: Path) -> None:
+    """A cleaner of /tmp: whoever asks makes it anew, private again, and sees what is no longer in it."""
+    reg = registration(tmp_path)
+    registry.register(reg)
+    registry.thresholds({"sample_s": 1.0})
+    registry.ensure()
+    assert registry.knows(reg) and registry.policy()[0]
+    election = Election(registry)
+    assert election.won()
+    shutil.rmtree(registry.root)
+    assert list(registry.registrations()) == []
+    assert election.won()  # on a new lock
+    registry.ensure()
+    assert os.stat(registry.root).st_mode & 0o777 == 0o700
+    assert not registry.knows(reg) and not registry.policy()[0]
+    registry.register(reg)
+    assert list(registry.registrations()) == [reg]
+
+
 def test_ticks(registry: HostRegistry, tmp_path: Path) -> None:
     """The last tick wins, also a shorter line after a longer one; before the first there is none."""
     reg = registration(tmp_path)
@@ -70,9 +155,10 @@ def test_ticks(registry: HostRegistry, tmp_path: Path) -> None:
 
 def test_resizing_remembers_the_promise(registry: HostRegistry, tmp_path: Path) -> None:
     """Growth granted later does not raise what the trial promised; tightening lowers it."""
-    reg = registry.resize(registration(tmp_path), 1500)
+    reg = registry.resized(registration(tmp_path), 1500)
     assert (reg.reservation_bytes, reg.promised) == (1500, 1000)
-    reg = registry.resize(reg, 800)
+    reg = registry.resized(reg, 800)
+    registry.register(reg)
     assert (reg.reservation_bytes, reg.promised) == (800, 800)
     assert list(registry.registrations()) == [reg]
 
