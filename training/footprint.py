@@ -28,7 +28,10 @@ runtime      interpreter, torch, the indicator library: what a trial process hol
              what the first step adds to that (kernels' code and buffers, 11 to 23 MiB with either build).
 few_rows     below 16 rows the kernels lay the weights out anew: once more the largest of them.
 unmeasured   where the environment is none of MEASURED_IN.
-data         the days of the file, the windows' labels and order: they hardly show beside the runtime.
+data         the days of the file as float32 features, labels and order of the windows, and holes that loading leaves;
+             with a Parquet file pyarrow, too.
+loading      what reading the file takes beyond all of the above, before there is a model: it is given back to the heap,
+             and training takes it from there. The file's numbers as float64 beside the features, and the indicators.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from typing import Any
 
 from training import runtime
 from training.arch_grid import param_count, published_micro_batch, token_count
+from training.table import is_parquet
 
 MIB = 2**20
 # On Apple's unified memory the only observation there is (d=1024, L=256, batch 128: 115 GB) is about twice the
@@ -47,7 +51,12 @@ MPS_FACTOR = 2.0
 METAL_SHARE = 0.75  # of RAM, what Metal can safely hold (torch.mps.recommended_max_memory)
 FIRST_STEP_BYTES = 25 * MIB
 THREAD_BYTES = int(1.35 * MIB)  # each thread after the first: stack and packing buffers in use
-DATA_BYTES = 5 * MIB
+DATA_BYTES = 4 * MIB
+ROW_BYTES = 16  # of data for each row beside its features: label, order, date
+LOADED_BYTES, LOADED_ROW_BYTES = 5 * MIB, 310  # while loading, for each row beside its numbers: 20 indicators, bars, dates
+LOADING_HOLES = 0.05  # of what loading gives back and training does not fit into
+PARQUET_BYTES = 48 * MIB  # pyarrow, imported and used: 42 to 48
+SAMPLE_ROWS, SAMPLE_COLUMNS, BUILT_IN_FEATURES = 5031, 7, 25
 LAYER_OBJECTS_BYTES = int(0.135 * MIB)
 HOLES = 0.65  # of one layer's activations
 WEIGHT_HOLES = 1.1  # of the largest weight gradient, where that is small beside a layer's activations
@@ -79,6 +88,9 @@ class Shape:
     stride: int
     dropout: bool
     threads: int
+    days: int
+    columns: int
+    is_parquet: bool
 
     @classmethod
     def of(cls, params: Mapping[str, Any], context: Mapping[str, Any]) -> Shape:
@@ -94,6 +106,9 @@ class Shape:
             stride=int(context.get("stride", 5)),
             dropout=float(params.get("dropout", 0.1)) > 0,
             threads=int(context.get("threads") or 1),
+            days=int(context.get("n_rows") or SAMPLE_ROWS),
+            columns=int(context.get("n_columns") or SAMPLE_COLUMNS),
+            is_parquet=is_parquet(str(context.get("data") or "")),
         )
 
     @property
@@ -125,13 +140,25 @@ def workspace_bytes(s: Shape) -> int:
     return stream + hidden + weight - freed
 
 
+def loading_bytes(s: Shape) -> int:
+    """The most that is held while the file is read and made into features, the reader's own code aside."""
+    own = s.features > BUILT_IN_FEATURES  # only then is the file's own array held to the end
+    return LOADED_BYTES + s.days * (4 * s.features + (8 * s.columns if own else 0) + LOADED_ROW_BYTES)
+
+
+def data_bytes(s: Shape) -> int:
+    """What is left of the data when training begins, the reader's own code aside."""
+    held = s.days * (4 * s.features + ROW_BYTES)
+    return DATA_BYTES + held + int(LOADING_HOLES * max(0, loading_bytes(s) - held))
+
+
 def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
     """Peak bytes of one attempt.
 
     params: d_model, n_layers, n_heads, d_ff, micro_batch (1 when absent), dropout. context: the study's; what it lacks
-    is taken from the defaults of the published model. Of where it will run: runtime_bytes (of a ready trial process;
-    default: what one of the installed torch holds where it was measured) and environments (names of
-    `runtime.in_force`; default: one that was measured). Returns host_bytes, device_bytes, runtime_bytes (the part of
+    is taken from the defaults of the published model, n_rows and n_columns of the data file from the built-in sample. Of
+    where it will run: runtime_bytes (of a ready trial process; default: what one of the installed torch holds where it
+    was measured) and environments (names of `runtime.in_force`; default: one that was measured). Returns host_bytes, device_bytes, runtime_bytes (the part of
     host_bytes that is the ready process), components (name -> bytes, their sum is all the trial takes, wherever) and
     family (what shares one correction, within one environment).
     """
@@ -139,10 +166,10 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     device, heap = str(context.get("device", "cpu")), runtime.allocator(context)
     ready_bytes = int(context.get("runtime_bytes") or runtime.ready_bytes())
     is_measured = MEASURED_IN.issuperset(context.get("environments") or ())
-    weights = 4 * s.params
+    weights, reader = 4 * s.params, PARQUET_BYTES if s.is_parquet else 0
     components = {
         "runtime": ready_bytes + FIRST_STEP_BYTES + THREAD_BYTES * (s.threads - 1),
-        "data": DATA_BYTES,
+        "data": data_bytes(s) + reader,
         "weights": weights,
         "gradients": weights,
         "optimizer_state": 2 * weights,
@@ -158,9 +185,13 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     holes = min(HOLES * layer + WEIGHT_HOLES * 4 * s.d * s.f, MOST_HOLES * layer)
     holes += UNNAMED_ACTIVATIONS * components["activations"]
     components["heap"] = int(holes + LAYER_OBJECTS_BYTES * s.layers + share * live)
+    # Before there is a model; on a device of its own it leaves no room here.
+    held = components["data"] if device == "cuda" else sum(components.values()) - components["runtime"]
+    if (loading := loading_bytes(s) + reader - held) > 0:
+        components["loading"] = loading
     if device == "cpu" and heap == runtime.STACK and not is_measured:
         components["unmeasured"] = int(UNMEASURED * (sum(components.values()) - ready_bytes))
-    host, on_device = _pools(components, device)
+    host, on_device = _pools(components, device, s)
     return {
         "host_bytes": host,
         "device_bytes": on_device,
@@ -170,7 +201,7 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     }
 
 
-def _pools(components: dict[str, int], device: str) -> tuple[int, int]:
+def _pools(components: dict[str, int], device: str, s: Shape) -> tuple[int, int]:
     """Host and device bytes; adds what a device itself costs to the components.
 
     One pool on CPU. Unified on MPS: every byte is the host's and counts against Metal's cap too. Apart on CUDA.
@@ -181,9 +212,10 @@ def _pools(components: dict[str, int], device: str) -> tuple[int, int]:
         return total + components["metal"], total + components["metal"]
     if device == "cuda":
         components["cuda_context"] = CUDA_CONTEXT_BYTES
-        host = components["runtime"] + components["data"]
+        components["data_on_device"] = s.days * (4 * s.features + ROW_BYTES)
+        host = components["runtime"] + components["data"] + components.get("loading", 0)
         components["cuda_host"] = CUDA_CONTEXT_BYTES
-        return host + CUDA_CONTEXT_BYTES, total - host + CUDA_CONTEXT_BYTES
+        return host + CUDA_CONTEXT_BYTES, total - host + components["data_on_device"] + CUDA_CONTEXT_BYTES
     return total, 0
 
 

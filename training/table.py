@@ -235,7 +235,10 @@ def _read_parquet(file: Path, source: str) -> Raw:
         import pyarrow.parquet as parquet
     except ImportError:
         raise TrainingInputError(f"data file {source}: Parquet needs pyarrow: install it, or save as CSV") from None
+    usual_pool = pyarrow.default_memory_pool()
     try:
+        # What it gives back is the trial's to use again: pyarrow's own pool keeps it, up to 16 MiB here.
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())
         with parquet.ParquetFile(file) as opened:
             names, date_column = _header(source, opened.schema_arrow.names)
             values = np.empty((opened.metadata.num_rows, len(names)))
@@ -257,6 +260,8 @@ def _read_parquet(file: Path, source: str) -> Raw:
     except pyarrow.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise TrainingInputError(f"data file {source}: not a Parquet file ({reason})") from error
+    finally:
+        pyarrow.set_memory_pool(usual_pool)
     if not len(values):
         raise TrainingInputError(f"data file {source}: has a header but no rows: give daily bars")
     return Raw(names=names, date_column=date_column, values=values, cells=cells)
