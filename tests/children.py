@@ -51,3 +51,21 @@ def forks(task, progress):
         os._exit(len(held) == 0)
     os.waitpid(child, 0)
     return _result(task)
+
+
+def loads(task, progress):
+    """A torch DataLoader with two workers, which hand 8 MiB at a time over in shared memory."""
+    import torch
+    from torch.utils.data import DataLoader, Dataset
+
+    class Batches(Dataset):
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, i):
+            time.sleep(0.05)
+            return torch.full((2 << 20,), float(i))
+
+    kept = torch.ones(25 << 20)  # 100 MiB, which the workers share
+    total = sum(batch.mean().item() for batch in DataLoader(Batches(), num_workers=2, prefetch_factor=4))
+    return _result(task) | {"value": total / kept.numel()}

@@ -53,7 +53,10 @@ FIRST_STEP_BYTES = 25 * MIB
 THREAD_BYTES = int(1.35 * MIB)  # each thread after the first: stack and packing buffers in use
 DATA_BYTES = 4 * MIB
 ROW_BYTES = 16  # of data for each row beside its features: label, order, date
-LOADED_BYTES, LOADED_ROW_BYTES = 5 * MIB, 310  # while loading, for each row beside its numbers: 20 indicators, bars, dates
+LOADED_BYTES, LOADED_ROW_BYTES = (
+    5 * MIB,
+    310,
+)  # while loading, for each row beside its numbers: 20 indicators, bars, dates
 LOADING_HOLES = 0.05  # of what loading gives back and training does not fit into
 PARQUET_BYTES = 48 * MIB  # pyarrow, imported and used: 42 to 48
 SAMPLE_ROWS, SAMPLE_COLUMNS, BUILT_IN_FEATURES = 5031, 7, 25
@@ -156,11 +159,11 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     """Peak bytes of one attempt.
 
     params: d_model, n_layers, n_heads, d_ff, micro_batch (1 when absent), dropout. context: the study's; what it lacks
-    is taken from the defaults of the published model, n_rows and n_columns of the data file from the built-in sample. Of
-    where it will run: runtime_bytes (of a ready trial process; default: what one of the installed torch holds where it
-    was measured) and environments (names of `runtime.in_force`; default: one that was measured). Returns host_bytes, device_bytes, runtime_bytes (the part of
-    host_bytes that is the ready process), components (name -> bytes, their sum is all the trial takes, wherever) and
-    family (what shares one correction, within one environment).
+    is taken from the defaults of the published model, n_rows and n_columns of the data file from the built-in sample.
+    Of where it will run: runtime_bytes (of a ready trial process; default: what one of the installed torch holds where
+    it was measured) and environments (names of `runtime.in_force`; default: one that was measured). Returns host_bytes,
+    device_bytes, runtime_bytes (the part of host_bytes that is the ready process), components (name -> bytes, their sum
+    is all the trial takes, wherever) and family (what shares one correction, within one environment).
     """
     s = Shape.of(params, context)
     device, heap = str(context.get("device", "cpu")), runtime.allocator(context)

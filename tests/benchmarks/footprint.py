@@ -141,7 +141,7 @@ def measure(case: Case, folder: Path) -> dict[str, int]:
     """Train it in a fresh trial process. ready_bytes: warm process; settled_bytes: after two steps and a validation
     batch; peak_bytes: at the end."""
     params, context = dict(case["params"]), dict(case["context"])
-    context["data"] = str(write_bars(folder, context["n_features"]))
+    context["data"] = context.get("data") or str(write_bars(folder, context["n_features"]))
     context |= {"max_steps": 2, "max_epochs": 1, "seed": 0, "precision": "fp32", "optimizer": "adamw"}
     params |= {"epochs": 1, "learning_rate": 1e-4, "weight_decay": 1e-3, "warmup_steps": 100}
     attempt = tempfile.mkdtemp(dir=folder)
