@@ -19,7 +19,7 @@ from scheduler import host, runtimes
 from scheduler.model import HeadroomError, UsageError
 from scheduler.registry import host_folder
 from scheduler.units import gib, parse_size
-from training import arch_grid, footprint, runtime
+from training import arch_grid, data, footprint, runtime
 from training.errors import TrainingInputError
 
 OK, USAGE, NOTHING_FITS, STOPPED = 0, 2, 3, 130
@@ -35,6 +35,7 @@ EPILOG = """\b
 Examples:
   bin/footprint --d-model 1024 --n-layers 256 --d-ff-ratio 2 --micro-batch 64
   bin/footprint --budget 2B --memory 128GiB --device mps
+  bin/footprint --d-model 64 --n-layers 4 --data bars.parquet
 """
 
 
@@ -50,6 +51,7 @@ Examples:
 @click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True)
 @click.option("--effective-batch", type=click.IntRange(1), default=256, show_default=True, metavar="N")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, metavar="N")
+@click.option("--data", metavar="FILE", help="Of daily bars: its rows and columns count (default: built-in sample).")
 @click.option("--n-features", type=click.IntRange(1), default=25, show_default=True, metavar="N")
 @click.option("--context-length", type=click.IntRange(1), default=60, show_default=True, metavar="DAYS")
 @click.option("--patch-length", type=click.IntRange(1), default=10, show_default=True, metavar="DAYS")
@@ -73,7 +75,7 @@ def command(
             f"--patch-length {context['patch_length']} is longer than --context-length {context['context_length']}"
         )
     context["target_effective_batch"] = context.pop("effective_batch")
-    context |= _runtime()
+    context |= _runtime() | _data(context["data"], context["context_length"])
     limits = Limits(context["device"], memory, device_memory)
     if budget is not None:
         if d_model is not None or n_layers is not None:
@@ -87,6 +89,14 @@ def command(
         raise UsageError(f"--d-model {d_model} is not a multiple of --n-heads {n_heads}: choose another --n-heads")
     params = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "d_ff": d_ff_ratio * d_model}
     return _one(params, context, limits, micro_batch, as_json)
+
+
+def _data(path: str | None, context_length: int) -> dict[str, int]:
+    """What a file of bars tells the context. Raises TrainingInputError."""
+    if path is None:
+        return {}
+    facts = data.check(path, 1, context_length)
+    return {"n_features": facts.n_features, "n_rows": facts.rows, "n_columns": facts.columns}
 
 
 class Limits:

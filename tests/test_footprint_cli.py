@@ -6,6 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from scheduler import footprint_cli
@@ -73,6 +74,19 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "")
     assert err.startswith("headroom: ") and err.count("\n") == 1 and said in err
+
+
+def test_a_data_file_counts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Its rows and columns are in the table, and a bad file is one line."""
+    path = tmp_path / "bars.csv"
+    days = np.busday_offset("1950-01-02", np.arange(20_000)).astype(str)
+    path.write_text("date,open,high,low,close,volume\n" + "".join(f"{day},9,9,9,9,7\n" for day in days))
+    small = ("--d-model", "64", "--n-layers", "2", "--micro-batch", "1", "--memory", "1GiB", "--json")
+    plain = json.loads(run(capsys, *small)[1])["components"]
+    counted = json.loads(run(capsys, *small, "--data", str(path))[1])["components"]
+    assert counted["data"] > plain["data"] + 15_000 * 25 * 4 and counted["loading"] > 0
+    code, out, err = run(capsys, *small, "--data", str(tmp_path / "absent.csv"))
+    assert (code, out, err.count("\n")) == (2, "", 1) and "absent.csv" in err
 
 
 def test_the_command_itself() -> None:

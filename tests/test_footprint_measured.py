@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks import footprint as benchmark
+from tests.benchmarks import footprint_world as world
 from training import footprint, runtime
 
 torch = pytest.importorskip("torch")
@@ -72,6 +73,20 @@ def test_a_real_trial_stays_below_and_near(params: dict[str, Any], context: dict
     predicted = benchmark.ours({**case, "observed": observed})
     assert 0.94 * predicted < observed["peak_bytes"] <= predicted
     assert observed["peak_bytes"] - observed["settled_bytes"] < 4 * 2**20
+
+
+@pytest.mark.skipif(runtime.allocator({}) != runtime.STACK, reason="the heap that the formula is exact on needs glibc")
+@pytest.mark.parametrize(("kind", "model"), [("csv", 0), ("csv", 1), ("parquet", 1)])
+def test_rows_and_columns_count(kind: str, model: int, tmp_path: Path) -> None:
+    """A file of 40,000 x 60: loading is the peak of the smallest model, and what it leaves is in a larger one's."""
+    path = world.write_file(tmp_path, 40_000, 60, kind)
+    case = world.data_case(path, 40_000, 60, world.MODELS[model])
+    observed = case["observed"] = benchmark.measure(case, tmp_path)
+    predicted = benchmark.ours(case)
+    assert 0.94 * predicted < observed["peak_bytes"] <= predicted
+    blind = dict(case["context"], n_rows=None, n_columns=None, runtime_bytes=observed["ready_rss_bytes"])
+    assert footprint.estimate(case["params"], blind)["host_bytes"] < observed["peak_bytes"]
+    assert ("loading" in footprint.estimate(case["params"], case["context"])["components"]) is (model == 0)
 
 
 # -- the environment --------------------------------------------------------------------------------------------------

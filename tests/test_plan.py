@@ -182,4 +182,5 @@ def test_further_columns_of_the_data_are_features(tmp_path: Path) -> None:
     data.write_text("\n".join(lines) + "\n")
     (study,) = made([worker(24)], budgets="2M", data=str(data)).studies
     assert study.spec.context["n_features"] == 26
+    assert (study.spec.context["n_rows"], study.spec.context["n_columns"]) == (900, 7)
     assert study.spec.context["data"] == str(data)

@@ -28,8 +28,7 @@ from scheduler.adapters import journal, vitals
 from tests.benchmarks import footprint as benchmark
 
 MIB = 2**20
-# rows, columns, kind. The constants of the data term were fitted on 5,000 x 6, 20,000 x 30, 50,000 x 100, 100,000 x 6 and
-# x 20, and 200,000 x 50.
+# rows, columns, kind. The term was fitted on 5,000 x 6, 20,000 x 30, 50,000 x 100, 100,000 x 6 and x 20, 200,000 x 50.
 FILES = (
     (30_000, 60, "csv"),
     (150_000, 12, "csv"),
@@ -148,7 +147,8 @@ def judge_children() -> None:
         with tempfile.TemporaryDirectory(prefix="footprint-children-") as folder:
             seen, learnt, reserved = run_with_children(objective, Path(folder))
         print(
-            f"{objective:<8} {seen / MIB:>7.0f} {learnt / MIB:>7.0f} ({learnt / seen - 1:+.1%}) {reserved[1] / MIB:>7.0f}",
+            f"{objective:<8} {seen / MIB:>7.0f} {learnt / MIB:>7.0f} ({learnt / seen - 1:+.1%}) "
+            f"{reserved[1] / MIB:>7.0f}",
             flush=True,
         )
 
