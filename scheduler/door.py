@@ -21,6 +21,7 @@ from scheduler.model import HeadroomError
 
 FIRST_LOOK_S = 1.0
 LONGEST_WAIT_S = 15.0
+LARGEST_SHARE = 0.1
 PROBE_BYTES = 64 * 1024
 Probe = Callable[[], None]
 
@@ -50,6 +51,7 @@ class Door:
         self._more: tuple[Probe, ...] = ()
         self._lock = threading.Lock()
         self._looking = False
+        self._failures = 0
         self._look_at = self._wait_s = 0.0
 
     def close(self, reason: str, *more: Probe) -> None:
@@ -59,6 +61,7 @@ class Door:
                 self._wait_s = FIRST_LOOK_S
                 self._look_at = time.monotonic() + self._wait_s
             self.reason, self._more = reason, more or self._more
+            self._failures += 1
 
     def look(self) -> None:
         """Probe, if it is closed and time to; returns at once."""
@@ -66,26 +69,31 @@ class Door:
             if self.reason is None or self._looking or time.monotonic() < self._look_at:
                 return
             self._looking = True
+            failures, probes = self._failures, (*self._probes, *self._more)
         try:
-            threading.Thread(target=self._look, name="headroom-probe", daemon=True).start()
+            threading.Thread(target=self._look, args=(failures, probes), name="headroom-probe", daemon=True).start()
         except RuntimeError as error:
-            self._found(words(error))
+            self._found(words(error), failures, 0.0)
 
-    def _look(self) -> None:
+    def _look(self, failures: int, probes: Sequence[Probe]) -> None:
+        began = time.monotonic()
+        reason = None
         try:
-            for probe in (*self._probes, *self._more):
+            for probe in probes:
                 probe()
         except (OSError, RuntimeError, HeadroomError) as error:
-            self._found(words(error))
-        else:
-            self._found(None)
+            reason = words(error)
+        self._found(reason, failures, time.monotonic() - began)
 
-    def _found(self, reason: str | None) -> None:
+    def _found(self, reason: str | None, failures: int, took_s: float) -> None:
         with self._lock:
-            self._looking, self.reason = False, reason
-            if reason is None:
-                self._more = ()
-            self._wait_s = min(LONGEST_WAIT_S, self._wait_s * 1.5)
+            self._looking = False
+            if failures == self._failures:
+                self.reason, self._more = reason, self._more if reason else ()
+            elif reason is not None:  # else something failed while it looked: that has not been seen to work
+                self.reason = reason
+            # Importing torch takes seconds of a core: at most a tenth of the time goes into looking.
+            self._wait_s = max(min(LONGEST_WAIT_S, self._wait_s * 1.5), took_s / LARGEST_SHARE)
             self._look_at = time.monotonic() + self._wait_s
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scheduler import decisions, log, report, run_folder, settle, training_side, view
+from scheduler import decisions, ending, log, report, run_folder, settle, training_side, view
 from scheduler import model as m
 from scheduler.adapters import credentials, journal, vitals
 from scheduler.adapters.cluster import Cluster, Listener
@@ -136,9 +136,9 @@ class _Driver:
         self.log("batch.ended", durable=True, exit_code=end.exit_code, reason=end.reason, unwritten=len(unwritten))
         self.journal.close()
         self.view.stop()
-        self._report(folder, store, dispatcher.brain)
+        delivered = self._report(folder, store, dispatcher.brain)
         store.close()
-        return end.exit_code
+        return end.exit_code or (ending.DONE if delivered else ending.NOT_DONE)
 
     def _dispatcher(
         self, folder: Path, cluster: Cluster, fleet: Fleet, store: StudyStore, evidence: settle.Evidence
@@ -161,8 +161,8 @@ class _Driver:
             watch=lambda brain: self._watch(brain, folder),
         )
 
-    def _report(self, folder: Path, store: StudyStore, brain: BatchState) -> None:
-        """Results on stdout and in the run folder, read from the study."""
+    def _report(self, folder: Path, store: StudyStore, brain: BatchState) -> bool:
+        """Results on stdout and in the run folder, read from the study; False when they are not all there."""
         rows: dict[str, list[dict[str, Any]]] = {}
         for spec in self.plan.runnable:
             try:
@@ -171,14 +171,17 @@ class _Driver:
                 self.view.line(f"no results now, the database is out of reach ({error})")
                 break
         notes = {s.spec.name: f"closed: {s.closed}" for s in brain.studies.values() if s.closed_early}
+        delivered = False
         try:
             if len(rows) == len(self.plan.runnable):
                 report.finish(folder, self.plan.runnable, rows, notes=notes)
+                delivered = True
         except OSError as error:
             self.view.line(f"cannot write the results into {folder}: {error}")
         left = sum(max(0, s.spec.quota - s.counted) for s in brain.studies.values() if not s.closed_early)
         if left:
             self.view.line(f"{left} trials remain; the same command goes on with them")
+        return delivered
 
     def _cluster(self, folder: Path) -> Cluster:
         if self.settings.cluster is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at once, again and again."""
     monkeypatch.setattr(door, "FIRST_LOOK_S", 0.0)
     monkeypatch.setattr(door, "LONGEST_WAIT_S", 0.0)
+    monkeypatch.setattr(door, "LARGEST_SHARE", 1e9)
 
 
 @pytest.fixture
@@ -71,6 +73,45 @@ def test_it_opens_when_every_probe_succeeds(quick: None) -> None:
     extra.append(1)
     found.close("second")
     settled(found, None)  # the probe of the first failure is no longer asked
+
+
+def test_what_fails_while_it_looks_is_looked_at_too(quick: None) -> None:
+    """A probe that began before a failure says nothing about it: it stays closed until the next one has succeeded."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        go_on.wait(30)
+
+    found = door.Door(slow)
+    found.close("first")
+    found.look()
+    assert begun.wait(30)
+    found.close("second")
+    go_on.set()
+    wait_until(lambda: not found._looking, "the look is over")
+    assert found.reason == "second"
+    settled(found, None)
+
+
+def test_looking_takes_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a probe that took seconds the next one waits ten times as long."""
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    looked: list[float] = []
+
+    def slow() -> None:
+        looked.append(now[0])
+        now[0] += 6.0
+        raise HeadroomError("cannot import")
+
+    found = door.Door()
+    found.close("first", slow)
+    monkeypatch.setattr("threading.Thread.start", lambda self: self.run())
+    for _ in range(200):
+        now[0] += 1.0
+        found.look()
+    assert len(looked) == 4, looked
 
 
 def test_a_thread_that_is_not_to_be_had_keeps_it_closed(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
