@@ -150,6 +150,7 @@ class Agent:
         self._closing = threading.Event()
         self._looking = threading.Lock()
         self._watchdog: Any = None
+        self._oom_kills: int | None = vitals.oom_kills()  # counted when it was last looked, a second ago
         self._heard_at = time.monotonic()
 
     def start(self) -> None:
@@ -283,6 +284,7 @@ class Agent:
 
     def _vitals(self) -> Json:
         memory = vitals.host_memory()
+        self._oom_kills = memory.oom_kills
         runs = self._running()
         used, peaks, tree_bytes = self._measure(runs)
         if self.config.watchdog_mode == "observe":
@@ -556,6 +558,10 @@ class Agent:
         run.seen.duration_s = time.monotonic() - run.began
         run.seen.oom_killed = oom.blames_kernel(run.seen.exit_status)
         run.seen.allowed_bytes = self._thresholds.allowed_bytes(run.registration.promised)
+        if run.seen.oom_killed and (vitals.oom_kills() or 0) - (self._oom_kills or 0) == 1:
+            # The kernel kills when nothing is left: what is available now, the victim held (with others killed beside
+            # it that would say too much).
+            run.seen.freed_bytes = vitals.host_memory().available_bytes
 
     def _on_message(self, run: AttemptRun, said: Json) -> None:
         """Take in a message, and pass on what the driver must know. One that is none is dropped, and noted once."""

@@ -179,8 +179,9 @@ class Witness:
     last: its final message, None when none came. asked: why the agent asked it to leave, None if it did not. ended_by:
     why the agent itself ended it, None if it did not. kill: the watchdog's record, empty without one; its
     `within_promise`: the victim held no more than it was promised. oom_killed: the kernel killed it and counted that.
-    allowed_bytes: its promise and what an estimate may err, None where unknown. peak_bytes: its own, tree: of all its
-    processes. environment, runtime_bytes: what the process was and held when it was ready.
+    allowed_bytes: its promise and what an estimate may err, None where unknown. freed_bytes: what the host had
+    available right after the kernel's kill: no less than the victim held; None where that cannot be told. peak_bytes:
+    its own, tree: of all its processes. environment, runtime_bytes: what the process was and held when it was ready.
     """
 
     last: Last | None = None
@@ -190,6 +191,7 @@ class Witness:
     kill: Json = field(default_factory=dict)
     oom_killed: bool = False
     allowed_bytes: float | None = None
+    freed_bytes: int | None = None
     epochs: int = 0
     value: float | None = None
     peak_bytes: int | None = None
@@ -229,7 +231,9 @@ def conclude(seen: Witness) -> Outcome:
     elif seen.ended_by is not None:
         reason, detail = _ASKED.get(seen.ended_by, ExitReason.INTERRUPTED), f"ended: {seen.ended_by}"
     elif seen.oom_killed:
-        within = peak_bytes and seen.allowed_bytes and peak_bytes <= seen.allowed_bytes
+        # The last sample may be a second old, and a trial takes gigabytes in that time: what came back shows it.
+        held = max(peak_bytes or 0, seen.freed_bytes or 0)
+        within = peak_bytes and seen.allowed_bytes and held <= seen.allowed_bytes
         reason = ExitReason.PREEMPTED if within else ExitReason.KERNEL_OOM
         detail = f"killed by the kernel: out of memory{', within its promise' if within else ''}"
     else:

@@ -26,6 +26,10 @@ def with_last(seen: dict) -> dict:
     return {**seen, "last": last(seen["last"])} if "last" in seen else seen
 
 
+# Seen within its promise a second before the kernel killed it.
+LEAPT = {"oom_killed": True, "peak_bytes": 1, "allowed_bytes": 8}
+
+
 @pytest.mark.parametrize(
     ("seen", "reason", "detail"),
     [
@@ -51,6 +55,8 @@ def with_last(seen: dict) -> dict:
         ({"oom_killed": True, "exit_status": -9}, ExitReason.KERNEL_OOM, "out of memory"),
         ({"oom_killed": True, "peak_bytes": 9, "allowed_bytes": 8}, ExitReason.KERNEL_OOM, "out of memory"),
         ({"oom_killed": True, "peak_bytes": 8, "allowed_bytes": 8}, ExitReason.PREEMPTED, "within its promise"),
+        ({**LEAPT, "freed_bytes": 9}, ExitReason.KERNEL_OOM, "out of memory"),
+        ({**LEAPT, "freed_bytes": 7}, ExitReason.PREEMPTED, "within its promise"),
         ({"kill": KILL | {"reason": "evicted", "within_promise": True}}, ExitReason.PREEMPTED, "watchdog: silent"),
         ({"kill": KILL | {"reason": "evicted", "within_promise": False}}, ExitReason.EVICTED, "watchdog: silent"),
         ({"kill": KILL | {"within_promise": True}}, ExitReason.STALLED, "watchdog: silent"),

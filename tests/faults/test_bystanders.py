@@ -6,7 +6,12 @@ that was preempted runs again and counts nothing. Which of several victims the p
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
+import sqlite3
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -193,9 +198,132 @@ def made() -> Iterator[list[Sandbox]]:
         each.end_all()
 
 
-def limited(box: Sandbox, group: Path, *arguments: str) -> Any:
-    """Start a driver inside a cgroup."""
-    box.starts += 1
-    into = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
-    with open(box.log, "wb") as log:
-        return box.spawn([*into, *box.command(*arguments)], log)
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A cgroup with 2 GiB, taken away when nobody is left in it."""
+    root = Path("/sys/fs/cgroup/memory")
+    if os.geteuid() != 0 or not (root / "cgroup.procs").exists():
+        pytest.skip("needs root and the v1 memory controller")
+    made = root / f"headroom-test-{os.getpid()}-box"
+    made.mkdir()
+    (made / "memory.limit_in_bytes").write_text(str(2048 * MIB))
+    yield made
+    until(lambda: remove(made), 30.0, "the cgroup is empty")
+
+
+def remove(group: Path) -> bool:
+    """Take the cgroup away, if nobody is in it."""
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    return not group.exists()
+
+
+def sandbox(root: Path, group: Path, *, hold: int, promise: int, **settings: Any) -> Sandbox:
+    """One study of trials that hold so much of such a promise (MiB), inside the cgroup."""
+    functions = {name: f"tests.faults.holder:{name}" for name in ("objective", "sample", "candidates", "estimate")}
+    box = Sandbox(root, **{"budgets": ["2M"], "horizons": [1], "max_epochs": 10, "training": functions, **settings})
+    box.environment.update(HOLD_MIB=str(hold), PROMISE_MIB=str(promise))
+    box.cgroup = group
+    return box
+
+
+def at_work(*boxes: Sandbox) -> list[tuple[float, int]]:
+    """(instant, how many attempts were under way then), at each start and end, over all these runs."""
+    marks = []
+    for box in boxes:
+        begun = {event["attempt"] for event in box.events("attempt.started")}
+        marks += [(event["unix"], 1) for event in box.events("attempt.started")]
+        marks += [(event["unix"], -1) for event in box.events("attempt.ended") if event["attempt"] in begun]
+    count, found = 0, []
+    for at, change in sorted(marks):
+        count += change
+        found.append((at, count))
+    return found
+
+
+def test_preempted_trial_goes_on_from_its_checkpoint_and_counts_nothing(
+    tmp_path: Path, made: list[Sandbox], group: Path
+) -> None:
+    """A stranger takes all of the memory: one trial is preempted, waits, goes on from its checkpoint, and all complete."""
+    watchdog = {"mode": "on", "clear_after_s": 2.0}
+    box = sandbox(tmp_path / "box", group, hold=330, promise=400, trials=3, max_epochs=60, watchdog=watchdog)
+    made.append(box)
+    box.environment["CRASH_EPOCH_S"] = "0.5"
+    driver = box.start()
+    until(lambda: len(box.events("attempt.progress")) >= 6, 60.0, "two trials train")
+    free = "p='%s/memory.'; r=lambda n: int(open(p+n).read())\n" % group
+    free += "free = lambda: (r('limit_in_bytes') - r('usage_in_bytes')) >> 20\n"
+    with open(tmp_path / "stranger.log", "wb") as log:
+        stranger = box.spawn(
+            # All but some MiB at once, the rest slowly, so that it is the watchdog that acts and not the kernel.
+            [
+                sys.executable,
+                "-S",
+                "-c",
+                free + TAKE + "a, b = take(free() - 100, 400), take(150, 15)\ntime.sleep(600)",
+            ],
+            log,
+        )
+    ended = until(lambda: box.events("attempt.ended"), 90.0, "an attempt has ended")
+    stranger.kill()
+    stranger.wait()
+    assert [event["reason"] for event in ended] == ["preempted"], ended
+    record = json.loads(next((box.folder / "attempts").glob("*/kill.json")).read_text())
+    assert record["within_promise"] is True and record["footprint_bytes"] <= record["promised_bytes"]
+    assert driver.wait(180) == 0, box.log.read_text()
+    assert [trial["state"] for trial in box.trials()] == ["COMPLETE"] * 3
+    again = [e for e in box.events("attempt.launched") if e["attempt"].endswith("/2")]
+    assert len(again) == len(box.events("attempt.ended")) - 3 >= 1
+    assert all(event["resume_from"] for event in again)
+    with sqlite3.connect(box.database) as connection:
+        values = connection.execute("SELECT value_json FROM trial_system_attributes WHERE key LIKE 'constraint%'")
+        assert all(max(json.loads(row[0])) <= 0 for row in values.fetchall())
+
+
+def test_two_workers_of_one_host_are_given_its_memory_once(tmp_path: Path, made: list[Sandbox], group: Path) -> None:
+    """On 2 GiB two workers offer two slots each; two trials of 900 MiB never run at once, and all complete."""
+    box = sandbox(tmp_path / "box", group, hold=40, promise=900, budgets=["2M", "20M"], trials=2)
+    made.append(box)
+    box.environment["CRASH_EPOCH_S"] = "0.3"
+    address, _, _ = box.start_cluster(workers=2)
+    driver = box.start("--cluster", address)
+    assert driver.wait(180) == 0, box.log.read_text()
+    joined = box.events("worker.joined")
+    assert len({event["worker"] for event in joined}) == 2
+    assert len({event["domain"] for event in joined}) == 1
+    assert {(event["limit_source"], event["limit_bytes"]) for event in joined} == {("cgroup", 2048 * MIB)}
+    assert max(count for _, count in at_work(box)) == 1
+    assert [event["reason"] for event in box.events("attempt.ended")] == ["completed"] * 4
+
+
+def test_two_drivers_on_one_host_see_what_the_other_has_promised(
+    tmp_path: Path, made: list[Sandbox], group: Path
+) -> None:
+    """Two runs started at once on 2 GiB: two trials of 900 MiB never run at once, whoever is faster, and all complete."""
+    boxes = [sandbox(tmp_path / name, group, hold=40, promise=900, trials=2) for name in ("one", "two")]
+    made.extend(boxes)
+    for box in boxes:
+        box.environment.update(HEADROOM_HOST_DIR=str(tmp_path / "host"), CRASH_EPOCH_S="0.3")
+    drivers = [box.start() for box in boxes]
+    for box, driver in zip(boxes, drivers, strict=True):
+        assert driver.wait(180) == 0, box.log.read_text()
+    assert max(count for _, count in at_work(*boxes)) == 1
+    for box in boxes:
+        assert [trial["state"] for trial in box.trials()] == ["COMPLETE"] * 2
+        assert {e["reason"] for e in box.events("attempt.ended")} <= {"completed", "not_started"}
+
+
+def test_limit_of_a_dask_worker_bounds_it(tmp_path: Path, made: list[Sandbox], group: Path) -> None:
+    """`dask worker --memory-limit` rules where it is the smallest, the log says so, and trials are placed by it."""
+    box = sandbox(tmp_path / "box", group, hold=40, promise=900, trials=2)
+    made.append(box)
+    address, _, _ = box.start_cluster(workers=0)
+    small = box.start_worker(address, memory_limit="800MiB")
+    box.start_worker(address, memory_limit="1400MiB")
+    driver = box.start("--cluster", address)
+    assert driver.wait(180) == 0, box.log.read_text()
+    joined = {event["worker"]: event for event in box.events("worker.joined")}
+    assert {event["limit_source"] for event in joined.values()} == {"dask"}
+    assert sorted(event["limit_bytes"] // MIB for event in joined.values()) == [800, 1400]
+    launched = {joined[event["worker"]]["limit_bytes"] for event in box.events("attempt.launched")}
+    assert launched == {1400 * MIB} and small.poll() is None
