@@ -122,6 +122,16 @@ def test_a_burst_that_ends_is_no_trend() -> None:
     assert gone is None and all(d.kill is None for d in decisions)
 
 
+def test_forecast_leaves_nothing_behind() -> None:
+    """A large trial that loads its promise within seconds closes admission while it does, and not a minute longer."""
+    loads = lambda at: int(min(20 * GIB, GIB + 3 * GIB * max(0.0, at - 10.0)))  # noqa: E731
+    decisions, _ = play(40 * GIB, {0: (loads, 21 * GIB), 1: (constant(9 * GIB), 10 * GIB)}, constant(GIB), until=60.0)
+    levels = {round(d.at): d.level for d in decisions}
+    assert max(levels.values()) >= Pressure.ELEVATED
+    assert all(level is Pressure.NORMAL for at, level in levels.items() if at >= 20)
+    assert all(d.kill is None for d in decisions)
+
+
 def test_one_that_is_over_but_does_not_grow_is_not_to_blame_for_the_pace() -> None:
     """Memory goes at a stranger's pace: a trial that has long been a little over is spared until the end is near."""
     ours = {0: (constant(int(2.4 * GIB)), 2 * GIB), 1: (constant(2 * GIB), 2 * GIB)}

@@ -40,6 +40,7 @@ class HostWatch:
     _critical_since: float | None = None
     _paged_at: float = -1e18
     _clean_since: float | None = None
+    _measured: bool = False  # the level was raised by more than a forecast since it was last NORMAL
 
     def drop_windows(self) -> None:
         """A gap in sampling: what was seen before says nothing about now. The level stays until it clears."""
@@ -65,27 +66,27 @@ class HostWatch:
             return self._rise(Pressure.HARD)
         if self._lasts(t.run_out_s, host, t):
             self.reason = RUNNING_OUT
-            return self._rise(Pressure.HARD)
+            return self._rise(Pressure.HARD, measured=free is not None and free < t.elevated_free_share)
         if self._is_soft(host, ours_swap_bytes, t):
             return self._rise(Pressure.SOFT)
         if self._is_elevated(host, ours_swap_bytes, t):
-            self._clean_since = None
-            self.level = Pressure.ELEVATED
-            return self.level
-        if self.level is Pressure.NORMAL:
-            self.reason = ""
+            return self._rise(Pressure.ELEVATED, measured=self.reason != RUNNING_OUT)
+        if self.level is Pressure.NORMAL or not self._measured:
+            # A forecast alone ends with the fall: a large trial that has loaded its memory leaves no pressure behind.
+            self.level, self.reason, self._measured = Pressure.NORMAL, "", False
             return self.level
         # Coming down: SOFT and HARD end at once (a kill must not follow an old one), ELEVATED only after a while.
         self.level = Pressure.ELEVATED
         clean = free is not None and free >= min(1.0, t.elevated_free_share * t.clear_factor)
         self._clean_since = (now if self._clean_since is None else self._clean_since) if clean else None
         if self._clean_since is not None and now - self._clean_since >= t.clear_after_s:
-            self.level, self.reason, self._clean_since = Pressure.NORMAL, "", None
+            self.level, self.reason, self._clean_since, self._measured = Pressure.NORMAL, "", None, False
         return self.level
 
-    def _rise(self, level: Pressure) -> Pressure:
+    def _rise(self, level: Pressure, *, measured: bool = True) -> Pressure:
+        """measured: for what was seen; False: for what is foretold."""
         self._clean_since = None
-        self.level = level
+        self.level, self._measured = level, self._measured or measured
         return level
 
     def _extrapolate(self, host: HostMemory, t: Thresholds) -> None:
@@ -172,11 +173,11 @@ class HostWatch:
         free = host.free_share
         paged_lately = host.at - self._paged_at <= t.clear_after_s
         for name, holds in (
-            (RUNNING_OUT, self.runs_out_soon(host, t)),
             ("memory_low", free is not None and free < t.elevated_free_share),
             ("swapping", ours_swap_bytes is not None and ours_swap_bytes > t.elevated_swap_bytes and paged_lately),
             ("psi_some", _psi_counts(host, t) and (host.psi_some_avg10 or 0.0) > t.elevated_psi_some),
             ("level_warn", host.level is not None and host.level >= 2),
+            (RUNNING_OUT, self.runs_out_soon(host, t)),
         ):
             if holds:
                 self.reason = name

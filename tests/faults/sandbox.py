@@ -105,6 +105,7 @@ class Sandbox:
         }
         self.started: list[subprocess.Popen[Any]] = []
         self.starts = 0
+        self.cgroup: Path | None = None  # what is started runs in it
 
     def __enter__(self) -> Sandbox:
         return self
@@ -144,6 +145,8 @@ class Sandbox:
         self, command: list[str], output: Any, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[Any]:
         """Start a marked process in a session of its own."""
+        if self.cgroup is not None:
+            command = ["sh", "-c", f'echo $$ > {self.cgroup}/cgroup.procs && exec "$@"', "sh", *command]
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -169,9 +172,9 @@ class Sandbox:
         with open(self.root / "scheduler.log", "ab") as log:
             return self.spawn([sys.executable, "-m", "dask", "scheduler", *arguments], log)
 
-    def start_worker(self, address: str) -> subprocess.Popen[Any]:
+    def start_worker(self, address: str, memory_limit: str = "0") -> subprocess.Popen[Any]:
         """`dask worker` with a nanny."""
-        arguments = [address, "--nworkers", "1", "--nthreads", "2", "--memory-limit", "0", "--no-dashboard"]
+        arguments = [address, "--nworkers", "1", "--nthreads", "2", "--memory-limit", memory_limit, "--no-dashboard"]
         arguments += ["--local-directory", str(self.root / "dask")]
         with open(self.root / "worker.log", "ab") as log:
             return self.spawn([sys.executable, "-m", "dask", "worker", *arguments], log)

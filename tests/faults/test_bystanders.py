@@ -190,15 +190,6 @@ def test_shared_memory_of_a_stranger_is_nobodys_of_ours(here: Host) -> None:
 
 
 @pytest.fixture
-def made() -> Iterator[list[Sandbox]]:
-    """Sandboxes that are ended whatever happens."""
-    all_: list[Sandbox] = []
-    yield all_
-    for each in all_:
-        each.end_all()
-
-
-@pytest.fixture
 def group() -> Iterator[Path]:
     """A cgroup with 2 GiB, taken away when nobody is left in it."""
     root = Path("/sys/fs/cgroup/memory")
@@ -209,6 +200,15 @@ def group() -> Iterator[Path]:
     (made / "memory.limit_in_bytes").write_text(str(2048 * MIB))
     yield made
     until(lambda: remove(made), 30.0, "the cgroup is empty")
+
+
+@pytest.fixture
+def made(group: Path) -> Iterator[list[Sandbox]]:
+    """Sandboxes that are ended whatever happens, before their cgroup is taken away."""
+    all_: list[Sandbox] = []
+    yield all_
+    for each in all_:
+        each.end_all()
 
 
 def remove(group: Path) -> bool:
@@ -244,26 +244,18 @@ def at_work(*boxes: Sandbox) -> list[tuple[float, int]]:
 def test_preempted_trial_goes_on_from_its_checkpoint_and_counts_nothing(
     tmp_path: Path, made: list[Sandbox], group: Path
 ) -> None:
-    """A stranger takes all of the memory: one trial is preempted, waits, goes on from its checkpoint, and all complete."""
+    """A stranger takes all memory: one trial is preempted, waits, goes on from its checkpoint, and all complete."""
     watchdog = {"mode": "on", "clear_after_s": 2.0}
     box = sandbox(tmp_path / "box", group, hold=330, promise=400, trials=3, max_epochs=60, watchdog=watchdog)
     made.append(box)
     box.environment["CRASH_EPOCH_S"] = "0.5"
     driver = box.start()
     until(lambda: len(box.events("attempt.progress")) >= 6, 60.0, "two trials train")
-    free = "p='%s/memory.'; r=lambda n: int(open(p+n).read())\n" % group
-    free += "free = lambda: (r('limit_in_bytes') - r('usage_in_bytes')) >> 20\n"
+    free = f"free = (2048 << 20) - int(open('{group}/memory.usage_in_bytes').read()) >> 20\n"
+    # All but some MiB at once, the rest slowly, so that it is the watchdog that acts and not the kernel.
+    script = free + TAKE + "a, b = take(free - 100, 400), take(150, 15)\ntime.sleep(600)"
     with open(tmp_path / "stranger.log", "wb") as log:
-        stranger = box.spawn(
-            # All but some MiB at once, the rest slowly, so that it is the watchdog that acts and not the kernel.
-            [
-                sys.executable,
-                "-S",
-                "-c",
-                free + TAKE + "a, b = take(free() - 100, 400), take(150, 15)\ntime.sleep(600)",
-            ],
-            log,
-        )
+        stranger = box.spawn([sys.executable, "-S", "-c", script], log)
     ended = until(lambda: box.events("attempt.ended"), 90.0, "an attempt has ended")
     stranger.kill()
     stranger.wait()
@@ -277,12 +269,12 @@ def test_preempted_trial_goes_on_from_its_checkpoint_and_counts_nothing(
     assert all(event["resume_from"] for event in again)
     with sqlite3.connect(box.database) as connection:
         values = connection.execute("SELECT value_json FROM trial_system_attributes WHERE key LIKE 'constraint%'")
-        assert all(max(json.loads(row[0])) <= 0 for row in values.fetchall())
+        assert all(json.loads(row[0]) <= 0 for row in values.fetchall())
 
 
 def test_two_workers_of_one_host_are_given_its_memory_once(tmp_path: Path, made: list[Sandbox], group: Path) -> None:
-    """On 2 GiB two workers offer two slots each; two trials of 900 MiB never run at once, and all complete."""
-    box = sandbox(tmp_path / "box", group, hold=40, promise=900, budgets=["2M", "20M"], trials=2)
+    """On 2 GiB two workers offer two slots each; two trials of 850 MiB never run at once, and all complete."""
+    box = sandbox(tmp_path / "box", group, hold=780, promise=850, budgets=["2M", "20M"], trials=2)
     made.append(box)
     box.environment["CRASH_EPOCH_S"] = "0.3"
     address, _, _ = box.start_cluster(workers=2)
@@ -299,8 +291,8 @@ def test_two_workers_of_one_host_are_given_its_memory_once(tmp_path: Path, made:
 def test_two_drivers_on_one_host_see_what_the_other_has_promised(
     tmp_path: Path, made: list[Sandbox], group: Path
 ) -> None:
-    """Two runs started at once on 2 GiB: two trials of 900 MiB never run at once, whoever is faster, and all complete."""
-    boxes = [sandbox(tmp_path / name, group, hold=40, promise=900, trials=2) for name in ("one", "two")]
+    """Two runs started at once on 2 GiB: two trials of 850 MiB never run at once, and all complete."""
+    boxes = [sandbox(tmp_path / name, group, hold=780, promise=850, trials=2) for name in ("one", "two")]
     made.extend(boxes)
     for box in boxes:
         box.environment.update(HEADROOM_HOST_DIR=str(tmp_path / "host"), CRASH_EPOCH_S="0.3")
@@ -318,8 +310,11 @@ def test_limit_of_a_dask_worker_bounds_it(tmp_path: Path, made: list[Sandbox], g
     box = sandbox(tmp_path / "box", group, hold=40, promise=900, trials=2)
     made.append(box)
     address, _, _ = box.start_cluster(workers=0)
-    small = box.start_worker(address, memory_limit="800MiB")
+    said = box.root / "worker.log"
     box.start_worker(address, memory_limit="1400MiB")
+    until(lambda: "Registered to" in said.read_text(), 60.0, "the large worker is there for the plan")
+    small = box.start_worker(address, memory_limit="800MiB")
+    until(lambda: said.read_text().count("Registered to") == 2, 60.0, "both workers are there")
     driver = box.start("--cluster", address)
     assert driver.wait(180) == 0, box.log.read_text()
     joined = {event["worker"]: event for event in box.events("worker.joined")}
