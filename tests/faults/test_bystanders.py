@@ -91,7 +91,7 @@ def test_growing_trial_is_ended_before_the_kernel_acts(here: Host, per_s: int) -
     """A trial that grows on and on in 2 GiB is evicted before the kernel's killer, and its neighbours live."""
     group = here.cgroup("memory", f"grow{per_s}", limit_in_bytes=2048 * MIB)
     here.running(cgroup=group)
-    beside = neighbours(here, group, 2, 450)
+    beside = neighbours(here, group, 2, 600)
     grower = here.trial(
         "grower", f"tick()\n{TAKE}\ntake(2000, {per_s})\n" + HEALTHY, reservation_bytes=300 * MIB, cgroup=group
     )
@@ -246,9 +246,9 @@ def test_preempted_trial_goes_on_from_its_checkpoint_and_counts_nothing(
 ) -> None:
     """A stranger takes all memory: one trial is preempted, waits, goes on from its checkpoint, and all complete."""
     watchdog = {"mode": "on", "clear_after_s": 2.0}
-    box = sandbox(tmp_path / "box", group, hold=330, promise=400, trials=3, max_epochs=60, watchdog=watchdog)
+    box = sandbox(tmp_path / "box", group, hold=450, promise=520, trials=2, max_epochs=50, watchdog=watchdog)
     made.append(box)
-    box.environment["CRASH_EPOCH_S"] = "0.5"
+    box.environment["CRASH_EPOCH_S"] = "0.4"
     driver = box.start()
     until(lambda: len(box.events("attempt.progress")) >= 6, 60.0, "two trials train")
     free = f"free = (2048 << 20) - int(open('{group}/memory.usage_in_bytes').read()) >> 20\n"
@@ -263,9 +263,9 @@ def test_preempted_trial_goes_on_from_its_checkpoint_and_counts_nothing(
     record = json.loads(next((box.folder / "attempts").glob("*/kill.json")).read_text())
     assert record["within_promise"] is True and record["footprint_bytes"] <= record["promised_bytes"]
     assert driver.wait(180) == 0, box.log.read_text()
-    assert [trial["state"] for trial in box.trials()] == ["COMPLETE"] * 3
+    assert [trial["state"] for trial in box.trials()] == ["COMPLETE"] * 2
     again = [e for e in box.events("attempt.launched") if e["attempt"].endswith("/2")]
-    assert len(again) == len(box.events("attempt.ended")) - 3 >= 1
+    assert len(again) == len(box.events("attempt.ended")) - 2 >= 1
     assert all(event["resume_from"] for event in again)
     with sqlite3.connect(box.database) as connection:
         values = connection.execute("SELECT value_json FROM trial_system_attributes WHERE key LIKE 'constraint%'")
@@ -274,7 +274,7 @@ def test_preempted_trial_goes_on_from_its_checkpoint_and_counts_nothing(
 
 def test_two_workers_of_one_host_are_given_its_memory_once(tmp_path: Path, made: list[Sandbox], group: Path) -> None:
     """On 2 GiB two workers offer two slots each; two trials of 850 MiB never run at once, and all complete."""
-    box = sandbox(tmp_path / "box", group, hold=780, promise=850, budgets=["2M", "20M"], trials=2)
+    box = sandbox(tmp_path / "box", group, hold=780, promise=850, budgets=["2M", "20M"], trials=1)
     made.append(box)
     box.environment["CRASH_EPOCH_S"] = "0.3"
     address, _, _ = box.start_cluster(workers=2)
@@ -285,7 +285,7 @@ def test_two_workers_of_one_host_are_given_its_memory_once(tmp_path: Path, made:
     assert len({event["domain"] for event in joined}) == 1
     assert {(event["limit_source"], event["limit_bytes"]) for event in joined} == {("cgroup", 2048 * MIB)}
     assert max(count for _, count in at_work(box)) == 1
-    assert [event["reason"] for event in box.events("attempt.ended")] == ["completed"] * 4
+    assert [event["reason"] for event in box.events("attempt.ended")] == ["completed"] * 2
 
 
 def test_two_drivers_on_one_host_see_what_the_other_has_promised(
