@@ -25,6 +25,7 @@ from typing import Any
 
 from scheduler import bounds, door, runtimes, watchdog
 from scheduler.adapters import vitals
+from scheduler.families import Families
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
 from scheduler.policy.leaving import allowance_s
@@ -43,7 +44,6 @@ _BEAT_S = 0.25
 GAPS = 20  # of the latest signs of life of a trial, by which the length of its steps is known
 # What a driver that was away for long can do without, when thousands of letters wait for it: the outcome has the rest.
 DROPPABLE = frozenset({"progress", "checkpoint", "note", "would_kill"})
-LOOK_SHARE = 0.02  # of a core, for looks at trees of several processes
 NO_VITALS: Json = {
     "available_bytes": None,
     "others_unclaimed_bytes": 0,
@@ -98,7 +98,6 @@ class AttemptRun:
     observed: bool = False  # the watchdog has said that it would have ended it
     complained: bool = False  # it was noted that a message of its was not understood
     family: set[tuple[int, float]] = field(default_factory=set)  # (pid, start time) of every descendant ever sampled
-    next_look: float = 0.0  # at its processes
     heard_at: float | None = None  # its last sign of life after it had started
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS))
     leave_by: float | None = None  # asked to leave by the agent itself: ended at this instant
@@ -148,7 +147,7 @@ class Agent:
         self._door = door.Door(door.folders([self.scratch, Path(self.registry.root)]), self._spare.ensure)
         self._thresholds = Thresholds.from_mapping(config.thresholds)
         self._closing = threading.Event()
-        self._looking = threading.Lock()
+        self._families = Families()
         self._watchdog: Any = None
         self._oom_kills: int | None = vitals.oom_kills()  # counted when it was last looked, a second ago
         self._heard_at = time.monotonic()
@@ -224,7 +223,7 @@ class Agent:
         while not self._closing.wait(_BEAT_S):
             self._door.look()
             with contextlib.suppress(Exception):  # as below; the vitals say that nothing can be read
-                self._look_at_families()
+                self._families.beat(self._running())
             if time.monotonic() >= next_vitals:
                 next_vitals = time.monotonic() + self.config.vitals_every_s
                 try:
@@ -323,22 +322,6 @@ class Agent:
         silent = time.monotonic() - self._heard_at > WATCHDOG_GRACE_S
         return 0, "the watchdog does not answer" if silent else None
 
-    def _look_at_families(self) -> None:
-        """Trials that have children are looked at on every beat: what a child takes for half a second counts, too."""
-        for run in self._running():
-            if time.monotonic() >= run.next_look and vitals.has_children(run.process.pid):
-                self._look(run)
-
-    def _look(self, run: AttemptRun) -> None:
-        """Read what each process of the tree holds. That walks their page tables, so that a large tree is looked at
-        less often: at most LOOK_SHARE of a core is spent on it."""
-        with self._looking:
-            began = time.monotonic()
-            found = vitals.processes(run.process.pid, run.registration.start_time, tuple(run.family))
-            run.family.update(each.identity for each in found)
-            run.seen.tree.saw(run.process.pid, found)
-            run.next_look = time.monotonic() + (time.monotonic() - began) / LOOK_SHARE
-
     def _measure(self, runs: list[AttemptRun]) -> tuple[dict[str, int], dict[str, int], int]:
         """(used, peak) bytes of each attempt, and of the agent with all of them for Dask's dashboard."""
         us = os.getpid()
@@ -346,17 +329,16 @@ class Agent:
         for run in runs:
             wanted[run.attempt] = (run.process.pid, run.registration.start_time, False, tuple(run.family))
         samples = vitals.sample_trees(wanted)
+        self._families.look([r for r in runs if (tree := samples[r.attempt]) is not None and tree.processes > 1])
         used, peaks = {}, {}
         for run in runs:
             sample = samples[run.attempt]
             if sample is None:
                 continue
             run.family.update(sample.members)
-            footprint = sample.footprint_bytes
-            if sample.processes > 1:  # pages that they share count once: the cheap sum may be far too large
-                self._look(run)
-                if (held := run.seen.tree.footprint_bytes) is not None:
-                    footprint = held + sample.unmapped_bytes
+            footprint, held = sample.footprint_bytes, run.seen.tree.footprint_bytes
+            if sample.processes > 1 and held is not None:
+                footprint = held + sample.unmapped_bytes  # pages that they share count once in this
             if footprint is not None:
                 used[run.attempt] = footprint
             own = vitals.peak_bytes(run.process.pid)
@@ -582,7 +564,7 @@ class Agent:
                 run.gaps.append(now - run.heard_at)
             run.heard_at = now
         if isinstance(message, messages.Settled) and vitals.has_children(run.process.pid):
-            self._look(run)  # what it reserves from here on is taken from this
+            self._families.look([run])  # what it reserves from here on is taken from this
         peak_bytes = None if message.peak_bytes is None else run.peak_bytes
         memory = {"peak_bytes": peak_bytes, "device_bytes": message.device_bytes}
         match message:

@@ -110,6 +110,13 @@ def test_a_settled_trial_tells_its_story() -> None:
     assert (killed.attrs["watchdog.reason"], killed.attrs["watchdog.kill_id"]) == ("evicted", "k1")
 
 
+def test_the_children_of_a_settled_trial_count() -> None:
+    """What its last message says of processes that it has waited for is in the peak that the next driver learns."""
+    last_words = {**result(), "children_peak_bytes": 5000}
+    done = settle.decide(left(), remains_of(attempt=1, result=last_words), POLICY)
+    assert isinstance(done, TellTrial) and done.attrs["footprint.observed_peak_bytes"] == 5700
+
+
 def folder_of(run: Path, attempt: int, **files: Any) -> Path:
     """An attempt's folder with these files in it."""
     folder = run / "attempts" / AttemptId(TRIAL, attempt).slug

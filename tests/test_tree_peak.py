@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from scheduler import families
 from scheduler.adapters import journal, vitals
 from scheduler.model.messages import Last
 from scheduler.policy.samples import ProcessMemory
@@ -144,7 +146,7 @@ def test_a_fork_shares_what_it_has_not_touched(forked: subprocess.Popen[str]) ->
     start = vitals.start_time(forked.pid)
     assert start is not None and vitals.has_children(forked.pid)
     found = TreePeak()
-    found.saw(forked.pid, vitals.processes(forked.pid, start))
+    found.saw(forked.pid, vitals.processes({"": (forked.pid, start, ())})[""])
     assert found.footprint_bytes is not None and 90 * MIB < found.footprint_bytes < 115 * MIB
     assert 90 * MIB < found.peak_bytes < 125 * MIB
 
@@ -171,14 +173,56 @@ def test_a_childs_peak_is_seen_at_the_next_look() -> None:
     ) as child:
         assert child.stdin is not None and child.stdout is not None
         child.stdout.readline()
-        found.saw(us, vitals.processes(us, start))
+        found.saw(us, vitals.processes({"": (us, start, ())})[""])
         before = found.peak_bytes
         child.stdin.write("\n")
         child.stdin.flush()
         child.stdout.readline()
-        found.saw(us, vitals.processes(us, start))
+        found.saw(us, vitals.processes({"": (us, start, ())})[""])
         child.kill()
     assert 190 * MIB < found.peak_bytes - before < 230 * MIB
+
+
+# -- how often ------------------------------------------------------------------------------------------------------
+
+
+class Looks:
+    """Processes as a host has them that does what it is told; `cost_s` goes by with each look."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost_s: float) -> None:
+        self.now, self.cost_s, self.keys = 0.0, cost_s, []
+        monkeypatch.setattr(families.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(families.vitals, "has_children", lambda pid: pid != 2)
+        monkeypatch.setattr(families.vitals, "processes", self.processes)
+
+    def processes(self, wanted):
+        self.now += self.cost_s
+        self.keys.append(list(wanted))
+        return {key: [process(pid, 10), process(pid + 100, 5)] for key, (pid, _, _) in wanted.items()}
+
+
+def run_of(pid: int) -> Any:
+    """As much of an attempt as is looked at."""
+    return SimpleNamespace(
+        attempt=f"study/{pid}/1",
+        process=SimpleNamespace(pid=pid),
+        registration=SimpleNamespace(start_time=1.0),
+        family=set(),
+        seen=Witness(),
+    )
+
+
+def test_only_trials_with_children_are_looked_at_and_not_for_more_than_their_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One reading for all that have children; after one that took 20 ms the next is a second away."""
+    looks, runs, watched = Looks(monkeypatch, 0.02), [run_of(pid) for pid in (1, 2, 3)], families.Families()
+    for _ in range(16):
+        watched.beat(runs)
+        looks.now += 0.25
+    assert looks.keys == [["study/1/1", "study/3/1"]] * 4
+    assert [run.seen.tree.peak_bytes for run in runs] == [15 * MIB, 0, 15 * MIB]
+    assert runs[0].family == {(1, 1.0), (101, 1.0)}
 
 
 # -- the whole command ----------------------------------------------------------------------------------------------

@@ -127,8 +127,7 @@ def run_with_children(objective: str, folder: Path) -> tuple[int, int, list[int]
                 next_read = time.monotonic() + 0.2
                 started = [line["pid"] for line in journal.read(lines) if line["event"] == "attempt.started"]
                 roots = {pid: start for pid in started if (start := vitals.start_time(pid)) is not None}
-            for pid, start in roots.items():
-                found = vitals.processes(pid, start)
+            for found in vitals.processes({str(pid): (pid, start, ()) for pid, start in roots.items()}).values():
                 held = sum(each.footprint_bytes or 0 for each in found)
                 seen = max(seen, held + max((each.file_bytes for each in found), default=0))
             time.sleep(0.01)

@@ -110,12 +110,18 @@ def has_children(pid: int) -> bool:
     return system.has_children(pid)
 
 
-def processes(pid: int, start: float, known: Iterable[tuple[int, float]] = ()) -> list[ProcessMemory]:
-    """What each living process of a tree holds, memory that they share divided among them (milliseconds per GiB)."""
-    found = []
-    for proc in system.members(pid, start, system.process_table(), known):
-        if proc.state not in "ZX" and (memory := system.process_memory(proc)) is not None:
-            found.append(memory)
+def processes(
+    wanted: Mapping[str, tuple[int, float, Iterable[tuple[int, float]]]],
+) -> dict[str, list[ProcessMemory]]:
+    """What each living process of some trees holds, memory that they share divided among them. Milliseconds per GiB.
+
+    key -> (pid, start, known), as for `sample_trees`.
+    """
+    table = system.process_table()
+    found = {}
+    for key, (pid, start, known) in wanted.items():
+        living = [proc for proc in system.members(pid, start, table, known) if proc.state not in "ZX"]
+        found[key] = [memory for memory in map(system.process_memory, living) if memory is not None]
     return found
 
 
