@@ -65,6 +65,15 @@ def forked_child_returns(task, progress):
     return {"value": 0.5}
 
 
+def forked_child_returns_alone(task, progress):
+    """A child that was forked comes back with a result of its own, and its parent dies without a word."""
+    child = os.fork()
+    if child == 0:
+        return {"value": -777.0}
+    os.waitpid(child, 0)
+    os._exit(9)
+
+
 def forked_child_exits(task, progress):
     """A child that was forked leaves by sys.exit, as a careless library does."""
     child = os.fork()

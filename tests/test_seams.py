@@ -163,6 +163,28 @@ def test_the_journal_takes_everything(tmp_path: Path, fields: dict[str, Any], wo
     assert list(read(tmp_path / "journal.jsonl"))[-1]["word"] == word
 
 
+REFUSED = {
+    "surrogate": "caf\udce9",
+    "digits": 10**6000,
+    "deep": nested(5000),
+    "mute": Hostile(),
+    "surrogate key": {"\ud800": 1},
+    "keys": {None: 1, (1, 2): 2},
+    "bytes": b"\xff",
+    "set": {1, 2},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_journal_takes_what_json_or_utf8_refuses(tmp_path: Path, name: str) -> None:
+    """The line is written, bounded, and read back with all that could be kept of it."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.write("attempt.ended", detail=REFUSED[name], reason="failed")
+    journal.close()
+    (record,) = read(tmp_path / "journal.jsonl")
+    assert record["reason"] == "failed"
+
+
 def test_the_journal_is_read_past_a_line_that_is_too_deep(tmp_path: Path) -> None:
     """Ten thousand brackets are a torn line, not the end of each start."""
     path = tmp_path / "journal.jsonl"

@@ -23,6 +23,7 @@ EXPECTED = {
     "says_interrupted": (ExitReason.FAILED, "TypeError: the objective returned None"),
     "says_does_not_fit": (ExitReason.COMPLETED, "does_not_fit"),
     "forked_child_returns": (ExitReason.COMPLETED, "completed"),
+    "forked_child_returns_alone": (ExitReason.FAILED, "exit status 9"),
     "forked_child_exits": (ExitReason.COMPLETED, "completed"),
     "closes_everything": (ExitReason.COMPLETED, "completed"),
     "writes_to_the_pipe": (ExitReason.COMPLETED, "completed"),

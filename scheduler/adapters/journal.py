@@ -81,7 +81,7 @@ def _line(record: dict[str, Any]) -> bytes:
     everything all the same is what keeps a fault elsewhere from ending the driver, and each start after it."""
     try:
         rendered = str(_render(None, "info", record)).encode()
-    except (ValueError, TypeError, RecursionError):  # UnicodeEncodeError is a ValueError
+    except Exception:  # no Unicode, too many digits, too deep, a text that raises: whatever it is, it is made plain
         rendered = str(_render(None, "info", plain(record))).encode()
     return rendered + b"\n"
 
