@@ -141,10 +141,11 @@ def test_objective_that_does_not_fit_is_pruned():
 
 @pytest.mark.parametrize("budget", arch_grid.BUDGETS)
 def test_candidates_are_stable_and_complete(budget):
-    """Same list at every call, each with the five numbers that describe an architecture."""
+    """Same list at every call, each with the numbers that describe an architecture."""
     found = hpo.candidates({"budget": budget})
     assert found == hpo.candidates({"budget": budget}) and len(found) == len(arch_grid.architectures(budget))
-    assert all(set(each) == {"d_model", "n_layers", "n_heads", "d_ff", "param_count"} for each in found)
+    assert all(set(each) == {"d_model", "n_layers", "n_heads", "d_ff_ratio", "d_ff", "param_count"} for each in found)
+    assert all(each["d_ff"] == each["d_ff_ratio"] * each["d_model"] for each in found)
 
 
 def test_candidates_count_the_studys_features():
@@ -154,19 +155,31 @@ def test_candidates_count_the_studys_features():
 
 
 def test_sample_has_everything():
-    """Every parameter of an attempt is there, within its range; the architecture is one searched integer."""
+    """Every parameter of an attempt is there, within its range; the architecture is searched by its four fields."""
     context = make_context()
     architectures = hpo.candidates(context)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
         trial = study.ask()
         params = hpo.sample(trial, context, architectures, lambda params: 64)
-        names = {"d_model", "n_layers", "n_heads", "d_ff", "param_count", "learning_rate", "weight_decay"}
-        names |= {"warmup_steps", "epochs", "dropout", "micro_batch", "accumulation_steps", "effective_batch"}
+        fields = {"d_model", "n_layers", "n_heads", "d_ff_ratio"}
+        names = {*fields, "d_ff", "param_count", "learning_rate", "weight_decay", "warmup_steps"}
+        names |= {"epochs", "dropout", "micro_batch", "accumulation_steps", "effective_batch"}
         assert set(params) == names
-        assert set(trial.params) == {"architecture", *context["training_search_space"]}
+        assert set(trial.params) == {*fields, *context["training_search_space"]}
+        assert {key: params[key] for key in architectures[0]} in architectures
         assert 1e-4 <= params["learning_rate"] <= 1e-3 and 0.1 <= params["dropout"] <= 0.3
         assert (params["micro_batch"], params["accumulation_steps"], params["effective_batch"]) == (64, 4, 256)
+
+
+def test_a_study_from_before_the_fields_goes_on_with_its_index():
+    """A stored list without the ratio was searched by an index, and still is: the same study holds no two kinds."""
+    context = make_context()
+    before = [{key: a[key] for key in a if key != "d_ff_ratio"} for a in hpo.candidates(context)]
+    trial = optuna.create_study().ask()
+    params = hpo.sample(trial, context, before, lambda params: 64)
+    assert set(trial.params) == {"architecture", *context["training_search_space"]}
+    assert {key: params[key] for key in before[0]} == before[trial.params["architecture"]]
 
 
 def test_sample_asks_fit_about_the_whole_trial():

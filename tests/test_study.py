@@ -169,13 +169,35 @@ def test_what_was_sampled_is_readable_in_optuna(store: StudyStore, file: Path) -
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_what_does_not_fit_is_pruned_with_a_constraint_and_does_not_count(store: StudyStore, file: Path) -> None:
-    """Twenty architectures of which three fit: every ask answers with one that fits, misfits leave the quota alone."""
-    for _ in range(10):
-        asked = ask(store, limit=3)
-        assert asked.params["d_model"] <= 3
+def test_only_architectures_that_fit_are_proposed(store: StudyStore, file: Path) -> None:
+    """Twenty architectures of which three fit: nothing else is ever proposed, also when less fits than before."""
+    for limit in (20, 3, 3, 3, 3, 2, 2, 2, 1, 1):
+        asked = ask(store, limit)
+        assert asked.params["d_model"] <= limit
         store.tell(told(asked.trial))
     assert store.ask(AskTrial(study=STUDY, limit_bytes=3)) == QuotaReached(study=STUDY, completed=10)
+    assert states(file) == ["COMPLETE"] * 10
+
+
+def sample_without_a_list(trial: Any, context: Mapping[str, Any], architectures: Any, fit: Any) -> dict[str, Any]:
+    """A user's sampler that chooses the architecture itself."""
+    params = {"d_model": trial.suggest_int("d_model", 1, 20)}
+    size = fit(params)
+    if size is None:
+        raise Misfit(params, params["d_model"])
+    return {**params, "micro_batch": size}
+
+
+def test_what_does_not_fit_is_pruned_with_a_constraint_and_does_not_count(file: Path) -> None:
+    """Of what a user's own sampler proposes some does not fit: told so, outside the quota, and asked again."""
+    functions = Functions(sample=sample_without_a_list, micro_batch=micro_batch, estimate=estimate)
+    store = store_at(file, functions=functions)
+    store.open(spec())
+    for _ in range(10):
+        asked = ask(store, limit=10)
+        assert asked.params["d_model"] <= 10
+        store.tell(told(asked.trial))
+    assert store.ask(AskTrial(study=STUDY, limit_bytes=10)) == QuotaReached(study=STUDY, completed=10)
     trials = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{file}").trials
     misfits = [t for t in trials if t.user_attrs.get("stop_reason") == "does_not_fit"]
     assert misfits and len(trials) == 10 + len(misfits)

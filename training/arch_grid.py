@@ -30,7 +30,7 @@ MIN_HEAD_DIM = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Architecture:
-    """One point of the grid. Its order (d_model first) goes from narrow and deep to wide and shallow."""
+    """One point of the grid."""
 
     d_model: int
     n_layers: int
@@ -83,8 +83,8 @@ def architectures(
 ) -> tuple[Architecture, ...]:
     """Every architecture of a budget, sorted by d_model, n_layers, d_ff, n_heads.
 
-    The order is stable, so an index into it means the same architecture in every process; and it is an axis (narrow
-    and deep to wide and shallow) along which a sampler can interpolate.
+    The order is stable: an index into it means the same architecture in every process. It is no axis to search along,
+    since depth and heads start again at each width.
     """
     target = budget_params(budget)
     found = []

@@ -7,6 +7,7 @@ scheduler. Imports torch inside the objective only: the scheduler's driver asks 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,7 @@ def candidates(context: Mapping[str, Any]) -> list[dict[str, Any]]:
             "d_model": a.d_model,
             "n_layers": a.n_layers,
             "n_heads": a.n_heads,
+            "d_ff_ratio": a.d_ff // a.d_model,
             "d_ff": a.d_ff,
             "param_count": a.param_count,
         }
@@ -123,19 +125,38 @@ def candidates(context: Mapping[str, Any]) -> list[dict[str, Any]]:
 def sample(
     trial: Any, context: Mapping[str, Any], architectures: Sequence[Mapping[str, Any]], fit: Fit
 ) -> dict[str, Any]:
-    """Sample one trial: the architecture (one integer, an index into the study's list) and the training parameters.
+    """Sample one trial: the architecture (d_model, n_layers, n_heads, d_ff_ratio) and the training parameters.
 
     trial: an Optuna trial. architectures: the study's stored `candidates`. fit: sizes the micro-batch of parameters
     without one, None when nothing fits. Raises DoesNotFit.
     """
-    index = trial.suggest_int("architecture", 0, len(architectures) - 1)
-    params = dict(architectures[index]) | sample_training(trial, context["training_search_space"])
+    params = sample_architecture(trial, architectures) | sample_training(trial, context["training_search_space"])
     if context.get("max_epochs") is not None:
         params["epochs"] = min(params["epochs"], context["max_epochs"])
     micro_batch = fit(params)
     if micro_batch is None:
         raise DoesNotFit(params, _smallest_footprint(params, context))
     return params | arch_grid.batch_config(micro_batch, context.get("target_effective_batch", TARGET_EFFECTIVE_BATCH))
+
+
+def sample_architecture(trial: Any, architectures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Suggest the four fields and return the architecture of the list that has them.
+
+    The scheduler's sampler proposes only what is in the list; of another's proposal the nearest is taken. A study whose
+    list is from before the ratio was in it goes on as it began: with one integer, an index into the list.
+    """
+    if "d_ff_ratio" not in architectures[0]:
+        return dict(architectures[trial.suggest_int("architecture", 0, len(architectures) - 1)])
+    wanted, span = {}, {}
+    for name in ("d_model", "n_layers", "n_heads", "d_ff_ratio"):
+        low, high = min(a[name] for a in architectures), max(a[name] for a in architectures)
+        wanted[name] = trial.suggest_int(name, low, high, log=True)
+        span[name] = math.log(high / low) or 1.0
+
+    def distance(architecture: Mapping[str, Any]) -> float:
+        return sum((math.log(architecture[name] / value) / span[name]) ** 2 for name, value in wanted.items())
+
+    return dict(min(architectures, key=distance))
 
 
 def _smallest_footprint(params: Mapping[str, Any], context: Mapping[str, Any]) -> int:

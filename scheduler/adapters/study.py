@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import socket
 import time
 import zlib
@@ -25,7 +24,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from scheduler.adapters.study_ask import begun_trial
+from scheduler.adapters.study_ask import begun_trial, make_sampler
 from scheduler.adapters.study_rdb import (
     Begun,
     Full,
@@ -212,11 +211,11 @@ class StudyStore:
     def ask(self, command: AskTrial) -> TrialAsked | QuotaReached | None:
         """Sample the next trial; waiting retries come first. None: others run what is left of the quota, ask later.
 
-        A proposal that fits nowhere is told PRUNED with a constraint and does not count; the next one gets an
-        architecture that does fit. Raises HeadroomError when none does, and what the user's sampler raises.
+        Only architectures that fit are proposed. What fits nowhere all the same is told PRUNED with a constraint and
+        does not count. Raises HeadroomError when no architecture fits, and what the user's sampler raises.
         """
         opened, rdb = self._open[command.study], self._connect()
-        fixed: dict[str, Any] | None = None
+        fitting: Sequence[Mapping[str, Any]] | None = None
         for _ in range(MAX_MISFITS):
             begun = rdb.begin(
                 opened.id,
@@ -224,31 +223,35 @@ class StudyStore:
                 owner=self.owner,
                 quota=opened.spec.quota,
                 delivered=opened.delivered,
-                fixed=fixed,
             )
             if isinstance(begun, Full):
                 full = begun.counted >= opened.spec.quota
                 return QuotaReached(study=command.study, completed=rdb.completed(opened.id)) if full else None
             try:
                 with translated():
-                    asked = self._sample(opened, begun, command)
+                    asked = self._sample(opened, begun, command, fitting)
             except Exception as error:
                 if is_storage_error(error):
                     raise  # the trial is not yet delivered: the next call goes on with it
                 if not hasattr(error, "needed_bytes"):
                     self._tell_ask_failed(opened, begun, error)
                     raise
-                fixed = self._reject(opened, begun, command, error)
+                fitting = self._reject(opened, begun, command, error)
             else:
                 opened.delivered.add(begun.number)
                 return asked
         raise HeadroomError(f"{MAX_MISFITS} proposals in a row do not fit {command.limit_bytes} bytes")
 
-    def _sample(self, opened: _Open, begun: Begun, command: AskTrial) -> TrialAsked:
+    def _sample(
+        self, opened: _Open, begun: Begun, command: AskTrial, fitting: Sequence[Mapping[str, Any]] | None
+    ) -> TrialAsked:
         # Seeded by the trial's number: a restart or a second driver with the same seed does not repeat proposals, and
         # the same study gives the same ones.
         seed = zlib.crc32(f"{self._seed}/{opened.spec.name}/{begun.number}".encode())
-        trial = begun_trial(opened.spec.name, self._cached, begun, seed=seed, pruner=opened.study.pruner)
+        if fitting is None:
+            fitting = self._fitting(opened, command)
+        sampler = make_sampler(seed, fitting)
+        trial = begun_trial(opened.spec.name, self._cached, begun, sampler=sampler, pruner=opened.study.pruner)
         context, previous = asked_context(opened.spec.context, command), begun.attrs.get("micro_batch")
 
         def fit(params: Mapping[str, Any]) -> int | None:
@@ -261,8 +264,10 @@ class StudyStore:
         footprint, family = self._footprint(params, context, command.correction)
         epochs = params.get("epochs")
         limit = context.get("max_epochs")
+        # The architecture is in the attributes of every study, whatever it was searched by.
+        shown = opened.architectures[0] if opened.architectures else {}
         attrs = {
-            **{key: value for key, value in params.items() if key not in trial.params},
+            **{key: value for key, value in params.items() if key in shown or trial.params.get(key) != value},
             "asked_unix": time.time(),
             "attempt": begun.attrs.get("attempt", 1),
             "footprint.predicted_bytes": footprint.host_bytes if footprint.is_known else None,
@@ -318,8 +323,21 @@ class StudyStore:
         )
         return correct(prior, correction), str(estimate["family"])
 
-    def _reject(self, opened: _Open, begun: Begun, command: AskTrial, misfit: Any) -> dict[str, Any] | None:
-        """Tell the sampler that this proposal is infeasible; return what to fix in the next one."""
+    def _fitting(
+        self, opened: _Open, command: AskTrial, params: Mapping[str, Any] | None = None
+    ) -> list[Mapping[str, Any]]:
+        """The study's architectures that fit with these other parameters (or none), each with its index."""
+        context = asked_context(opened.spec.context, command)
+        indexed = [{"architecture": index, **architecture} for index, architecture in enumerate(opened.architectures)]
+        if self.functions.micro_batch is None:
+            return indexed
+        return [a for a in indexed if self._micro_batch({**(params or {}), **a}, context, command)]
+
+    def _reject(
+        self, opened: _Open, begun: Begun, command: AskTrial, misfit: Any
+    ) -> Sequence[Mapping[str, Any]] | None:
+        """Tell the sampler that this proposal is infeasible; return the architectures that do fit with the rest of it,
+        None where the study has no list of them."""
         needed, params = int(misfit.needed_bytes), dict(getattr(misfit, "params", {}))
         attrs = {
             **params,
@@ -330,18 +348,15 @@ class StudyStore:
         excess = max(needed / max(command.limit_bytes, 1) - 1, 1e-3)
         assert self._rdb is not None
         self._rdb.finish(opened.id, begun.number, self.run, TrialState.PRUNED, None, attrs, excess)
-        indices = list(range(len(opened.architectures)))
-        random.Random(f"{self._seed}/{opened.spec.name}/{begun.number}").shuffle(indices)
-        for index in indices:
-            context = asked_context(opened.spec.context, command)
-            if self._micro_batch({**params, **opened.architectures[index]}, context, command):
-                return {"architecture": index}
-        if indices:
+        if not opened.architectures:
+            return None
+        fitting = self._fitting(opened, command, params)
+        if not fitting:
             raise HeadroomError(
-                f"none of the {len(indices)} architectures of {opened.spec.name} fits "
+                f"none of the {len(opened.architectures)} architectures of {opened.spec.name} fits "
                 f"{command.limit_bytes / 2**30:.2f} GiB: raise --memory-budget or leave this budget out"
             )
-        return None
+        return fitting
 
     def _tell_ask_failed(self, opened: _Open, begun: Begun, error: Exception) -> None:
         attrs = {"stop_reason": "ask_failed", "error": f"{type(error).__name__}: {error}"}

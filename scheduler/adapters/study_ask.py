@@ -8,28 +8,38 @@ adapter. Does not claim trials (`study_rdb`) or know what their parameters mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from scheduler.adapters.grid_sampler import GridSampler
 from scheduler.adapters.study_rdb import Begun
 
 
-def make_sampler(seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler of every study. Trials that run are counted as bad until they end (constant liar)."""
-    return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+def make_sampler(seed: int, candidates: Sequence[Mapping[str, Any]] = ()) -> optuna.samplers.BaseSampler:
+    """The sampler of every study: TPE, where trials that run are counted as bad until they end (constant liar).
+
+    A parameter that is a field of the candidates is drawn as one of them, and so is `architecture`, one's index.
+    """
+    tpe = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+    return GridSampler(tpe, candidates, seed=seed) if candidates else tpe
 
 
 def begun_trial(
-    study_name: str, storage: BaseStorage, begun: Begun, *, seed: int, pruner: optuna.pruners.BasePruner
+    study_name: str,
+    storage: BaseStorage,
+    begun: Begun,
+    *,
+    sampler: optuna.samplers.BaseSampler,
+    pruner: optuna.pruners.BasePruner,
 ) -> optuna.Trial:
     """Return our RUNNING trial as `Study.ask` does, ready to suggest from all that is in the storage now."""
     storage.get_all_trials(storage.get_study_id_from_name(study_name), deepcopy=False)  # its cache must know the trial
     seen = _Begun(storage, begun.trial_id)
-    study = optuna.load_study(study_name=study_name, storage=seen, sampler=make_sampler(seed), pruner=pruner)
+    study = optuna.load_study(study_name=study_name, storage=seen, sampler=sampler, pruner=pruner)
     trial = study.ask()
     assert trial.number == begun.number, f"Optuna asked trial {trial.number}, not {begun.number}"
     return trial

@@ -52,7 +52,7 @@ class NotOurs(HeadroomError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A RUNNING trial of ours. fixed: parameters the sampler must not choose. attrs: its user attributes."""
+    """A RUNNING trial of ours. attrs: its user attributes."""
 
     trial_id: int
     number: int
@@ -241,12 +241,11 @@ class Rdb:
         owner: str,
         quota: int,
         delivered: Container[int],
-        fixed: Mapping[str, Any] | None = None,
     ) -> Begun | Full:
         """Claim a waiting trial or create one, within the quota.
 
         A RUNNING trial of this owner that is not in `delivered` is what an earlier call began before it failed: it is
-        returned again. `fixed` are parameters of a new trial.
+        returned again.
         """
         with self._transaction(study_id) as session:
             running = 0
@@ -267,11 +266,7 @@ class Rdb:
                 return Begun(
                     trial_id=waiting.trial_id, number=waiting.number, attrs=self._attrs(session, waiting.trial_id)
                 )
-            template = create_trial(
-                state=TrialState.RUNNING,
-                user_attrs=mine,
-                system_attrs={optuna_private.FIXED_PARAMS: dict(fixed)} if fixed else {},
-            )
+            template = create_trial(state=TrialState.RUNNING, user_attrs=mine)
             created = optuna_private.add_trial(self.storage, session, study_id, template)
             return Begun(trial_id=created.trial_id, number=created.number, attrs=mine)
 

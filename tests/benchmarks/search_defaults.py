@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 
+from scheduler.adapters.grid_sampler import GridSampler, nearest
 from tests.benchmarks.search import TRIALS, Case, Job, context_of, interval, regret, simulate, spread
 from tests.benchmarks.surrogates import NAMES, SPACE, Params, Surrogate, best_loss, surrogate, training_params
 from training import hpo
@@ -72,6 +73,15 @@ def width(trial: Any, grid: Grid) -> Mapping[str, Any]:
     here = sorted((s for s in shapes if s[0] == d_model), key=lambda s: (s[1], s[2]))
     chosen = here[min(int(trial.suggest_float("depth", 0, 1) * len(here)), len(here) - 1)]
     return _found(grid, chosen, heads[trial.suggest_int("heads", 0, len(heads) - 1)])
+
+
+def grid_fields(trial: Any, grid: Grid) -> Mapping[str, Any]:
+    """d_model, n_layers, n_heads and the feed-forward's ratio, each on its own scale, drawn as one of the list."""
+    wanted = {
+        name: trial.suggest_int(name, min(a[name] for a in grid), max(a[name] for a in grid), log=name != "ff_ratio")
+        for name in ("d_model", "n_layers", "n_heads", "ff_ratio")
+    }
+    return nearest(grid, wanted)
 
 
 def _depth_order(a: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -137,6 +147,7 @@ VARIANTS = (
     Variant(name="shape + heads unordered", choose=shape_unordered_heads),
     Variant(name="aspect + ff + heads", choose=aspect),
     Variant(name="width + depth + heads", choose=width),
+    Variant(name="fields of the list", choose=grid_fields),
     Variant(name="startup 5", startup=5),
     Variant(name="startup 15", startup=15),
     Variant(name="startup 20", startup=20),
@@ -154,11 +165,12 @@ class Search:
 
     def __init__(self, variant: Variant, stand_in: Surrogate, seed: int, first: Sequence[Params] = ()) -> None:
         self.variant, self.context, self.asked = variant, context_of(stand_in), 0
-        self.grid = hpo.candidates(self.context)
+        self.grid = [{**a, "ff_ratio": a["d_ff"] // a["d_model"]} for a in hpo.candidates(self.context)]
         sampler = optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=variant.startup, multivariate=True, constant_liar=True
         )
         self.study = optuna.create_study(sampler=sampler)
+        self.sampler, self.seed = sampler, seed
         self.first = list(first)
         if variant.extremes:
             source = random.Random(f"extremes {seed}")
@@ -175,6 +187,8 @@ class Search:
         if self.asked == TRIALS:
             return None
         self.asked += 1
+        if self.variant.choose is grid_fields:
+            self.study.sampler = GridSampler(self.sampler, self.grid, seed=self.seed * 1000 + self.asked, fixed={})
         trial = self.study.ask()
         params = dict(self.variant.choose(trial, self.grid)) | hpo.sample_training(trial, SPACE)
         return Job(handle=trial, params=params)
@@ -236,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             cases = [Case(surrogate=name, parallel=parallel, scenario="undisturbed", seed=seed) for seed in seeds]
             base: list[float] = []
             for variant in chosen:
-                found = spread([(variant, case) for case in cases], one, options.jobs)
+                found = list(spread([(variant, case) for case in cases], one, options.jobs))
                 base = base or found
                 mean, low, high = (1000 * x for x in interval([f - b for f, b in zip(found, base, strict=True)]))
                 line = f"{name:8}{parallel:>3} {variant.name:28}{1000 * fmean(found):8.2f}"
