@@ -1,6 +1,7 @@
 """Figures of the watchdog, beside Dask's Nanny and earlyoom where they have an answer.
 
-Run: `python -m tests.benchmarks.watchdog` (some four minutes).
+Run: `python -m tests.benchmarks.watchdog` (some five minutes), or with the names of some of its parts. `growth` (ten
+minutes) and `fast_growth` (six, and 16 GiB of real memory) run only when named; `growth:5` runs five rounds, not 20.
 
 Real processes on this machine; limits are scaled where the real ones would take hours, and each line says so. earlyoom
 (Debian package; $EARLYOOM or on the PATH) runs in a pid namespace of its own, so that it can choose only among the
@@ -305,6 +306,67 @@ def pressure_nanny() -> None:
             end_what_runs(path)
 
 
+# -- time that is left ----------------------------------------------------------------------------------------------
+
+GROWER = """
+import time
+piece, per_s = {piece}, {rate}
+tick()
+blocks, at = [], time.monotonic()
+while True:
+    blocks.append(b"\\xff" * (piece << 20))
+    at += piece / per_s
+    time.sleep(max(0.0, at - time.monotonic()))
+    if len(blocks) % 16 == 0: tick()
+"""
+
+
+def growth(rounds: int = 20) -> None:
+    """What reached the kernel's killer before: 50 MiB/s in 2 GiB."""
+    race(2048, 50, 300, rounds)
+
+
+def fast_growth(rounds: int = 20) -> None:
+    """1 GiB/s in 16 GiB."""
+    race(16384, 1024, 2048, rounds)
+
+
+def race(limit_mib: int, rate_mib: int, promise_mib: int, rounds: int) -> None:
+    """At the real thresholds: a trial that grows without end beside two that keep their promise, in a cgroup."""
+    times, left, over, first, bystanders, missed = [], [], [], 0, 0, 0
+    for n in range(rounds):
+        with scratch() as root, host(root) as here:
+            here.registry.thresholds({})
+            group = here.cgroup("memory", f"growth{limit_mib}-{n}", limit_in_bytes=limit_mib * MIB)
+            here.running(cgroup=group)
+            promise = promise_mib * MIB
+            held = f"block = hold({int(0.8 * promise_mib)})\n" + HEALTHY
+            others = [here.trial(name, held, reservation_bytes=promise, cgroup=group) for name in "ab"]
+            script = GROWER.format(piece=max(1, rate_mib // 50), rate=rate_mib)
+            began = time.monotonic()
+            trial = here.trial("grower", script, reservation_bytes=promise, cgroup=group)
+            if not trial.done.wait(120.0):
+                missed += 1
+                continue
+            lines = (group / "memory.oom_control").read_text().split()
+            kernel = int(lines[lines.index("oom_kill") + 1])
+            story, bystanders = trial.story, bystanders + sum(o.done.is_set() for o in others)
+            if kernel or story is None or not story.signalled:
+                missed += 1
+                continue
+            first += 1
+            evidence = story.evidence
+            times.append(dict(story.steps)["dead"] - dict(story.steps)["intent"])
+            left.append(evidence["available_bytes"] / MIB)
+            over.append(evidence["footprint_bytes"] / promise)
+            rates = evidence["footprint_bytes"] / MIB / (dict(story.steps)["intent"] - began)
+    say(f"growth {rate_mib} MiB/s in {limit_mib} MiB ({rates:.0f} MiB/s on average in the last round): the watchdog "
+        f"before the kernel {first} of {rounds}, the kernel {missed}, bystanders ended {bystanders}")  # fmt: skip
+    say(f"  when ordered: {statistics.median(left):.0f} MiB left (least {min(left):.0f}), "
+        f"the grower at {statistics.median(over):.1f} x its promise (most {max(over):.1f})")  # fmt: skip
+    say(f"  order to death: {spread(times)}")
+
+
 # -- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -381,6 +443,44 @@ def soak_simulated(hours: float = 24.0, trials: int = 16) -> None:
     say(f"  (evaluation of one sample of {trials} trials, its making included: {1e3 * per_sample:.2f} ms)")
 
 
+def soak_forecast(hours: float = 24.0, trials: int = 16) -> None:
+    """A day at one look a second on a restless host: trials that load their promise within seconds, every fourth one
+    a fifth over it for good, and other programs that take gigabytes a second and stop a little above SOFT."""
+    dice, evaluator, kills, at = random.Random(2), Evaluator(), 0, 0.0
+    size = 128 * GIB
+    held, goal, promise = [0] * trials, [0] * trials, 4 * GIB
+    others, aim, pace = 20 * GIB, 20 * GIB, GIB
+    levels: dict[Pressure, int] = dict.fromkeys(Pressure, 0)
+    forecasts = 0
+    while at < hours * 3600:
+        at += 1.0
+        for i in range(trials):
+            if dice.random() < 1 / 1200:
+                held[i] = 300 * MIB  # a new trial begins to load
+            goal[i] = int(promise * (1.2 if i % 4 == 0 else 0.97))
+            held[i] = min(goal[i], held[i] + int(dice.uniform(0.5, 3.0) * GIB))
+        if dice.random() < 1 / 120:
+            room = size - sum(goal) - int(dice.uniform(0.085, 0.4) * size)
+            aim, pace = dice.choice([20 * GIB, room]), int(dice.uniform(0.2, 8.0) * GIB)
+        others += max(-pace, min(pace, aim - others)) + int(dice.gauss(0, 20 * MIB))
+        free = size - sum(held) - others
+        memory = HostMemory(at=at, limit_bytes=size, available_bytes=free, swap_total_bytes=0, swap_free_bytes=0)
+        samples = None
+        if at % 5 == 0 or evaluator.host.level is not Pressure.NORMAL:
+            samples = tuple(
+                TrialSample(attempt=f"s/{i}/1", pid=100 + i, start_time=1.0, launched=0.0, promised_bytes=promise,
+                            ticked_at=at, tree=TreeSample(footprint_bytes=held[i], swap_bytes=0, cpu_s=at, io_bytes=0,
+                                                          major_faults=0, states="R", exact=True))
+                for i in range(trials)
+            )  # fmt: skip
+        decision = evaluator.observe(HostSample(at=at, interval_s=1.0, host=memory, trials=samples))
+        levels[decision.level] += 1
+        forecasts += decision.level_reason == "running_out"
+        kills += decision.kill is not None
+    say(f"soak, simulated, a look a second, restless memory: {hours * trials:.0f} trial-hours, {kills} false kills; "
+        f"the forecast was on {forecasts} s, HARD {levels[Pressure.HARD]} s")  # fmt: skip
+
+
 def soak_real(seconds: float = 45.0) -> None:
     """Real healthy trials of all kinds with limits a four-hundredth of the real ones."""
     with scratch() as root, host(root) as here:
@@ -416,16 +516,22 @@ def takeover(rounds: int = 5) -> None:
     say(f"standby takes over after SIGKILL: {spread(times)} (target 2 s)")
 
 
-def main() -> None:
-    """Print all figures."""
+def main(parts: list[str]) -> None:
+    """Print all figures, or those of these parts."""
     assert REPO.exists() and Host
     say(f"watchdog figures, {os.cpu_count()} cores, {(vitals.host_memory().total_bytes or 0) / GIB:.0f} GiB, "
         f"{os.uname().sysname} {os.uname().release}")  # fmt: skip
+    for part in parts:
+        name, _, rounds = part.partition(":")
+        globals()[name](*([int(rounds)] if rounds else []))
+    if parts:
+        return
     own_cost()
     stall_latency_simulated()
     stall_latency_real()
     takeover()
     soak_simulated()
+    soak_forecast()
     soak_real()
     if sys.platform != "linux" or os.geteuid() != 0:
         say("the rows under real memory pressure need Linux and root")
@@ -446,4 +552,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
