@@ -109,8 +109,8 @@ class Thresholds:
     """With at most this part available, which still falls and goes within `run_out_s`, and no one over its promise, the
     kernel's killer is next: one trial is preempted instead."""
     kill_needs_s: float = 1.0
-    """A kill takes so long at worst (two looks, two fsyncs, the exit of a large process: 0.3 to 0.5 s measured): a
-    grace for SIGTERM ends so long before the memory does."""
+    """A kill takes so long (two looks, two fsyncs, the exit of a large process: 0.3 s measured, 1.0 s at a load of 13):
+    a grace for SIGTERM ends so long before the memory does."""
     fastest_bytes_per_s: int = 8 * GIB
     """No host loses memory faster: with less available than that it is looked at more often than once a second."""
     run_out_free_share: float = 0.5
