@@ -8,7 +8,7 @@ Why not glibc's defaults: large tensors are then mapped and unmapped, or not, by
 freed, so that the peak depends on history (6 to 14 % above the bytes in use, by up to 30 % under the estimate) and
 each step pays thousands of page faults. Mapping everything (a threshold of 64 KiB) is exact and costs up to 1.7 times
 the step. "glibc-stack" is exact to 1 % (3 at worst) and takes 0.84 to 1.01 times the CPU of the default, on five shapes
-(tests/benchmarks/footprint.py prints the table). It needs nothing installed:
+(tests/benchmarks/footprint_cost.py prints the table). It needs nothing installed:
 - every block comes from one heap, nothing is given back before exit: no page fault after the first step;
 - no caches of small blocks: one that is cached, not free, keeps the large blocks on either side of it apart, and the
   heap then grows instead of being used again.

@@ -1,19 +1,15 @@
 """The footprint where a user's own data and processes come in: large files of bars, objectives with children.
 
-    .venv/bin/python -m tests.benchmarks.footprint_world [--data] [--children]
-
-Both by default. Data: the prior against the VmHWM of a fresh trial process that reads the file and trains for two
-steps (`footprint.measure`), for CSV and Parquet files on which no constant was fitted. Children: the whole command runs
-an objective whose work is done by other processes; what its study has learnt stands beside the largest sum over the
-process tree that this benchmark saw itself, looking at it every 10 ms.
+A part of `tests.benchmarks.footprint` (`--groups data,children`). Data: the prior against the VmHWM of a fresh trial
+process that reads the file and trains, for CSV and Parquet files on which no constant was fitted. Children: the whole
+command runs an objective whose work is done by other processes; what its study has learnt stands beside the largest sum
+over the process tree that this benchmark saw itself, looking at it every 10 ms.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +21,9 @@ from typing import Any
 import optuna
 
 from scheduler.adapters import journal, vitals
-from tests.benchmarks import footprint as benchmark
+from tests.benchmarks import footprint_trials as trials
+from tests.benchmarks.footprint_cases import PUBLISHED, Case
+from training.arch_grid import param_count
 
 MIB = 2**20
 # rows, columns, kind. The term was fitted on 5,000 x 6, 20,000 x 30, 50,000 x 100, 100,000 x 6 and x 20, 200,000 x 50.
@@ -67,16 +65,17 @@ def write_file(folder: Path, rows: int, columns: int, kind: str) -> Path:
     return path
 
 
-def data_case(path: Path, rows: int, columns: int, model: Mapping[str, Any]) -> benchmark.Case:
+def data_case(path: Path, rows: int, columns: int, model: Mapping[str, Any]) -> Case:
     """A trial of that model on that file."""
-    context = {"device": "cpu", "threads": 1, "allocator": "auto", "horizon": 1, **benchmark.PUBLISHED}
+    context = {"device": "cpu", "threads": 1, "allocator": "auto", "horizon": 1, **PUBLISHED}
     context |= {"n_features": 20 + columns, "n_rows": rows, "n_columns": 1 + columns, "data": str(path)}
     context["target_effective_batch"] = 2 * model["micro_batch"]
-    return {"params": {**model, "accumulation_steps": 2, "dropout": 0.1}, "context": context}
+    count = param_count(model["d_model"], model["n_layers"], model["d_ff"], n_features=context["n_features"])
+    return {"params": {**model, "param_count": count, "accumulation_steps": 2, "dropout": 0.1}, "context": context}
 
 
-def judge_data() -> None:
-    """A line for each file and model, and a summary."""
+def judge_data(python: str) -> list[float]:
+    """A line for each file and model; returns their errors."""
     print("large files: peak and prior, MiB")
     errors = []
     with tempfile.TemporaryDirectory(prefix="footprint-data-") as folder:
@@ -84,8 +83,8 @@ def judge_data() -> None:
             path = write_file(Path(folder), rows, columns, kind)
             for model in MODELS:
                 case = data_case(path, rows, columns, model)
-                case["observed"] = benchmark.measure(case, Path(folder))
-                peak, prior = case["observed"]["peak_bytes"], benchmark.ours(case)
+                case["observed"] = trials.measure(case, Path(folder), python)
+                peak, prior = case["observed"]["peak_bytes"], trials.ours(case)
                 errors.append(prior / peak - 1)
                 shape = f"d={model['d_model']} L={model['n_layers']} B={model['micro_batch']}"
                 print(
@@ -94,16 +93,13 @@ def judge_data() -> None:
                     flush=True,
                 )
             path.unlink()
-    print(
-        f"{sum(error < 0 for error in errors)} of {len(errors)} under; median {statistics.median(errors):+.1%}, "
-        f"lowest {min(errors):+.1%}, highest {max(errors):+.1%}"
-    )
+    return errors
 
 
 # -- children -------------------------------------------------------------------------------------------------------
 
 
-def run_with_children(objective: str, folder: Path) -> tuple[int, int, list[int]]:
+def run_with_children(objective: str, folder: Path, python: str = sys.executable) -> tuple[int, int, list[int]]:
     """(seen, learnt, reserved): the largest sum over either trial's tree, the larger peak learnt, what was reserved."""
     training = {"candidates": None, "estimate": None, "micro_batch": None, "check_data": None, "preload": []}
     training |= {"sample": "tests.children:sample", "objective": f"tests.children:{objective}"}
@@ -112,9 +108,9 @@ def run_with_children(objective: str, folder: Path) -> tuple[int, int, list[int]
     arguments = ["--config", str(config), "--runs-dir", str(folder), "--name", "run", "--trials", "2", "--slots", "1"]
     seen = 0
     with subprocess.Popen(
-        [sys.executable, "-m", "scheduler", *arguments],
-        cwd=benchmark.ROOT,
-        env={**os.environ, "HEADROOM_HOST_DIR": str(folder / "host")},
+        [python, "-m", "scheduler", *arguments],
+        cwd=trials.ROOT,
+        env={**os.environ, "PYTHONPATH": str(trials.ROOT), "HEADROOM_HOST_DIR": str(folder / "host")},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -139,30 +135,14 @@ def run_with_children(objective: str, folder: Path) -> tuple[int, int, list[int]
     return seen, learnt, [line["reserved_bytes"] for line in launched]
 
 
-def judge_children() -> None:
+def judge_children(python: str) -> None:
     """A line for each objective of tests/children.py."""
     print("children: largest sum over the tree seen here every 10 ms, learnt, and reserved for the second trial, MiB")
     for objective in CHILDREN:
         with tempfile.TemporaryDirectory(prefix="footprint-children-") as folder:
-            seen, learnt, reserved = run_with_children(objective, Path(folder))
+            seen, learnt, reserved = run_with_children(objective, Path(folder), python)
         print(
             f"{objective:<8} {seen / MIB:>7.0f} {learnt / MIB:>7.0f} ({learnt / seen - 1:+.1%}) "
             f"{reserved[1] / MIB:>7.0f}",
             flush=True,
         )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", action="store_true")
-    parser.add_argument("--children", action="store_true")
-    arguments = parser.parse_args()
-    both = arguments.data == arguments.children
-    if arguments.data or both:
-        judge_data()
-    if arguments.children or both:
-        judge_children()
-
-
-if __name__ == "__main__":
-    main()
