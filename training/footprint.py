@@ -18,8 +18,8 @@ activations  what a layer keeps for backward, in the order of `EncoderLayer.forw
 workspace    the top of backward, at the last layer's `down`: the gradient of the stream, its scaled copy and that of
              the hidden units beside a new weight gradient (4 d f), less the stream and mask already freed.
 heap         what the allocator adds under glibc-stack (training/runtime.py), fitted on real trials (FIT_SEEDS and
-             WIDE in tests/benchmarks/footprint_cases.py): the last layer's blocks are freed out of order, which costs up
-             to two thirds of a layer once more; a weight gradient too large for what is freed goes on top, which
+             WIDE in tests/benchmarks/footprint_cases.py): the last layer's blocks are freed out of order, which costs
+             up to two thirds of a layer once more; a weight gradient too large for what is freed goes on top, which
              wastes up to 2.35 layers in all; each layer's small objects (nodes of the graph, tensor headers); of
              the activations 3.0 and of all other tensors 1.0 percent for what no term names (alignment, holes that
              come with depth). Other heaps: HEAP_SHARE.
