@@ -17,7 +17,7 @@ from typing import Any
 
 import optuna
 
-from scheduler.adapters.grid_sampler import GridSampler, nearest
+from scheduler.adapters.grid_sampler import GridSampler
 from tests.benchmarks.search import TRIALS, Case, Job, context_of, interval, regret, simulate, spread
 from tests.benchmarks.surrogates import NAMES, SPACE, Params, Surrogate, best_loss, surrogate, training_params
 from training import hpo
@@ -27,6 +27,11 @@ Choose = Callable[[Any, Grid], Mapping[str, Any]]
 
 
 # -- the architecture as parameters ------------------------------------------------------------------------------------
+
+
+def fields(trial: Any, grid: Grid) -> Mapping[str, Any]:
+    """d_model, n_layers, n_heads, d_ff_ratio, drawn as one of the list: what the project does."""
+    return hpo.sample_architecture(trial, grid)
 
 
 def index(trial: Any, grid: Grid) -> Mapping[str, Any]:
@@ -75,15 +80,6 @@ def width(trial: Any, grid: Grid) -> Mapping[str, Any]:
     return _found(grid, chosen, heads[trial.suggest_int("heads", 0, len(heads) - 1)])
 
 
-def grid_fields(trial: Any, grid: Grid) -> Mapping[str, Any]:
-    """d_model, n_layers, n_heads and the feed-forward's ratio, each on its own scale, drawn as one of the list."""
-    wanted = {
-        name: trial.suggest_int(name, min(a[name] for a in grid), max(a[name] for a in grid), log=name != "ff_ratio")
-        for name in ("d_model", "n_layers", "n_heads", "ff_ratio")
-    }
-    return nearest(grid, wanted)
-
-
 def _depth_order(a: Mapping[str, Any]) -> tuple[Any, ...]:
     return a["d_model"], -a["n_layers"], a["d_ff"]
 
@@ -130,24 +126,24 @@ def sibling(of: Surrogate, seed: int, distance: float) -> Callable[[Params], flo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """A way to search. first: what is asked before anything is sampled. warm: distance of the sibling study whose best
-    three are asked first, None for no sibling."""
+    """A way to search. startup: trials at random. extremes: six architectures first. warm: distance of a sibling study
+    whose best three are asked first, None for no sibling."""
 
     name: str
-    choose: Choose = index
+    choose: Choose = fields
     startup: int = 10
     extremes: bool = False
     warm: float | None = None
 
 
 VARIANTS = (
-    Variant(name="index"),
+    Variant(name="fields"),
+    Variant(name="index", choose=index),
     Variant(name="index, heads slowest", choose=monotone),
     Variant(name="shape + heads", choose=shape),
     Variant(name="shape + heads unordered", choose=shape_unordered_heads),
     Variant(name="aspect + ff + heads", choose=aspect),
     Variant(name="width + depth + heads", choose=width),
-    Variant(name="fields of the list", choose=grid_fields),
     Variant(name="startup 5", startup=5),
     Variant(name="startup 15", startup=15),
     Variant(name="startup 20", startup=20),
@@ -158,37 +154,30 @@ VARIANTS = (
     Variant(name="sibling, 0.3 away", warm=0.3),
     Variant(name="sibling, 1 away", warm=1.0),
 )
+FIELDS = ("d_model", "n_layers", "n_heads", "d_ff_ratio")
 
 
 class Search:
-    """A study in memory that searches as the variant says."""
+    """A study in memory that searches as the variant says. first: trials that are asked before any is sampled."""
 
     def __init__(self, variant: Variant, stand_in: Surrogate, seed: int, first: Sequence[Params] = ()) -> None:
         self.variant, self.context, self.asked = variant, context_of(stand_in), 0
-        self.grid = [{**a, "ff_ratio": a["d_ff"] // a["d_model"]} for a in hpo.candidates(self.context)]
-        sampler = optuna.samplers.TPESampler(
+        self.grid = hpo.candidates(self.context)
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.TPESampler(
             seed=seed, n_startup_trials=variant.startup, multivariate=True, constant_liar=True
         )
+        if variant.choose is fields:
+            sampler = GridSampler(sampler, self.grid, seed=seed)
         self.study = optuna.create_study(sampler=sampler)
-        self.sampler, self.seed = sampler, seed
-        self.first = list(first)
-        if variant.extremes:
-            source = random.Random(f"extremes {seed}")
-            self.first += [{**a, **training_params(source)} for a in extremes(self.grid)]
-        for params in self.first:
-            self.study.enqueue_trial(self.fixed(params))
-
-    def fixed(self, params: Params) -> dict[str, Any]:
-        """The suggestions that lead to these parameters."""
-        probe = _Probe(params, self.variant, self.grid)
-        return probe.fixed | {name: params[name] for name in SPACE}
+        source = random.Random(f"extremes {seed}")
+        edges = [{**a, **training_params(source)} for a in extremes(self.grid)] if variant.extremes else []
+        for params in (*first, *edges):
+            self.study.enqueue_trial({name: params[name] for name in (*FIELDS, *SPACE)})
 
     def ask(self) -> Job | None:
         if self.asked == TRIALS:
             return None
         self.asked += 1
-        if self.variant.choose is grid_fields:
-            self.study.sampler = GridSampler(self.sampler, self.grid, seed=self.seed * 1000 + self.asked, fixed={})
         trial = self.study.ask()
         params = dict(self.variant.choose(trial, self.grid)) | hpo.sample_training(trial, SPACE)
         return Job(handle=trial, params=params)
@@ -198,16 +187,6 @@ class Search:
 
     def lose(self, job: Job) -> None: ...
     def restart(self) -> None: ...
-
-
-class _Probe:
-    """Finds the suggestions that make a variant choose an architecture: tries every index (variant `index` alone)."""
-
-    def __init__(self, params: Params, variant: Variant, grid: Grid) -> None:
-        assert variant.choose is index, "sibling and extremes are compared with the index"
-        same = ("d_model", "n_layers", "d_ff", "n_heads")
-        n = next(n for n, a in enumerate(grid) if all(a[key] == params[key] for key in same))
-        self.fixed = {"architecture": n}
 
 
 def one(work: tuple[Variant, Case]) -> float:

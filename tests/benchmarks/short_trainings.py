@@ -20,7 +20,7 @@ from scipy.stats import qmc
 from training import arch_grid, hpo
 
 FILE = Path(__file__).parent / "data" / "short-2M.csv"
-POINTS, REPEATED, SEEDS = 120, 8, 4
+POINTS, REPEATED, SEEDS = 96, 8, 3
 EPOCHS, BATCH = 2, 16
 COLUMNS = ("point", "seed", "architecture", "d_model", "n_layers", "n_heads", "d_ff", "learning_rate", "weight_decay",
            "warmup_steps", "dropout", "epoch_1", "epoch_2", "value", "seconds")  # fmt: skip
@@ -80,8 +80,8 @@ def main(at_most: str = "1000") -> None:
     rows = list(csv.DictReader(FILE.open())) if FILE.exists() else []
     have = {(int(row["point"]), int(row["seed"])) for row in rows}
     drawn = points()
-    wanted = [(point, point) for point in range(POINTS)]
-    wanted += [(point, 1000 * n + point) for n in range(1, SEEDS) for point in range(REPEATED)]
+    wanted = [(point, 1000 * n + point) for n in range(SEEDS) for point in range(REPEATED)]
+    wanted += [(point, point) for point in range(REPEATED, POINTS)]
     missing = [key for key in wanted if key not in have][: int(at_most)]
     with FILE.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
