@@ -40,6 +40,7 @@ KILL_STORY_TIMEOUT_S = 40.0  # the watchdog gives the memory 30 s to come back
 WATCHDOG_EXIT_S = 10.0
 WATCHDOG_GRACE_S = 10.0
 SWEEP_S = 5.0
+JOIN_AGAIN_S = 15.0
 _BEAT_S = 0.25
 GAPS = 20  # of the latest signs of life of a trial, by which the length of its steps is known
 # What a driver that was away for long can do without, when thousands of letters wait for it: the outcome has the rest.
@@ -207,18 +208,27 @@ class Agent:
 
     # -- the agent's own thread -------------------------------------------------------------------------------------
 
+    def _join(self) -> None:
+        """Say what is here, once a trial process has shown that trials can run. Until then why they cannot."""
+        told = None
+        while not self._closing.is_set():
+            try:
+                if self.config.watchdog_mode != "off":
+                    self.registry.thresholds(self.config.thresholds)
+                    self._keep_watchdog()
+                ready = self._spare.warm()
+                said = {"environment": ready.get("environment"), "runtime_bytes": ready.get("rss_bytes")}
+                self._remember(ready)
+                self._post({"type": "joined", **self._facts(), **said, "device": ready.get("device")})
+                return
+            except (HeadroomError, OSError) as error:
+                if str(error) != told:
+                    told = str(error)
+                    self._post({"type": "broken", "detail": told})
+            self._closing.wait(JOIN_AGAIN_S)
+
     def _live(self) -> None:
-        try:
-            if self.config.watchdog_mode != "off":
-                self.registry.thresholds(self.config.thresholds)
-                self._keep_watchdog()
-            ready = self._spare.warm()
-            said = {"environment": ready.get("environment"), "runtime_bytes": ready.get("rss_bytes")}
-            self._remember(ready)
-            self._post({"type": "joined", **self._facts(), **said, "device": ready.get("device")})
-        except (HeadroomError, OSError) as error:
-            self._post({"type": "broken", "detail": str(error)})
-            return
+        self._join()
         next_vitals = 0.0
         while not self._closing.wait(_BEAT_S):
             self._door.look()

@@ -100,6 +100,8 @@ class Dispatcher:
         self._away_timeout_s, self._rebuilds = away_timeout_s, 0
         self._failure: m.HeadroomError | None = None
         self._misread: set[str] = set()  # kinds of messages that could not be read
+        self._broken: dict[str, str] = {}  # worker -> why it cannot run trials
+        self._had_worker = False
 
     def post(self, event: m.Event) -> None:
         """Enqueue an event; callable from any thread and from signal handlers."""
@@ -150,7 +152,7 @@ class Dispatcher:
             self._connected, self._connected_at = True, now
             return
         if self._connected:
-            self._connected = False
+            self._connected, self._connected_at = False, now  # the driver itself may have been away until now
             self._log("cluster.disconnected", durable=True, held_s=self._away_timeout_s)
             for view in self.brain.ledger.views():  # at once: the fleet's own word for it comes through the queue
                 self._take(m.WorkerLost(worker=view.address), now)
@@ -300,18 +302,27 @@ class Dispatcher:
         finally:
             self.post(m.AttemptEnded(attempt=attempt, outcome=outcome))
 
+    def _note_broken(self, worker: str, detail: str) -> None:
+        """A worker that cannot run trials tries again by itself; without any other at the start there is no batch."""
+        if self._broken.get(worker) != detail:
+            self._broken[worker] = detail
+            self._log("worker.broken", durable=True, worker=worker, detail=detail)
+        if not self._had_worker:
+            self._failure = m.HeadroomError(f"worker {worker} cannot run trials: {detail}")
+
     def _translate(self, message: Mapping[str, Any]) -> m.Event | None:
         worker = str(message.get("worker"))
         attempt = m.AttemptId.parse(message["attempt"]) if "attempt" in message else None
         match message.get("type"), attempt:
             case "joined", _:
-                return m.WorkerJoined(facts=worker_facts(message))
+                facts = worker_facts(message)
+                self._had_worker = True
+                self._broken.pop(worker, None)
+                return m.WorkerJoined(facts=facts)
             case "left", _:
                 return m.WorkerLost(worker=worker, detail=str(message.get("detail") or ""))
             case "broken", _:
-                self._log("worker.broken", durable=True, worker=worker, detail=message["detail"])
-                if not self.brain.ledger.views():
-                    self._failure = m.HeadroomError(f"worker {worker} cannot run trials: {message['detail']}")
+                self._note_broken(worker, str(message["detail"]))
             case "registry", _:
                 self._log("registry.remade", durable=True, worker=worker, path=message["path"])
             case "vitals", _:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from scheduler import dispatcher
 from scheduler import model as m
 from scheduler.batch import BatchState
 from scheduler.book import Rules
@@ -29,27 +30,64 @@ JOINED = {
     "limit_bytes": 24 * GIB,
     "available_bytes": 24 * GIB,
     "overhead_bytes": 0,
+    "domain": "host/",
+    "worker_limit_bytes": None,
+    "limit_source": "ram",
 }
 
 
 class FakeCluster:
-    """Notes what is launched; every attempt then ends as `outcome` says, told by `told`."""
+    """A connection that comes and goes as the test says; and the agents behind it, all in one.
 
-    is_connected, is_lost = True, False
+    Notes what is launched and told; the test makes attempts end.
+    """
+
+    is_ours = False
 
     def __init__(self) -> None:
+        self.is_connected = True
+        self.in_reach = 1
+        self.calls: list[str] = []
         self.tasks: list[dict[str, Any]] = []
         self.delivered: list[tuple[Any, ...]] = []
         self.on_launch: Callable[[str], None] = lambda attempt: None
+        self.on_tick: Callable[[], None] = lambda: None
 
-    def submit(self, function: Any, task: dict[str, Any], worker: str) -> None:
+    # -- the connection
+
+    def tend(self) -> None:
+        """A second has passed."""
+        self.on_tick()
+
+    def rejoin(self) -> None:
+        """Note it."""
+        self.calls.append("rejoin")
+
+    def revive(self) -> None:
+        """Note it."""
+        self.calls.append("revive")
+
+    # -- the agents
+
+    def launch(self, task: dict[str, Any], worker: str) -> None:
         """Note it, and let the test go on."""
         self.tasks.append(task)
         self.on_launch(str(task["attempt"]))
 
-    def deliver(self, function: Any, worker: str, verb: str, attempt: str, value: Any) -> None:
+    def tell(self, worker: str, verb: str, attempt: str, value: Any) -> None:
         """Note it."""
         self.delivered.append((verb, attempt, value))
+
+    def give_up(self, attempt: str, why: str) -> None:
+        """Note it."""
+        self.calls.append(f"give up {attempt}")
+
+    def disconnected(self) -> None:
+        """Note it."""
+        self.calls.append("disconnected")
+
+    def tick(self) -> None:
+        """Nothing to do."""
 
 
 class FakeRecorder:
@@ -76,7 +114,13 @@ class FakeRecorder:
 class Loop:
     """A dispatcher and all that is around it."""
 
-    def __init__(self, folder: Path, quota: int = 1, recover: Any = lambda attempt, outcome: outcome) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        quota: int = 1,
+        recover: Any = lambda attempt, outcome: outcome,
+        away_timeout_s: float = 600.0,
+    ) -> None:
         rules = Rules(memory_budget=parse_memory_budget("100%"), reserve_bytes=0, retry=RetryPolicy(delay_s=0.0))
         self.cluster, self.lines = FakeCluster(), []
         self.inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
@@ -84,12 +128,14 @@ class Loop:
         self.dispatcher = Dispatcher(
             BatchState(rules),
             self.cluster,
+            self.cluster,
             FakeRecorder,
             inbox=self.inbox,
             objective="module:function",
             folder=folder,
             log=lambda event, durable=False, **fields: self.lines.append((event, fields)),
             recover=recover,
+            away_timeout_s=away_timeout_s,
         )
 
     def say(self, kind: str, attempt: str | None = None, **fields: Any) -> None:
@@ -195,11 +241,83 @@ def test_a_lost_attempt_is_looked_into_before_it_is_told(tmp_path: Path) -> None
 
 
 def test_a_worker_that_cannot_run_trials_ends_a_batch_that_has_no_other(tmp_path: Path) -> None:
-    """Its reason is the error; with another worker there it is only noted."""
+    """Its reason is the error; once another was there it is only noted, and once."""
     loop = Loop(tmp_path)
     loop.say("broken", detail="no torch")
     with pytest.raises(m.HeadroomError, match="no torch"):
         loop.dispatcher.run(first=[loop.opened])
+    loop = Loop(tmp_path)
+    loop.cluster.on_launch = loop.complete
+    first = [loop.opened, Said(JOINED), *[Said({"type": "broken", "worker": "w", "detail": "disk full"})] * 3]
+    assert loop.dispatcher.run(first=first).exit_code == 0
+    assert loop.events("worker.broken") == [{"worker": "w", "detail": "disk full"}]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second is a hundredth of one, and a minute without a worker a tenth."""
+    monkeypatch.setattr(dispatcher, "TICK_S", 0.01)
+    monkeypatch.setattr(dispatcher, "REBUILD_AFTER_S", 0.1)
+
+
+def ticks(loop: Loop, *acts: Callable[[], None]) -> None:
+    """Do these, one a tick, from now on."""
+    todo = list(acts)
+    loop.cluster.on_tick = lambda: todo.pop(0)() if todo else None
+
+
+def test_a_scheduler_that_is_away_for_a_while_ends_nothing(tmp_path: Path, quick: None) -> None:
+    """Its agents are out of reach, so nothing starts there; when it is back they are asked again, and go on."""
+    loop = Loop(tmp_path)
+
+    def gone() -> None:
+        loop.cluster.is_connected = False
+
+    def back() -> None:
+        loop.cluster.is_connected = True
+        loop.inbox.put(Said(JOINED))
+        loop.complete("study/0/1")
+
+    ticks(loop, gone, lambda: None, lambda: None, back)
+    assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 0
+    assert loop.cluster.calls == ["disconnected", "rejoin"]
+    assert len(loop.cluster.tasks) == 1
+    assert len(loop.events("cluster.disconnected")) == len(loop.events("cluster.back")) == 1
+
+
+def test_a_scheduler_that_does_not_come_back_ends_the_run_resumably(tmp_path: Path, quick: None) -> None:
+    """Attempts are ended, or given up where they cannot be reached; the exit code is 1, and the trial is requeued."""
+    loop = Loop(tmp_path, away_timeout_s=0.05)
+
+    def gone() -> None:
+        loop.cluster.is_connected = False
+
+    ticks(loop, gone)
+    loop.cluster.give_up = lambda attempt, why: loop.inbox.put(
+        Ended(attempt, m.Outcome(reason=m.ExitReason.LOST, detail=why))
+    )
+    end = loop.dispatcher.run(first=[loop.opened, Said(JOINED)])
+    assert (end.exit_code, end.reason) == (1, "stopped by the loss of the Dask scheduler")
+    assert [type(told) for told in loop.dispatcher.recorder.told] == [m.EnqueueRetry]
+
+
+def test_a_cluster_of_ones_own_without_workers_is_made_anew_and_not_for_ever(tmp_path: Path, quick: None) -> None:
+    """Three times in a row; then the run ends with 1, resumable."""
+    loop = Loop(tmp_path)
+    loop.cluster.is_ours = True
+
+    def lost() -> None:
+        loop.cluster.in_reach = 0
+        loop.say("left")
+
+    ticks(loop, lost)
+    loop.cluster.give_up = lambda attempt, why: loop.inbox.put(
+        Ended(attempt, m.Outcome(reason=m.ExitReason.LOST, detail=why))
+    )
+    end = loop.dispatcher.run(first=[loop.opened, Said(JOINED)])
+    assert (end.exit_code, end.reason) == (1, "stopped by the loss of every worker")
+    assert loop.cluster.calls == ["revive"] * 3
+    assert [line["number"] for line in loop.events("cluster.rebuilt")] == [1, 2, 3]
 
 
 def test_quit_drains_the_loop(tmp_path: Path) -> None:
