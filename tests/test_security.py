@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from distributed import LocalCluster, Security, WorkerPlugin
+from distributed import LocalCluster, Security
 
 from scheduler import cli, loading
 from scheduler.adapters.cluster import Cluster
@@ -66,16 +66,6 @@ print(json.dumps({"uid": os.geteuid(), **found}))
 """
 
 
-class Announcing(WorkerPlugin):
-    """Says which process the worker is."""
-
-    name = "announcing"
-
-    def setup(self, worker: Any) -> None:
-        """Announce it."""
-        worker.log_event("test", {"type": "joined", "pid": os.getpid()})
-
-
 def listening(pids: set[int]) -> list[int]:
     """The TCP ports on which these processes listen."""
     found = {
@@ -109,17 +99,20 @@ def as_a_stranger(code: str, *arguments: str) -> dict[str, Any]:
     return said
 
 
+def whoami() -> dict[str, int]:
+    """(On the worker.) Its process."""
+    return {"pid": os.getpid()}
+
+
 @pytest.fixture(params=[None, "127.0.0.1:0"], ids=["dashboard off", "dashboard on"])
 def own_cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Cluster, set[int], bool]]:
     """A cluster of our own with its worker there: (cluster, ports, whether it has a dashboard)."""
     before = set(listening({os.getpid()}))
-    messages: list[dict[str, Any]] = []
     cluster = Cluster.local(
         slots=1, memory_bytes=2**30, topic="test", dashboard=request.param, scratch=str(tmp_path / "dask")
     )
-    cluster.start(Announcing(), messages.append, lambda attempt, outcome: None)
-    wait_until(lambda: any(m["type"] == "joined" for m in messages), "the worker is there", 60)
-    worker = next(m["pid"] for m in messages if m["type"] == "joined")
+    (answer,) = cluster.ask_workers(whoami, 60)
+    worker = answer["pid"]
     yield cluster, set(listening({os.getpid(), worker})) - before, request.param is not None
     cluster.close()
 
