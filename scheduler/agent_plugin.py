@@ -35,6 +35,7 @@ from scheduler.registry import HostRegistry, host_folder
 LOOK_EVERY_S = 0.5
 LEND_AFTER_S = 5.0  # an agent without a worker may be about to get one: its nanny needs some 3 s
 START_TIMEOUT_S = 60.0
+REAP_S = 30.0
 RETRY_S = 5.0  # after an agent that could not be started
 OCCUPIED_KEPT = 1000
 LEAVE_TIMEOUT_S = 3600.0  # whoever closes the worker has limits of its own; the agent ends what takes too long
@@ -301,6 +302,9 @@ class AgentPlugin(WorkerPlugin):
         line.gone.set()
         line.close()
         if self._closing.is_set():
+            if line.process is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on without us, or was dismissed
+                    line.process.wait(REAP_S)
             return
         if (dead := line.is_dead()) and not said_bye:
             self._say(json.dumps({"agent": line.entry.id, "bye": "its process has died"}))

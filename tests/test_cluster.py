@@ -166,3 +166,22 @@ def test_each_attempt_ends_once_whatever_becomes_of_its_worker(ours: tuple[Drive
     assert {attempt: len([1 for a, _ in driver.ends if a == attempt]) for attempt, _ in driver.ends} == {
         f"s/{n}/1": 1 for n in range(6)
     }
+
+
+def test_a_cluster_made_anew_finds_what_still_runs(ours: tuple[Driver, Path]) -> None:
+    """Scheduler, nanny and worker are replaced; the agent and its attempt are not, and are heard again."""
+    driver, folder = ours
+    name = driver.next("joined")["worker"]
+    driver.fleet.launch(task(folder, 0, do="wait", until=str(folder / "go")), name)
+    trial = driver.next("started")["pid"]
+    before = driver.cluster._client
+    driver.cluster.revive()
+    driver.until(lambda: driver.cluster._client is not before and driver.cluster.is_connected, "another cluster")
+    driver.fleet.disconnected()  # as the driver's loop does when it finds the connection gone, and back
+    driver.cluster.rejoin()
+    driver.until(lambda: driver.fleet.in_reach, "its worker carries for the agent")
+    assert driver.next("joined")["worker"] == name
+    assert psutil.pid_exists(trial)
+    (folder / "go").touch()
+    driver.until(lambda: driver.of(0), "it has ended by itself")
+    assert driver.of(0)[0].reason is ExitReason.COMPLETED
