@@ -212,6 +212,8 @@ class Cluster:
         self._reviving.start()
 
     def _revive(self) -> None:
+        if self._local is not None:
+            self._take_plugins_off()  # a worker that is closed with its plugin has its attempts leave
         with contextlib.suppress(Exception):
             self._client.close(timeout=2)
         if self._local is not None:
@@ -230,6 +232,11 @@ class Cluster:
                 return
             except Exception:  # whatever a scheduler that is just starting or ending answers
                 time.sleep(RETRY_S)
+
+    def _take_plugins_off(self) -> None:
+        with contextlib.suppress(Exception):
+            removals = [self._run(worker, agent_plugin.remove, self._topic) for worker in self._used]
+            self._call(_all(removals)).result(REMOVE_TIMEOUT_S)
 
     def _subscribe(self) -> None:
         self._client.subscribe_topic(self._topic, self._on_event)
@@ -307,10 +314,8 @@ class Cluster:
         """Leave. A cluster of our own ends with its worker processes; a foreign one only loses our plugin."""
         self._closing = True
         concurrent.futures.wait(list(self._sending), timeout=REMOVE_TIMEOUT_S)
-        with contextlib.suppress(Exception):
-            if self._local is None and self.is_connected:
-                removals = [self._run(worker, agent_plugin.remove, self._topic) for worker in self._used]
-                self._call(_all(removals)).result(REMOVE_TIMEOUT_S)
+        if self._local is None and self.is_connected:
+            self._take_plugins_off()
         with contextlib.suppress(Exception):
             for topic in (self._topic, "all"):
                 self._client.unsubscribe_topic(topic)
