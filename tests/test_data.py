@@ -162,6 +162,18 @@ def test_other_spellings_are_read(tmp_path):
         np.testing.assert_array_equal(plain.columns[name], other.columns[name])
 
 
+@pytest.mark.parametrize("ends", ["\r\n", "\r", "\n\r\n", "\n\n"])
+def test_other_line_ends_lose_no_row(tmp_path, ends):
+    """Windows, old Macs, mixtures, empty lines between: every row is read."""
+    rows = make_rows()
+    plain = table.read(write(tmp_path / "plain.csv", rows))
+    text = ends.join([HEADER, *(",".join(row) for row in rows)])
+    (tmp_path / "other.csv").write_bytes(text.encode())
+    other = table.read(str(tmp_path / "other.csv"))
+    np.testing.assert_array_equal(plain.dates, other.dates)
+    np.testing.assert_array_equal(plain.columns["volume"], other.columns["volume"])
+
+
 def test_further_columns(tmp_path):
     """Numeric columns become features, text is left out, an adjusted close is left out because it knows the future."""
     rows = [[*row, str(i), "SPX", row[4]] for i, row in enumerate(make_rows())]

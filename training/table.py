@@ -198,7 +198,7 @@ def _parse(file: Path, delimiter: str, cells: dict[int, Cells]) -> np.ndarray:
 
     converters: dict[int, Any] = {column: each.take for column, each in cells.items()}
     with _text(file) as text:
-        lines = sum(block.count("\n") for block in iter(lambda: text.read(BLOCK_CHARS), "")) + 1
+        lines = 1 + sum(map(_line_ends, iter(lambda: text.read(BLOCK_CHARS), "")))
     with _text(file) as text, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that an empty line is no row
         text.readline()
@@ -212,6 +212,11 @@ def _parse(file: Path, delimiter: str, cells: dict[int, Cells]) -> np.ndarray:
             ndmin=2,
             max_rows=lines,
         )
+
+
+def _line_ends(block: str) -> int:
+    """At least so many: a line of a Windows file that is cut between its two characters counts twice."""
+    return block.count("\n") + block.count("\r") - block.count("\r\n")
 
 
 def _check_fields(file: Path, source: str, delimiter: str, wanted: int) -> None:
