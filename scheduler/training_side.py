@@ -143,12 +143,16 @@ def _estimate(found: Any, path: str, arguments: tuple[Any, ...]) -> dict[str, An
     components = found.get("components") or {}
     if not isinstance(components, Mapping):
         raise ValueError(f"returned components {_shown(components)}, not a mapping of names to bytes")
+    runtime_bytes = _count(found.get("runtime_bytes") or 0, "runtime_bytes", 0)
+    if runtime_bytes > _count(found["host_bytes"], "host_bytes", 1):
+        raise ValueError(f"returned runtime_bytes {runtime_bytes}, more than the host_bytes they are a part of")
     context = arguments[1] if len(arguments) > 1 else {}
     heap = f"{context.get('device', 'cpu')}/{context.get('allocator', 'auto')}"
     return {
         **found,
         "host_bytes": _count(found["host_bytes"], "host_bytes", 1),
         "device_bytes": _count(found.get("device_bytes") or 0, "device_bytes", 0),
+        "runtime_bytes": runtime_bytes,
         "runtime_bytes": _count(found.get("runtime_bytes") or 0, "runtime_bytes", 0),
         "components": {str(name): _count(size, f"component {name}", 0) for name, size in components.items()},
         "family": str(found.get("family") or f"{path}/{heap}"),

@@ -54,6 +54,7 @@ BAD = [
     ("estimate", "return {'host_bytes': '3GiB'}", ["host_bytes '3GiB'"]),
     ("estimate", "return {'host_bytes': 2**70}", ["host_bytes 1180591620717411303424"]),
     ("estimate", "return {'host_bytes': 5, 'device_bytes': -1}", ["device_bytes -1"]),
+    ("estimate", "return {'host_bytes': 5, 'runtime_bytes': 6}", ["runtime_bytes 6", "more than"]),
     ("estimate", "return {'host_bytes': 5, 'components': {'weights': None}}", ["component weights None"]),
     ("estimate", "return {'host_bytes': 5, 'components': [1]}", ["components [1]"]),
     ("estimate", "import sys; sys.exit(0)", ["raised SystemExit: 0"]),
