@@ -153,7 +153,6 @@ def _estimate(found: Any, path: str, arguments: tuple[Any, ...]) -> dict[str, An
         "host_bytes": _count(found["host_bytes"], "host_bytes", 1),
         "device_bytes": _count(found.get("device_bytes") or 0, "device_bytes", 0),
         "runtime_bytes": runtime_bytes,
-        "runtime_bytes": _count(found.get("runtime_bytes") or 0, "runtime_bytes", 0),
         "components": {str(name): _count(size, f"component {name}", 0) for name, size in components.items()},
         "family": str(found.get("family") or f"{path}/{heap}"),
     }
