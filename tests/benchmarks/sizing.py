@@ -1,0 +1,203 @@
+"""How well peaks are predicted from parameters: real streams in order, each prediction before its observation.
+
+Prints, from the 9th trial on, the share of trials above their prediction, the worst observed / predicted, and all bytes
+reserved / all peaks; a stream a line for ours, then all of them for each rule. `python -m tests.benchmarks.sizing`.
+Covers no packing and no time: what the predictions alone are worth. Streams and their origin: data/README.md.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from scheduler.policy.parameter_sizing import ParameterSizing, PeakObservation
+from scheduler.policy.parameter_space import Choice, Distribution, Range, Value
+
+DATA = Path(__file__).parent / "data"
+FIRST = 8
+ROOM = 2**40
+# The three given streams came without their distributions: what their authors may have written, from the values seen.
+ASSUMED: dict[str, dict[str, Distribution]] = {
+    "lightgbm-random": {
+        "num_leaves": Range(low=4, high=2048, log=True),
+        "max_bin": Range(low=15, high=4095, log=True),
+        "min_data_in_leaf": Range(low=1, high=100, log=True),
+        "feature_fraction": Range(low=0.3, high=1),
+        "learning_rate": Range(low=1e-3, high=0.3, log=True),
+        "boosting": Choice(options=("gbdt", "dart")),
+        "rounds": Range(low=2, high=20, log=True),
+        "drop_rate": Range(low=0.01, high=0.3),
+    },
+    "random-forest-tpe": {
+        "n_estimators": Range(low=4, high=400, log=True),
+        "max_depth": Range(low=2, high=40),
+        "min_samples_leaf": Range(low=1, high=64, log=True),
+        "criterion": Choice(options=("gini", "entropy")),
+        "bootstrap": Choice(options=("True", "False")),
+        "max_samples": Range(low=0.2, high=1),
+    },
+    "torch-mlp-tpe": {
+        "depth": Range(low=1, high=5),
+        "width": Range(low=32, high=2048, log=True),
+        "batch": Range(low=16, high=1024, log=True),
+        "activation": Choice(options=("relu", "gelu")),
+        "dropout": Range(low=0, high=0.5),
+        "optimizer": Choice(options=("adam", "sgd")),
+        "lr": Range(low=1e-5, high=0.1, log=True),
+        "momentum": Range(low=0, high=0.99),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A study's trials in order."""
+
+    name: str
+    space: dict[str, Distribution]
+    trials: list[PeakObservation]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """The three figures, and of how many predictions."""
+
+    count: int
+    under: float
+    worst: float
+    total: float
+
+
+class Rule(Protocol):
+    """Predicts a trial's peak, then learns it."""
+
+    def predict(self, trial: PeakObservation) -> float: ...
+
+    def observe(self, trial: PeakObservation) -> None: ...
+
+
+def distribution(found: dict[str, dict[str, object]]) -> Distribution:
+    """Optuna's JSON as ours."""
+    attributes: dict[str, object] = found["attributes"]
+    if "choices" in attributes:
+        return Choice(options=tuple(attributes["choices"]))  # type: ignore[arg-type]
+    return Range(low=attributes["low"], high=attributes["high"], log=bool(attributes["log"]))  # type: ignore[arg-type]
+
+
+def value(text: str, drawn_from: Distribution) -> Value:
+    """A CSV field as it was suggested."""
+    if isinstance(drawn_from, Choice):
+        return next(option for option in drawn_from.options if str(option) == text)
+    return float(text)
+
+
+def streams() -> Iterator[Stream]:
+    """All that are committed."""
+    for path in sorted(DATA.glob("peaks-*.csv")):
+        name, described = path.stem.removeprefix("peaks-"), path.with_suffix(".json")
+        if described.exists():
+            space = {key: distribution(found) for key, found in json.loads(described.read_text()).items()}
+        else:
+            space = ASSUMED[name]
+        with path.open() as file:
+            trials = [
+                PeakObservation(
+                    parameters={key: value(row["p." + key], space[key]) for key in space if row["p." + key]},
+                    space=space,
+                    base_bytes=int(row["base"]),
+                    peak_bytes=int(row["peak"]),
+                )
+                for row in csv.DictReader(file)
+            ]
+        yield Stream(name, space, trials)
+
+
+class Ours:
+    """The product's."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._sizing = ParameterSizing()
+
+    def predict(self, trial: PeakObservation) -> float:
+        return self._sizing.predict(
+            trial.parameters, trial.space, base_bytes=trial.base_bytes, room_bytes=ROOM
+        ).peak_bytes
+
+    def observe(self, trial: PeakObservation) -> None:
+        self._sizing.observe(trial)
+
+
+class Largest:
+    """Today's: the largest seen, and half as much again."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._largest = 0
+
+    def predict(self, trial: PeakObservation) -> float:
+        return self._largest * 1.5
+
+    def observe(self, trial: PeakObservation) -> None:
+        self._largest = max(self._largest, trial.peak_bytes)
+
+
+class WorstCase:
+    """A number that a user who knew the whole stream would write down."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._largest = max(trial.peak_bytes for trial in stream.trials)
+
+    def predict(self, trial: PeakObservation) -> float:
+        return self._largest
+
+    def observe(self, trial: PeakObservation) -> None:
+        """Knows all."""
+
+
+RULES: dict[str, Callable[[Stream], Rule]] = {
+    "largest seen x 1.5": Largest,
+    "constant worst case": WorstCase,
+    "ours": Ours,
+}
+
+
+def replay(stream: Stream, rule: Rule) -> list[tuple[float, int]]:
+    """(predicted, observed) from the 9th trial on."""
+    pairs = []
+    for number, trial in enumerate(stream.trials):
+        if number >= FIRST:
+            pairs.append((rule.predict(trial), trial.peak_bytes))
+        rule.observe(trial)
+    return pairs
+
+
+def score(pairs: list[tuple[float, int]]) -> Score:
+    """The figures of some predictions."""
+    return Score(
+        len(pairs),
+        sum(peak > bound for bound, peak in pairs) / len(pairs),
+        max(peak / bound for bound, peak in pairs),
+        sum(bound for bound, _ in pairs) / sum(peak for _, peak in pairs),
+    )
+
+
+def line(name: str, found: Score) -> str:
+    """One row of the report."""
+    return f"{name:24} {found.count:5} {found.under:8.2%} {found.worst:6.2f} {found.total:6.3f}"
+
+
+def main() -> None:
+    """Print the tables."""
+    found = list(streams())
+    print(f"{'':24} {'n':>5} {'under':>8} {'worst':>6} {'total':>6}")
+    for stream in found:
+        print(line(stream.name, score(replay(stream, Ours(stream)))))
+    for name, make in RULES.items():
+        print(line(name, score([pair for stream in found for pair in replay(stream, make(stream))])))
+
+
+if __name__ == "__main__":
+    main()
