@@ -266,6 +266,7 @@ class _Driver:
             ),
             seed=self.settings.seed,
             pruner=self.settings.pruner,
+            warm_start=self.settings.warm_start,
             folder=folder,
             lease_s=self.settings.lease_s,
         )

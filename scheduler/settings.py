@@ -219,6 +219,7 @@ class Settings(StudyKeys):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     pruner: Annotated[Literal["median", "hyperband", "none"], BeforeValidator(_word)] = "median"
+    warm_start: Annotated[Whole, Field(ge=0, le=100)] = 3
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     allocator: Literal["auto", "default", "glibc-stack"] = "auto"
     max_retries: Annotated[Whole, Field(ge=0, le=100)] = 3

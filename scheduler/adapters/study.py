@@ -17,7 +17,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from scheduler.adapters.study_rdb import (
     translated,
 )
 from scheduler.adapters.study_rows import LeftTrial, is_dead, left_trial, observation, row
+from scheduler.adapters.study_siblings import beginning
 from scheduler.model import (
     AskTrial,
     AttemptId,
@@ -116,6 +117,7 @@ class StudyStore:
     owner: this driver process, unique. run: this run folder, unique among all that share the storage and the same
     after a restart. folder: the run's folder, for a driver that takes over. lease_s: how long another driver's lease
     must stand still (by this host's monotonic clock, so that wrong clocks do not matter) before it counts as gone.
+    warm_start: how many of the best trials of a finished study nearby a new study runs first.
     """
 
     def __init__(
@@ -127,13 +129,14 @@ class StudyStore:
         functions: Functions,
         seed: int = 0,
         pruner: str = "median",
+        warm_start: int = 0,
         folder: str | os.PathLike[str] | None = None,
         lease_s: float = LEASE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.url, self.owner, self.run, self.functions = url, owner, run, functions
         self.lease_s = lease_s
-        self._seed, self._pruner, self._clock = seed, pruner, clock
+        self._seed, self._pruner, self._warm_start, self._clock = seed, pruner, warm_start, clock
         make_pruner(pruner)  # an unknown name is an error now, not at the first study
         self._folder = None if folder is None else str(Path(folder).absolute())
         self._rdb: Rdb | None = None
@@ -167,6 +170,7 @@ class StudyStore:
             if changed:
                 notes.append(f"{spec.name} was created with other values of {', '.join(changed)}: results are mixed")
             rdb.remember(study_id, "headroom", {"budget": spec.budget, "horizon": spec.horizon, "version": 1})
+            notes += self._begin_warm(spec, study_id, study, architectures)
             opened = _Open(spec=spec, id=study_id, study=study, architectures=architectures)
             if spec.name in self._open:  # opened again: what was asked stays asked
                 opened.delivered = self._open[spec.name].delivered
@@ -193,6 +197,20 @@ class StudyStore:
                 running_elsewhere=sum(t.user_attrs["run"] != self.run for t in running),
                 notes=notes,
             )
+
+    def _begin_warm(
+        self, spec: StudySpec, study_id: int, study: optuna.Study, architectures: Sequence[Mapping[str, Any]]
+    ) -> list[str]:
+        """Queue a finished sibling's best in a study without any trial; a note for the user when that was done."""
+        if not self._warm_start or study.get_trials(deepcopy=False):
+            return []
+        found = beginning(self._cached, replace(spec, context=clean(spec.context)), architectures, self._warm_start)
+        if found is None:
+            return []
+        queue = [(fixed, {"warm_start": f"{found.study}/{number}"}) for number, fixed in found.trials]
+        if not self._connect().enqueue_first(study_id, queue):
+            return []
+        return [f"{spec.name} begins with the best {len(queue)} trials of {found.study} (warm_start)"]
 
     def _connect(self) -> Rdb:
         if self._rdb is None:

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -269,6 +269,17 @@ class Rdb:
             template = create_trial(state=TrialState.RUNNING, user_attrs=mine)
             created = optuna_private.add_trial(self.storage, session, study_id, template)
             return Begun(trial_id=created.trial_id, number=created.number, attrs=mine)
+
+    def enqueue_first(self, study_id: int, trials: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> bool:
+        """Queue trials, each with (fixed parameters, user attributes), if the study has none at all; whether it did."""
+        with self._transaction(study_id) as session:
+            if session.query(TrialRow).filter_by(study_id=study_id).first() is not None:
+                return False
+            for fixed, attrs in trials:
+                system_attrs = {optuna_private.FIXED_PARAMS: dict(fixed)}
+                template = create_trial(state=TrialState.WAITING, user_attrs=clean(attrs), system_attrs=system_attrs)
+                optuna_private.add_trial(self.storage, session, study_id, template)
+            return True
 
     def annotate(self, study_id: int, number: int, run: str, attrs: Mapping[str, Any]) -> None:
         """Write attributes of a RUNNING trial of `run`. Raises NotOurs."""
