@@ -27,6 +27,7 @@ from scheduler.policy.tree_peak import TreePeak, with_children
 
 LOG_TAIL_BYTES = 4096
 CHECK_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
+CHECK_TRIES = 3
 MAX_LINE_BYTES = 4 * 2**20  # a result at its bounds (`training.plain`) is shorter, all of it escaped
 WITHHELD = "HEADROOM_STORAGE"  # no trial needs the database, and many programs write their environment into a log
 _POLL_S = 0.25  # how soon a death is noticed whose pipe a grandchild keeps open
@@ -285,24 +286,31 @@ def _kill_reason(kill: Mapping[str, Any]) -> ExitReason | None:
 
 
 def check_objective(path: str, environment: Mapping[str, str | None] | None = None) -> None:
-    """Import the objective `module:function` as a trial would, in a process. Raises TrialStartError saying why not."""
+    """Import the objective `module:function` as a trial would, in a process. Raises TrialStartError saying why not.
+
+    A process that was killed from outside says nothing of the objective and is tried again.
+    """
     command = [sys.executable, "-m", "training.trial", f"--check={path}"]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=_variables(environment or {}),
-            start_new_session=True,
-            timeout=CHECK_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise TrialStartError(f"objective {path!r} took longer than {CHECK_TIMEOUT_S:.0f} s to import") from None
-    if done.returncode != 0:
+    for tries_left in reversed(range(CHECK_TRIES)):
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=_variables(environment or {}),
+                start_new_session=True,
+                timeout=CHECK_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise TrialStartError(f"objective {path!r} took longer than {CHECK_TIMEOUT_S:.0f} s to import") from None
+        if done.returncode == 0:
+            return
+        if tries_left and done.returncode in _FROM_OUTSIDE:
+            continue
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        why = said[-1] if said else describe_status(done.returncode)
+        why = said[-1] if said else f"objective {path!r} cannot be imported: {describe_status(done.returncode)}"
         raise TrialStartError(line(why), done.returncode)
 
 

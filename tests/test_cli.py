@@ -202,7 +202,7 @@ EXIT_CODES = {
     "1 a study was refused at the start": "faults/test_ends.py::test_a_refused_study_makes_the_code_1",
     "1 a study was closed early": "faults/test_resume.py::test_a_study_that_only_fails_is_closed_and_the_others_go_on",
     "1 a study reached its quota with": "faults/test_ends.py::test_a_search_in_which_every_trial_fails_is_no_success",
-    "1 the Dask scheduler was lost": "faults/test_resume.py::test_the_loss_of_the_dask_scheduler_is_a_clear_end",
+    "1 the Dask scheduler was away": "faults/test_resume.py::test_the_loss_of_the_dask_scheduler_is_a_clear_end",
     "1 the results could not be written": "faults/test_ends.py::test_results_that_cannot_be_written_are_no_success",
     "2 wrong usage or configuration": "test_cli.py::test_bad_arguments_are_one_line_exit_2_and_nothing_written",
     "2 the objective cannot be imported": "test_cli.py::test_an_objective_that_cannot_be_imported_is_refused",

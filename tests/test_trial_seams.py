@@ -108,6 +108,24 @@ def test_an_objective_that_cannot_be_imported_is_no_trials_fault(tmp_path: Path,
     assert why in heard.outcome.detail
 
 
+def test_a_check_that_is_killed_from_outside_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever kills it says nothing of the objective; one that is killed each time is told as that."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    body = "import os, pathlib\ncount = pathlib.Path(__file__).with_suffix('.count')\n"
+    body += "count.write_text(count.read_text() + 'x' if count.exists() else 'x')\n"
+    body += (
+        "if len(count.read_text()) < {tries}:\n    os.kill(os.getpid(), 9)\ndef objective(task, progress):\n    pass\n"
+    )
+    (tmp_path / "killed_once.py").write_text(body.format(tries=2))
+    check_objective("killed_once:objective")
+    (tmp_path / "killed_always.py").write_text(body.format(tries=99))
+    with pytest.raises(
+        TrialStartError, match="objective 'killed_always:objective' cannot be imported: killed by SIGKILL"
+    ):
+        check_objective("killed_always:objective")
+    assert (tmp_path / "killed_always.count").read_text() == "xxx"
+
+
 def test_an_objective_that_can_be_imported_passes_the_check() -> None:
     """The check says nothing where there is nothing to say, and calls nothing."""
     check_objective("tests.hostile:leaves_rubbish")
