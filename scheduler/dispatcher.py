@@ -70,7 +70,8 @@ class Dispatcher:
 
     inbox: where everybody puts what happened. log: `log(event, durable=False, **fields)`, one constant dotted name per
     kind of event. recover: given an attempt that was lost and its outcome so far, what its outcome really was.
-    away_timeout_s: how long the Dask scheduler may be gone before the run ends. watch: called about once a second.
+    missing: what the run cannot do without and is not there now; nothing is launched then. away_timeout_s: how long the
+    Dask scheduler may be gone before the run ends. watch: called about once a second.
     """
 
     def __init__(
@@ -85,13 +86,15 @@ class Dispatcher:
         folder: Path,
         log: Log,
         recover: Recover,
+        missing: Callable[[], object | None] = lambda: None,
         away_timeout_s: float,
         watch: Callable[[BatchState], None] = lambda brain: None,
     ) -> None:
         self.brain, self.cluster, self.fleet = brain, cluster, fleet
         self._inbox = inbox
         self.recorder = recorder(self.post)
-        self._objective, self._folder, self._log, self._recover, self._watch = objective, folder, log, recover, watch
+        self._objective, self._folder, self._log = objective, folder, log
+        self._recover, self._missing, self._watch = recover, missing, watch
         self._inflight: dict[m.AttemptId, _InFlight] = {}
         self._tidy = ThreadPoolExecutor(1, thread_name_prefix="headroom-tidy")  # unlinking 24 GB takes its time
         self._end: m.EndBatch | None = None
@@ -230,6 +233,10 @@ class Dispatcher:
 
     def _launch(self, command: m.LaunchAttempt) -> None:
         attempt = command.attempt
+        if (missing := self._missing()) is not None:  # its folder would be made again where nobody looks for it
+            outcome = m.Outcome(reason=m.ExitReason.NOT_STARTED, detail=str(missing), checkpoint=command.resume_from)
+            self.post(m.AttemptEnded(attempt=attempt, outcome=outcome))
+            return
         folder = self._folder / "attempts" / attempt.slug
         spec = self.brain.studies[attempt.trial.study].spec
         self._inflight[attempt] = _InFlight(command.worker, command, command.resume_from)

@@ -42,6 +42,7 @@ from scheduler.policy.fault import RetryPolicy
 from scheduler.process import Witness, conclude
 from scheduler.recorder import Recorder
 from scheduler.registry import HostRegistry
+from scheduler.run_files import RunFiles
 from scheduler.settings import Settings
 
 SCRATCH = "dask"  # below the run folder, while it runs: the worker's own files and the spares' logs
@@ -77,6 +78,12 @@ def cluster_facts(settings: Settings, address: str, security: Security) -> list[
         return [worker_facts(answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
     finally:
         cluster.close()
+
+
+class FilesLost(m.HeadroomError):
+    """The run's folder or database was taken away while it ran."""
+
+    exit_code = 1
 
 
 class _Driver:
@@ -121,6 +128,7 @@ class _Driver:
             joined = self._agents(cluster, fleet, folder)
             store = self._store(folder)
             evidence = settle.Evidence(registry=registry, start_time=vitals.start_time)
+            self.files = RunFiles(folder, store)
             dispatcher = self._dispatcher(folder, cluster, fleet, store, evidence)
             opened = self._open_studies(store, evidence, dispatcher.brain.rules.retry)
             end = dispatcher.run(first=[*opened, *joined])
@@ -133,11 +141,17 @@ class _Driver:
                 fleet.dismiss("the run is over")
             cluster.close()
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-        self.log("batch.ended", durable=True, exit_code=end.exit_code, reason=end.reason, unwritten=len(unwritten))
+        loss = self.files.look(is_last=True)
+        code = end.exit_code if loss is None else FilesLost.exit_code
+        self.log("batch.ended", durable=True, exit_code=code, reason=end.reason, unwritten=len(unwritten))
         self.journal.close()
         self.view.stop()
+        told = None if loss is None else self.files.save(loss)
         delivered = self._report(folder, store, dispatcher.brain)
         store.close()
+        self.files.close()
+        if told is not None:
+            raise FilesLost(told)
         return end.exit_code or (ending.DONE if delivered else ending.NOT_DONE)
 
     def _dispatcher(
@@ -157,6 +171,7 @@ class _Driver:
             folder=folder,
             log=self.log,
             recover=lambda attempt, outcome: recover(attempt, outcome, evidence, folder),
+            missing=self.files.missing,
             away_timeout_s=self.settings.away_timeout_s,
             watch=lambda brain: self._watch(brain, folder),
         )
@@ -171,15 +186,16 @@ class _Driver:
                 self.view.line(f"no results now, the database is out of reach ({error})")
                 break
         notes = {s.spec.name: f"closed: {s.closed}" for s in brain.studies.values() if s.closed_early}
-        delivered = False
+        delivered, loss = False, self.files.loss
         try:
             if len(rows) == len(self.plan.runnable):
-                report.finish(folder, self.plan.runnable, rows, notes=notes)
+                kept = None if loss is not None and loss.is_folder else folder
+                report.finish(kept, self.plan.runnable, rows, notes=notes)
                 delivered = True
         except OSError as error:
             self.view.line(f"cannot write the results into {folder}: {error}")
         left = sum(max(0, s.spec.quota - s.counted) for s in brain.studies.values() if not s.closed_early)
-        if left:
+        if left and loss is None:
             self.view.line(f"{left} trials remain; the same command goes on with them")
         return delivered
 
@@ -347,6 +363,9 @@ class _Driver:
         """Once a second: the STOP file, lines the journal still owes, the picture for the console and the page."""
         if (folder / "STOP").exists() and brain.draining is None:
             self._quit("the file STOP")
+        if self.files.loss is None and (loss := self.files.look()) is not None:
+            self.log("run.files_lost", durable=True, what=loss.what, path=str(loss.path), fate=loss.fate)
+            self.inbox.put(m.QuitRequested(source=f"the loss of the {loss.what}", now=loss.is_folder, failed=True))
         self.journal.flush()
         now = time.monotonic()
         picture = view.snapshot(

@@ -60,22 +60,24 @@ FINAL = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # state 
 
 
 def finish(
-    folder: Path,
+    folder: Path | None,
     studies: Sequence[StudySpec],
     rows: Mapping[str, Sequence[Row]],
     *,
     notes: Mapping[str, str] | None = None,
     stream: TextIO | None = None,
 ) -> None:
-    """Write results.csv and best/, then print the table to `stream` (default: stdout).
+    """Write results.csv and best/ into `folder` (None: nowhere), then print the table to `stream` (default: stdout).
 
     rows: by the study's name. notes: a study's closing remark ("closed: 5 failures in a row: ..."). One of which no
     trial completed says so, with the last error there was.
     """
-    write_files(folder, studies, rows)
+    if folder is not None:
+        write_files(folder, studies, rows)
     console = _console(stream)
     console.print(results_table(studies, rows, {**barren(studies, rows), **(notes or {})}))
-    console.print(f"results in {folder}", soft_wrap=True, markup=False)
+    if folder is not None:
+        console.print(f"results in {folder}", soft_wrap=True, markup=False)
 
 
 def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> None:

@@ -54,6 +54,7 @@ from scheduler.model import (
     TrialId,
 )
 from scheduler.model.plain import plain
+from scheduler.pinned import Pinned
 from scheduler.policy.correction import correct
 from scheduler.registry import boot_id
 
@@ -223,6 +224,15 @@ class StudyStore:
         if self._rdb is not None:
             self._rdb.close()
             self._rdb, self._cached = None, None
+
+    @property
+    def file(self) -> Pinned | None:
+        """The SQLite file that is open; None for a server, and before the first study was opened."""
+        return None if self._rdb is None else self._rdb.file
+
+    def rescue(self, target: Path) -> None:
+        """Write all that the SQLite database holds to a new file, also when its own was removed. Raises OSError."""
+        self._connect().rescue(target)
 
     # -- asking -----------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from scheduler.masking import masked, scrubbed
 from scheduler.model import HeadroomError, UsageError
 from scheduler.model.plain import plain
 from scheduler.model.plain import text as bounded_text
+from scheduler.pinned import Pinned
 from scheduler.policy import fault
 
 BUSY_TIMEOUT_S = 5.0  # how long one transaction waits for another process's; the recorder repeats it after that
@@ -191,20 +192,60 @@ class Rdb:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.file: Pinned | None = None
+        self._keeper: sqlite3.Connection | None = None
         with translated():
             path = sqlite_path(url)
             if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileExistsError):  # a new one is its user's alone; SQLite would make it 0644
-                    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-                with closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_S)) as connection:
-                    connection.execute("PRAGMA journal_mode=WAL")
-            self.storage = self._create(url)
+                self._open_file(path)
+            try:
+                self.storage = self._create(url)
+            except BaseException:
+                self._close_file()
+                raise
+            if self._keeper is not None:
+                self._keeper.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()  # or it has no log open yet
             self.engine = optuna_private.engine(self.storage)
             if path is not None:
+                event.listen(self.engine, "do_connect", self._refuse_another_file)
                 event.listen(self.engine, "connect", _configure_sqlite)
                 event.listen(self.engine, "begin", _begin_immediate)
                 self.engine.dispose()  # those opened before the listeners have neither setting
+
+    def _open_file(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):  # a new one is its user's alone; SQLite would make it 0644
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            self.file = Pinned(path)
+        except OSError as error:
+            raise StudyUnavailable(f"{error.filename or path}: {error.strerror}") from error
+        # Stays open: if the file is removed under us, what it held can still be read here, and nowhere else.
+        self._keeper = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
+        self._keeper.execute("PRAGMA journal_mode=WAL")
+
+    def _close_file(self) -> None:
+        """Last of all: closing any descriptor of the file drops the locks of every connection of this process."""
+        if self._keeper is not None:
+            self._keeper.close()
+        if self.file is not None:
+            self.file.close()
+
+    def _refuse_another_file(self, *_: Any) -> None:
+        """A connection made after the file was removed would begin a new, empty database in its place."""
+        if self.file is not None and (fate := self.file.lost()) is not None:
+            raise sqlite3.OperationalError(f"the study database {self.file.path} {fate}")
+
+    def rescue(self, target: Path) -> None:
+        """Write all that the SQLite database holds to a new file, also when its own was removed. Raises OSError."""
+        assert self._keeper is not None
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            with closing(sqlite3.connect(target)) as copy:
+                self._keeper.backup(copy)
+        except sqlite3.Error as error:
+            target.unlink(missing_ok=True)
+            raise OSError(f"cannot be copied: {error}") from error
 
     @staticmethod
     def _create(url: str) -> optuna.storages.RDBStorage:
@@ -223,6 +264,7 @@ class Rdb:
         """Give the connections back. SQLite's write-ahead log is folded into the file by the last one."""
         self.storage.remove_session()
         self.engine.dispose()
+        self._close_file()
 
     @contextmanager
     def _transaction(self, study_id: int) -> Iterator[Any]:

@@ -5,12 +5,17 @@ Real commands with the trials of `tiny`.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Iterator
+import sqlite3
+import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.faults.crash import quota_problems
 from tests.faults.sandbox import Sandbox, until
 from tests.faults.test_resume import SMALL, ends, keeps_its_promises, nothing_left, tail, training
 
@@ -43,3 +48,100 @@ def test_a_registry_that_is_removed_is_made_again(box):
     assert ends(driver, box, 120) == 0, tail(box)
     keeps_its_promises(box)
     nothing_left(box)
+
+
+# -- the run folder and its database -----------------------------------------------------------------------------------
+
+NOTICED_S = 30.0  # "within seconds", on a loaded machine, with the end of what runs
+
+
+def ends_with_one_line(box: Sandbox, driver: Any, *words: str) -> str:
+    """The driver ends with 1, no traceback, and a last line that says what happened and how to go on."""
+    assert ends(driver, box, NOTICED_S) == 1, tail(box)
+    said = tail(box)
+    assert "Traceback" not in said, said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("headroom: ") and all(word in last for word in words), said
+    nothing_left(box, 20)
+    return last
+
+
+def obey(line: str) -> None:
+    """Do what the line says must be done before the command is given again."""
+    command = line.rpartition("to go on: ")[2].rpartition(", then give")[0]
+    subprocess.run(["sh", "-euc", command], check=True)
+
+
+SLOW = {"CRASH_EPOCH_S": "0.4"}  # a trial then lasts longer than it takes to notice anything
+FAST = {"CRASH_EPOCH_S": "0.001"}
+
+
+def goes_on_from(box: Sandbox, before: int) -> None:
+    """The same command finishes with what was done before: at most the epochs under way are done again."""
+    assert ends(box.start(environment=FAST), box, 150) == 0, tail(box)
+    problems = list(quota_problems(box.trials(), box.settings["trials"], 2))
+    assert not problems, problems
+    assert box.done() <= 2 * 2 * box.settings["max_epochs"] + 2, f"{before} epochs were done before"
+
+
+def test_a_run_folder_that_is_removed_ends_the_run(box):
+    """Nothing new starts, no ghost of the folder is made, and what the studies held is saved beside it."""
+    driver = box.start(environment=SLOW)
+    training(box)
+    shutil.rmtree(box.folder, ignore_errors=True)
+    shutil.rmtree(box.folder, ignore_errors=True)
+    line = ends_with_one_line(box, driver, f"run folder {box.folder} was removed", "rescued", "give the same command")
+    assert not box.folder.exists()
+    obey(line)
+    assert {t["state"] for t in box.trials()} & {"RUNNING", "WAITING"}
+    epochs = box.done()
+    assert ends(box.start(environment=FAST), box, 150) == 0, tail(box)
+    assert box.done() > epochs
+
+
+def test_a_run_folder_that_is_moved_ends_the_run(box):
+    """It says where the folder is now; moved back, the run goes on from its checkpoints."""
+    driver = box.start(environment=SLOW)
+    training(box)
+    moved = box.root / "moved away"
+    box.folder.rename(moved)
+    line = ends_with_one_line(box, driver, f"was moved to {moved}", "mv ", "give the same command")
+    assert not box.folder.exists()
+    before = box.done()
+    obey(line)
+    goes_on_from(box, before)
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_database_that_is_taken_away_ends_the_run(box, how):
+    """Trials checkpoint and leave; what the database held is saved; put back, the run goes on without a loss."""
+    driver = box.start(environment=SLOW)
+    training(box)
+    if how == "moved":
+        box.database.rename(box.root / "elsewhere.db")
+    else:
+        box.database.unlink()
+    if how == "replaced":
+        sqlite3.connect(box.database).close()
+        box.database.touch()
+    line = ends_with_one_line(box, driver, f"study database {box.database} was {how}", "give the same command")
+    before = box.done()
+    left = [r for r in box.events("attempt.ended") if r["reason"] == "interrupted"]
+    assert len(left) == 2 and all(r["checkpoint"] for r in left), left
+    obey(line)
+    states = [t["state"] for t in box.trials() if "retried" not in t["attrs"]]
+    assert "WAITING" in states and "RUNNING" not in states, states  # what was under way is queued, in the copy too
+    goes_on_from(box, before)
+
+
+def test_a_run_folder_that_is_removed_at_the_very_end_is_no_success(tmp_path):
+    """All trials are done, the results have nowhere to go: 1, with the table on stdout."""
+    with Sandbox(tmp_path / "run", **SMALL, training={"objective": "tests.faults.test_folders:removes"}) as box:
+        driver = box.start(environment={"REMOVES": str(box.folder)})
+        ends_with_one_line(box, driver, "was removed")
+
+
+def removes(task: Mapping[str, Any], progress: Any) -> dict[str, Any]:
+    """An objective that takes its own run folder away and succeeds."""
+    shutil.rmtree(os.environ["REMOVES"], ignore_errors=True)
+    return {"value": 1.0}
