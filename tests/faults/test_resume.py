@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
 SMALL: dict[str, Any] = {"budgets": ["2M"], "horizons": [1, 3], "trials": 2, "max_epochs": 60}
 START_S = 60.0  # a loaded machine takes long to import Dask and Optuna
-DRAIN_S = 15.0
-GONE_S = 5.0
+DRAIN_S = 60.0  # how long is waited, not how long it may take: the machine may be loaded
+GONE_S = 30.0
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def window(box: Sandbox) -> Iterator[Window]:
 def test_a_key_drains_in_tmux(box, window, key):
     """q and Ctrl-C (which the terminal sends to every process of the run) drain; the terminal is usable afterwards."""
     training(box)
-    until(lambda: "q: stop" in window.screen(), 10, lambda: f"the tables: {window.screen()}")
+    until(lambda: "q: stop" in window.screen(), 30, lambda: f"the tables: {window.screen()}")
     window.do("send-keys", key)
     until(lambda: "ended with" in window.screen(), DRAIN_S, lambda: f"the end: {window.screen()}")
     said = window.screen()
@@ -193,17 +193,16 @@ def test_a_closed_terminal_drains(box, window):
 
 
 def test_a_second_signal_stops_at_once(tmp_path):
-    """Trials that hear no request are ended by the second SIGTERM; the run is resumable all the same."""
-    with Sandbox(tmp_path / "run", **SMALL, training={"objective": f"{TINY}:deaf"}) as box:
+    """Trials that hear no request are ended by the second SIGTERM, not by the drain's limit; the run is resumable."""
+    settings = {**SMALL, "drain_timeout_s": 600, "training": {"objective": f"{TINY}:deaf"}}
+    with Sandbox(tmp_path / "run", **settings) as box:
         driver = box.start()
         training(box)
         driver.send_signal(signal.SIGTERM)
-        until(lambda: box.events("batch.quit"), 5, "the first signal heard")
+        until(lambda: box.events("batch.quit"), 30, "the first signal heard")
         assert driver.poll() is None
         driver.send_signal(signal.SIGTERM)
-        began = time.monotonic()
-        assert ends(driver, box, 10) == 130, tail(box)
-        assert time.monotonic() - began < 5
+        assert ends(driver, box, DRAIN_S) == 130, tail(box)
         nothing_left(box)
         left_resumable(box)
         goes_on(box, kills=2)  # each of the two may have been between an epoch and its checkpoint
@@ -214,7 +213,7 @@ def test_a_signal_before_the_first_trial_stops_the_start(box):
     driver = box.start()
     until(lambda: box.events("batch.started"), START_S, "the start")
     driver.send_signal(signal.SIGTERM)
-    assert ends(driver, box, 30) == 130, tail(box)
+    assert ends(driver, box, DRAIN_S) == 130, tail(box)
     nothing_left(box)
     goes_on(box)
 
@@ -257,7 +256,7 @@ def test_another_worker_of_the_host_carries_for_a_lost_one(box):
     for process in box.processes():
         if process.pid == victim.pid:
             process.kill()
-    until(lambda: victim.poll() is not None, 5, "its death")
+    until(lambda: victim.poll() is not None, 30, "its death")
     assert ends(driver, box, 120) == 0, tail(box)
     keeps_its_promises(box)
 
@@ -422,10 +421,10 @@ def test_a_second_signal_ends_a_drain_that_waits_for_the_database(tmp_path):
         lock = sqlite3.connect(box.database, isolation_level=None, timeout=30)
         lock.execute("BEGIN EXCLUSIVE")
         driver.send_signal(signal.SIGTERM)
-        until(lambda: len(box.events("trial.requeued")) >= 2, 10, lambda: f"the drain: {tail(box)}")
+        until(lambda: len(box.events("trial.requeued")) >= 2, DRAIN_S, lambda: f"the drain: {tail(box)}")
         assert driver.poll() is None
         driver.send_signal(signal.SIGTERM)
-        assert ends(driver, box, 20) == 130, tail(box)
+        assert ends(driver, box, DRAIN_S) == 130, tail(box)
         assert "Traceback" not in tail(box)
         lock.execute("ROLLBACK")
         lock.close()
