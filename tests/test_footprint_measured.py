@@ -83,6 +83,7 @@ def test_a_real_trial_stays_below_and_near(case: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.skipif(runtime.allocator({}) != runtime.STACK, reason="the heap that the formula is exact on needs glibc")
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("kind", "model"), [("csv", 0), ("csv", 1), ("parquet", 1)])
 def test_rows_and_columns_count(kind: str, model: int, tmp_path: Path) -> None:
     """A file of 40,000 x 60: loading is the peak of the smallest model, and what it leaves is in a larger one's."""

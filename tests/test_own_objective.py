@@ -15,6 +15,7 @@ import pytest
 from scheduler.adapters import journal
 from training import runtime
 
+pytestmark = pytest.mark.timeout(800)  # whole commands, on a machine that may be busy
 ROOT = Path(__file__).parent.parent
 WITHOUT_ESTIMATE = {"candidates": None, "estimate": None, "micro_batch": None, "check_data": None}
 
@@ -33,7 +34,7 @@ def schedule(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=360,
         check=False,
     )
 

@@ -14,6 +14,7 @@ from scheduler import cli, training_side
 from scheduler.loading import load
 from scheduler.model import UsageError
 
+pytestmark = pytest.mark.timeout(800)  # whole commands, on a machine that may be busy
 ROOT = Path(__file__).parent.parent
 CANDIDATE = "{'d_model': 64, 'n_layers': 2, 'n_heads': 2, 'd_ff': 128}"
 GOOD = {
@@ -39,7 +40,7 @@ def run(folder: Path, source: str, keys: list[str], *arguments: str) -> subproce
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=360,
         check=False,
     )
 

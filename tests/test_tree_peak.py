@@ -20,6 +20,7 @@ from scheduler.policy.tree_peak import TreePeak, with_children
 from scheduler.process import Witness, conclude
 from tests.test_own_objective import WITHOUT_ESTIMATE, launches_of, schedule, trials_of
 
+pytestmark = pytest.mark.timeout(800)  # whole commands, on a machine that may be busy
 MIB = 2**20
 ROOT = 1
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
