@@ -202,10 +202,11 @@ def test_worker_and_nanny_gone_for_good_are_replaced_by_whoever_starts_one(box):
 def test_retired_workers_give_their_trials_back(box):
     """Retired, as an adaptive cluster or a walltime does: its trials checkpoint, leave, and go on elsewhere; nothing of
     ours stays on that host."""
-    box.environment["CRASH_EPOCH_S"] = "0.15"
+    box.environment["CRASH_EPOCH_S"] = "1"  # they last until another worker is there, on a loaded machine too
     address, _, _ = box.start_cluster()
     driver = box.start("--cluster", address)
     training(box)
+    box.environment["CRASH_EPOCH_S"] = "0.02"
     (agent,) = box.of_role("agent")
     (worker,) = [record["via"] for record in box.events("worker.joined")]
     box.start_worker(address)
@@ -241,10 +242,11 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a disk of one's own n
 @needs_root
 def test_a_lost_host_costs_its_trials_what_only_it_had(box):
     """Everything on a host dies, its disk with it: the trials start over on the other one, said so, and none fails."""
-    box.environment["CRASH_EPOCH_S"] = "0.1"
+    box.environment["CRASH_EPOCH_S"] = "1"  # they last until another worker is there, on a loaded machine too
     address, _, _ = box.start_cluster()
     driver = box.start("--cluster", address)
     training(box)
+    box.environment["CRASH_EPOCH_S"] = "0.02"
     other_host(box, address)
     until(lambda: len(box.events("worker.joined")) == 2, START_S, lambda: f"the other host: {tail(box)}")
     elsewhere = str(box.root / "other-host").encode()
