@@ -37,10 +37,9 @@ def begun_trial(
     pruner: optuna.pruners.BasePruner,
 ) -> optuna.Trial:
     """Return our RUNNING trial as `Study.ask` does, ready to suggest from all that is in the storage now."""
-    storage.get_all_trials(storage.get_study_id_from_name(study_name), deepcopy=False)  # its cache must know the trial
     seen = _Begun(storage, begun.trial_id)
     study = optuna.load_study(study_name=study_name, storage=seen, sampler=sampler, pruner=pruner)
-    trial = study.ask()
+    trial = study.ask()  # looks for waiting ones first, and so the cache learns of this one
     assert trial.number == begun.number, f"Optuna asked trial {trial.number}, not {begun.number}"
     return trial
 
