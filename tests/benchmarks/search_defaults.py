@@ -127,17 +127,19 @@ def sibling(of: Surrogate, seed: int, distance: float) -> Callable[[Params], flo
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """A way to search. startup: trials at random. extremes: six architectures first. warm: distance of a sibling study
-    whose best three are asked first, None for no sibling."""
+    whose best three are asked first, None for no sibling. ahead: trials asked before there is a place for them."""
 
     name: str
     choose: Choose = fields
     startup: int = 10
     extremes: bool = False
     warm: float | None = None
+    ahead: int = 0
 
 
 VARIANTS = (
     Variant(name="fields"),
+    Variant(name="asked one ahead", ahead=1),
     Variant(name="index", choose=index),
     Variant(name="index, heads slowest", choose=monotone),
     Variant(name="shape + heads", choose=shape),
@@ -209,7 +211,7 @@ def one(work: tuple[Variant, Case]) -> float:
             before.complete(job, value)
             found.append((value, job.params))
         first = [params for _, params in sorted(found, key=lambda pair: pair[0])[:3]]
-    done = simulate(Search(variant, stand_in, case.seed, first), stand_in, case, disturbed=False)
+    done = simulate(Search(variant, stand_in, case.seed, first), stand_in, case, disturbed=False, ahead=variant.ahead)
     return regret(done, best_loss(stand_in))
 
 
