@@ -91,6 +91,8 @@ class BatchState:
                     self._stop(trial, "prune")
             case m.TrialTold(trial=trial_id):
                 self.studies[trial_id.study].untold -= 1
+            case m.TrialTaken():
+                self._on_taken(event)
             case m.QuitRequested():
                 self._on_quit(event)
             case m.Tick():
@@ -244,6 +246,9 @@ class BatchState:
         trial.left(outcome.checkpoint, None if row is None else row.facts.host)
         self.ledger.release(event.attempt)
         self._stale = True
+        if trial.taken:
+            self._forget(trial, "taken over")
+            return
         trusted = self.sizing.learn(study.spec.name, trial, outcome)
         if isinstance(verdict, fault.Final):
             self._finish(trial, verdict, outcome, trusted_peak=trusted)
@@ -259,6 +264,20 @@ class BatchState:
         else:
             trial.retry(self._now, verdict, f"attempt {trial.attempt} {outcome.reason.value}")
             study.pending.add(trial.id)
+
+    def _on_taken(self, event: m.TrialTaken) -> None:
+        """Nothing of it is ours any more: not its state, not its place in the quota, not its checkpoints."""
+        study, trial = self.studies[event.trial.study], self.trials.get(event.trial)
+        if event.told is not None:
+            study.counted -= 1
+            study.completed -= event.told is m.FinalState.COMPLETE
+        if trial is None:
+            return
+        trial.taken, self._stale = True, True
+        if trial.state is m.TrialState.PENDING:
+            self._forget(trial, "taken over")
+        else:
+            self._kill(trial, "taken over by another driver")
 
     def _close_host(self, worker: str, reason: str) -> None:
         """Nothing more starts there until its agent has looked and says otherwise: with its next vitals."""
@@ -477,7 +496,7 @@ class BatchState:
         del self.trials[trial.id]
         study.live.discard(trial.id)
         study.pending.discard(trial.id)
-        study.untold += 1
+        study.untold += not trial.taken
 
     def _close(self, study: Study, reason: str, *, early: bool) -> None:
         if study.closed is not None:

@@ -112,6 +112,7 @@ class Trial:
     leave_by: float = 0.0
     step_s: float | None = None
     killed: bool = False
+    taken: bool = False  # its final state is another driver's: nothing is told of it, nothing of it removed
 
     @property
     def attempt_id(self) -> AttemptId:

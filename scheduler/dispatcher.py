@@ -417,6 +417,8 @@ class Dispatcher:
                 self._log("attempt.progress", attempt=str(attempt), step=step, value=value, peak_bytes=peak)
             case m.AttemptEnded(attempt=attempt, outcome=outcome):
                 self._note_end(attempt, outcome)
+            case m.TrialTaken(trial=trial):
+                self._log("trial.taken", durable=True, trial=str(trial))
             case m.TrialTold(trial=trial, state=state):
                 self._log("trial.told", durable=True, trial=str(trial), state=state.value)
             case m.QuitRequested(source=source, now=now):

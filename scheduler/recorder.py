@@ -29,6 +29,7 @@ from scheduler.model import (
     QuotaReached,
     ReportValue,
     TellTrial,
+    TrialTaken,
     TrialTold,
 )
 
@@ -199,7 +200,9 @@ class Recorder:
                 # Another driver took it over while this one was cut off: its final state is theirs to give.
                 self._note_up()
                 self._journal("study.not_ours", **_story(command), error=str(error))
-                events = [TrialTold(trial=command.trial, state=FinalState.FAIL)] if hasattr(command, "trial") else []
+                if isinstance(command, AskTrial):
+                    continue  # it was gone before it was ours: the next try begins another
+                events = self._taken(command)
                 break
             except Exception as error:
                 # Not the storage: trying again would give the same. The study is closed with this as its reason.
@@ -231,6 +234,13 @@ class Recorder:
             case EnqueueRetry():
                 self._store.enqueue_retry(command)
                 return [TrialTold(trial=command.trial, state=FinalState.FAIL)]
+
+    @staticmethod
+    def _taken(command: Reports | TellTrial | EnqueueRetry) -> list[Event]:
+        if isinstance(command, Reports):
+            return [TrialTaken(trial=command.attempt.trial)]
+        told = command.state if isinstance(command, TellTrial) else None
+        return [TrialTold(trial=command.trial, state=FinalState.FAIL), TrialTaken(trial=command.trial, told=told)]
 
     @staticmethod
     def _rejected(command: AskTrial | Reports | TellTrial | EnqueueRetry, why: str) -> list[Event]:
@@ -272,6 +282,8 @@ class Recorder:
     def _housekeep(self) -> None:
         try:
             self._store.renew()
+            for trial in self._store.taken():
+                self._post(TrialTaken(trial=trial))
             if self._settle is None:
                 return
             for left in self._store.expired():

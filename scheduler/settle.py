@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler import decisions
-from scheduler.adapters.study import LeftTrial, OpenedStudy, StudyStore
+from scheduler.adapters.study import LeftTrial, NotOurs, OpenedStudy, StudyStore
 from scheduler.model import (
     AttemptId,
     EnqueueRetry,
@@ -271,11 +271,13 @@ def resume(
             note("attempt.ended", durable=True, settled=True, **line)
         name, fields = decisions.write(verdict)
         note(name, durable=True, settled=True, **fields)
-        if isinstance(verdict, TellTrial):
-            stands = store.tell(verdict)
-        else:
-            store.enqueue_retry(verdict)
-            stands = FinalState.FAIL
+        try:
+            stands = store.tell(verdict) if isinstance(verdict, TellTrial) else FinalState.FAIL
+            if isinstance(verdict, EnqueueRetry):
+                store.enqueue_retry(verdict)
+        except NotOurs as error:  # another driver has just taken it over
+            note("study.not_ours", subject=str(left.trial), error=str(error))
+            continue
         note("trial.told", durable=True, trial=str(left.trial), state=stands.value)
     return store.open(spec, candidates) if opened.left else opened
 

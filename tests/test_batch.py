@@ -94,6 +94,37 @@ def test_runs_a_study_to_its_quota_and_ends() -> None:
     assert len(kinds(batch.log, m.AskTrial)) == 2
 
 
+def test_a_trial_that_another_driver_took_is_ended_without_a_word() -> None:
+    """Running: killed, and nothing is told, counted or removed. Waiting: forgotten. What is left goes on."""
+    batch = Batch(b.study(quota=3))
+    batch.join(slots=1)
+    launch = batch.start(0)
+    batch.tell(b.asked(1))
+    before = len(batch.log)
+    kill = only(batch.tell(m.TrialTaken(trial=launch.attempt.trial)), m.KillAttempt)
+    assert kill.attempt == launch.attempt
+    assert kinds(batch.tell(m.TrialTaken(trial=launch.attempt.trial)), m.KillAttempt) == []
+    batch.tell(m.TrialTaken(trial=m.TrialId("study", 1)))
+    batch.end(launch.attempt)  # it had just finished: that is the other's to say
+    silent = (m.TellTrial, m.EnqueueRetry, m.DropCheckpoints, m.CloseStudy, m.EndBatch)
+    assert not [command for command in batch.log[before:] if isinstance(command, silent)]
+    assert batch.brain.studies["study"].counted == 0 and not batch.brain.trials
+    launch = batch.start(2)
+    only(batch.end(launch.attempt), m.TellTrial)
+
+
+def test_a_result_told_in_vain_leaves_the_quota() -> None:
+    """Another driver had queued the trial again: the study lacks one more than this driver thought."""
+    batch = Batch(b.study(quota=2))
+    batch.join()
+    launch = batch.start(0)
+    tell = only(batch.end(launch.attempt), m.TellTrial)
+    batch.tell(m.TrialTold(trial=tell.trial, state=m.FinalState.FAIL))
+    batch.tell(m.TrialTaken(trial=tell.trial, told=tell.state))
+    study = batch.brain.studies["study"]
+    assert (study.counted, study.completed, study.untold) == (0, 0, 0)
+
+
 def test_a_study_without_a_completed_trial_is_no_success() -> None:
     """Its quota is reached, and nothing came of it: exit code 1, and the reason names the study."""
     batch = Batch(b.study("good", quota=1), b.study("bad", quota=2))

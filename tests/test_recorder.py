@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from scheduler import settle
-from scheduler.adapters.study import Functions, StudyStore
+from scheduler.adapters.study import Functions, NotOurs, StudyStore
 from scheduler.model import (
     AskFailed,
     AskTrial,
@@ -27,6 +27,7 @@ from scheduler.model import (
     TellTrial,
     TrialAsked,
     TrialId,
+    TrialTaken,
     TrialTold,
 )
 from scheduler.policy.fault import RetryPolicy
@@ -196,7 +197,10 @@ def test_a_read_only_disk_is_waited_for(small_disk: Path, start: Start) -> None:
     driver = start(store)
     trial = driver.ask()
     assert driver.recorder.flush(10)
-    store._connect().storage.engine.dispose()  # an open file would stop the mount from changing
+    rdb = store._connect()
+    rdb.engine.dispose()  # a file that is open for writing would stop the mount from changing
+    assert rdb._keeper is not None
+    rdb._keeper.close()
     remount = ["mount", "-o", "remount,ro", small_disk]
     wait_until(lambda: subprocess.run(remount, capture_output=True).returncode == 0, "the disk is read-only")
     driver.recorder.submit(told(trial))
@@ -294,6 +298,69 @@ def test_a_dead_drivers_trials_are_taken_over(tmp_path: Path, start: Start) -> N
     assert states(file) == ["COMPLETE", "FAIL", "WAITING"]
     assert driver.ask() == TrialId(STUDY, 2)
     assert driver.of(TrialAsked)[0].attempt == 2
+
+
+def take_over(store: StudyStore, file: Path, trial: TrialId) -> None:
+    """What another driver does to a trial of this one once its lease has run out: it queues it again."""
+    other = store_at(file, owner="driver2", run="run2", lease_s=0.0)
+    other.open(spec(), ARCHITECTURES)
+    retry = EnqueueRetry(trial=trial, attempt=2, resume_from=None, reason="lost")
+
+    def taken() -> bool:
+        left = next(left for left in other.expired() if left.trial == trial)
+        try:
+            return other.enqueue_retry(retry, left=left) is not None
+        except NotOurs:  # its lease was renewed in this very moment
+            return False
+
+    wait_until(taken, "the trial is taken over")
+    other.close()
+
+
+@pytest.mark.parametrize("word", ["a report", "its result", "its retry", "nothing"])
+def test_a_driver_that_was_away_learns_which_of_its_trials_were_taken(tmp_path: Path, start: Start, word: str) -> None:
+    """Whatever it says first of such a trial, or nothing for a while: told once, the study's state stands, no other
+    trial is touched."""
+    file = tmp_path / "study.db"
+    driver = start(store_at(file), renew_s=0.2 if word == "nothing" else 60.0)
+    taken, kept = driver.ask(), driver.ask()
+    take_over(driver.store, file, taken)
+    told_in_vain = None
+    if word == "a report":
+        driver.recorder.submit(report(taken, 1))
+    elif word == "its result":
+        driver.recorder.submit(told(taken))
+        told_in_vain = FinalState.COMPLETE
+    elif word == "its retry":
+        driver.recorder.submit(EnqueueRetry(trial=taken, attempt=2, resume_from=None, reason="interrupted"))
+    if word == "its retry":  # both want the same, and it has been done
+        assert driver.wait(TrialTold) == [TrialTold(trial=taken, state=FinalState.FAIL)]
+    else:
+        assert driver.wait(TrialTaken) == [TrialTaken(trial=taken, told=told_in_vain)]
+    driver.recorder.submit(told(kept))
+    driver.wait(TrialTold)
+    assert driver.recorder.flush(10)
+    assert states(file) == ["FAIL", "COMPLETE", "WAITING"]
+    assert len(driver.of(TrialTaken)) == (word != "its retry")
+    assert driver.of(AskFailed) == []
+
+
+def test_a_trial_that_is_taken_while_it_is_sampled_is_asked_again(tmp_path: Path, start: Start) -> None:
+    """The driver stood still in the middle of an ask: it gets another trial, and its study is not closed."""
+    file = tmp_path / "study.db"
+    stolen: list[int] = []
+
+    def sample(trial: Any, context: Any, architectures: Any, fit: Any) -> dict[str, Any]:
+        if not stolen:
+            stolen.append(trial.number)
+            take_over(store, file, TrialId(STUDY, trial.number))
+        return dict(FUNCTIONS.sample(trial, context, architectures, fit))
+
+    store = store_at(file, functions=Functions(sample=sample, micro_batch=FUNCTIONS.micro_batch))
+    driver = start(store)
+    trial = driver.ask()
+    assert stolen == [0] and trial.number != 0
+    assert driver.of(AskFailed) == []
 
 
 def test_many_threads_may_submit(tmp_path: Path, start: Start) -> None:

@@ -109,6 +109,7 @@ class _Open:
     study: optuna.Study
     architectures: list[dict[str, Any]]
     delivered: set[int] = field(default_factory=set)  # numbers of trials that `ask` has returned
+    told: set[int] = field(default_factory=set)  # of these, those that this driver has given a final state
     leases_seen: dict[str, tuple[Any, float]] = field(default_factory=dict)  # run -> (lease, since when it is so)
 
 
@@ -174,7 +175,7 @@ class StudyStore:
             notes += self._begin_warm(spec, study_id, study, architectures)
             opened = _Open(spec=spec, id=study_id, study=study, architectures=architectures)
             if spec.name in self._open:  # opened again: what was asked stays asked
-                opened.delivered = self._open[spec.name].delivered
+                opened.delivered, opened.told = self._open[spec.name].delivered, self._open[spec.name].told
             self._open[spec.name] = opened
             self._renew(opened)
             trials = study.get_trials(deepcopy=False)
@@ -258,8 +259,10 @@ class StudyStore:
             try:
                 with translated():
                     asked = self._sample(opened, begun, command, fitting)
+            except optuna.exceptions.UpdateFinishedTrialError as error:
+                raise NotOurs(str(error)) from error
             except Exception as error:
-                if is_storage_error(error):
+                if is_storage_error(error) or isinstance(error, NotOurs):
                     raise  # the trial is not yet delivered: the next call goes on with it
                 if not hasattr(error, "needed_bytes"):
                     self._tell_ask_failed(opened, begun, error)
@@ -394,16 +397,12 @@ class StudyStore:
     # -- the course of a trial --------------------------------------------------------------------------------------
 
     def report(self, attempt: AttemptId, values: Mapping[int, float]) -> bool:
-        """Write intermediate values, step -> value; True when the attempt should stop.
+        """Write intermediate values, step -> value; True when the pruner, after the last of them, wants it stopped.
 
-        That is the pruner's advice on the last step, or that the trial is no longer this driver's to run.
+        Raises NotOurs when the trial is no longer this driver's to run.
         """
         opened, rdb = self._open[attempt.trial.study], self._connect()
-        try:
-            if not rdb.report(opened.id, attempt.trial.number, self.run, values):
-                return True
-        except NotOurs:
-            return True
+        rdb.report(opened.id, attempt.trial.number, self.run, values)
         if isinstance(opened.study.pruner, optuna.pruners.NopPruner):
             return False
         with translated():
@@ -412,7 +411,8 @@ class StudyStore:
     def tell(self, command: TellTrial, *, left: LeftTrial | None = None) -> FinalState:
         """Attributes, then the final state, in one transaction. Returns the state that stands: an earlier one wins.
 
-        left: the trial is another run's and this is a takeover. Raises NotOurs when it may not be touched.
+        left: the trial is another run's and this is a takeover. Raises NotOurs when it may not be touched, or another
+        driver has queued it again.
         """
         opened, state, value, attrs = self._open[command.trial.study], command.state, command.value, command.attrs
         if state is FinalState.COMPLETE and (value is None or math.isnan(value)):
@@ -427,6 +427,7 @@ class StudyStore:
             command.constraint,
             None if left is None else left.lease,
         )
+        opened.told.add(command.trial.number)
         return FinalState(stands.name)
 
     def enqueue_retry(self, command: EnqueueRetry, *, left: LeftTrial | None = None) -> int | None:
@@ -445,7 +446,7 @@ class StudyStore:
             "resume_host": command.resume_host,
             "micro_batch": attrs.get("micro_batch") if command.resume_from else None,
         }
-        return rdb.requeue(
+        successor_number = rdb.requeue(
             opened.id,
             command.trial.number,
             self.run if left is None else left.run,
@@ -453,6 +454,8 @@ class StudyStore:
             successor_attrs={key: value for key, value in successor.items() if value is not None},
             lease=None if left is None else left.lease,
         )
+        opened.told.add(command.trial.number)
+        return successor_number
 
     # -- leases -----------------------------------------------------------------------------------------------------
 
@@ -460,6 +463,15 @@ class StudyStore:
         """Say in every study that this driver lives; to be called several times within `lease_s`."""
         for opened in list(self._open.values()):
             self._renew(opened)
+
+    def taken(self) -> list[TrialId]:
+        """Trials that this driver was given and somebody else has finished; each is told once."""
+        found = []
+        for name, opened in list(self._open.items()):
+            gone = self._connect().finished(opened.id, opened.delivered - opened.told)
+            opened.told |= gone
+            found += [TrialId(name, number) for number in sorted(gone)]
+        return found
 
     def _renew(self, opened: _Open) -> None:
         lease = {

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import sqlite3
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -331,15 +331,14 @@ class Rdb:
                 raise NotOurs(f"trial {number} is {trial.state.name}, not RUNNING")
             self._put_attrs(session, trial.trial_id, attrs)
 
-    def report(self, study_id: int, number: int, run: str, values: Mapping[int, float]) -> bool:
-        """Write intermediate values (a later one of the same step wins); False when the trial is over."""
+    def report(self, study_id: int, number: int, run: str, values: Mapping[int, float]) -> None:
+        """Write intermediate values (a later one of a step wins). Raises NotOurs, also when the trial is over."""
         with self._transaction(study_id) as session:
             trial = self._ours(session, study_id, number, run)
             if trial.state is not TrialState.RUNNING:
-                return False
+                raise NotOurs(f"trial {number} is {trial.state.name}, not RUNNING")
             for step, value in values.items():
                 optuna_private.set_intermediate_value(self.storage, session, trial, step, float(value))
-            return True
 
     def finish(
         self,
@@ -352,10 +351,15 @@ class Rdb:
         constraint: float | None,
         lease: tuple[str, Any] | None = None,
     ) -> TrialState:
-        """Give the trial its final state; the one that stands is returned (an earlier one wins)."""
+        """Give the trial its final state; the one that stands is returned (an earlier one wins).
+
+        Raises NotOurs, also when it was queued again: whoever did that has taken it over.
+        """
         with self._transaction(study_id) as session:
             trial = self._ours(session, study_id, number, run)
             if trial.state.is_finished():
+                if "retried" in self._attrs(session, trial.trial_id):
+                    raise NotOurs(f"trial {number} was queued again by another driver")
                 return trial.state
             self._require_lease(session, study_id, lease)
             self._finish(session, trial, state, value, attrs, constraint)
@@ -392,6 +396,15 @@ class Rdb:
             successor = optuna_private.add_trial(self.storage, session, study_id, template)
             self._finish(session, trial, TrialState.FAIL, None, {**attrs, "retried": successor.number}, None)
             return int(successor.number)
+
+    def finished(self, study_id: int, numbers: Collection[int]) -> set[int]:
+        """Which of these trials have a final state."""
+        if not numbers:
+            return set()
+        over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        with self._transaction(study_id) as session:
+            query = session.query(TrialRow.number).filter(TrialRow.study_id == study_id, TrialRow.state.in_(over))
+            return {int(number) for (number,) in query.filter(TrialRow.number.in_(numbers))}
 
     def frozen(self, study_id: int, number: int) -> FrozenTrial:
         """One trial as it is now."""

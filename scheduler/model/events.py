@@ -166,6 +166,17 @@ class TrialTold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrialTaken:
+    """The trial has its final state from somebody else: another driver took it over while this one was away, say.
+
+    told: what this driver gave it in vain, None when nothing yet.
+    """
+
+    trial: TrialId
+    told: FinalState | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuitRequested:
     """The user wants to stop: drain first, at once the second time. failed: nobody wants it, it cannot go on."""
 
@@ -194,6 +205,7 @@ Event = (
     | AttemptEnded
     | PruneAdvised
     | TrialTold
+    | TrialTaken
     | QuitRequested
     | Tick
 )

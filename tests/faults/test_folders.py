@@ -5,8 +5,10 @@ Real commands with the trials of `tiny`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -17,7 +19,7 @@ import pytest
 
 from tests.faults.crash import quota_problems
 from tests.faults.sandbox import Sandbox, until
-from tests.faults.test_resume import SMALL, ends, keeps_its_promises, nothing_left, tail, training
+from tests.faults.test_resume import SMALL, START_S, ends, keeps_its_promises, nothing_left, pair, tail, training
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 
@@ -145,3 +147,50 @@ def removes(task: Mapping[str, Any], progress: Any) -> dict[str, Any]:
     """An objective that takes its own run folder away and succeeds."""
     shutil.rmtree(os.environ["REMOVES"], ignore_errors=True)
     return {"value": 1.0}
+
+
+# -- a driver that was stopped -----------------------------------------------------------------------------------------
+
+
+def stop_between_transactions(driver: subprocess.Popen[Any], database: Path) -> None:
+    """SIGSTOP, not while it holds SQLite's lock: then nobody could go on, and no lease would help."""
+
+    def stopped() -> bool:
+        driver.send_signal(signal.SIGSTOP)
+        connection = sqlite3.connect(database, timeout=0.2, isolation_level=None)
+        with contextlib.closing(connection):
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+                return True
+            except sqlite3.OperationalError:
+                driver.send_signal(signal.SIGCONT)
+                return False
+
+    until(stopped, 30, "the driver stops between two transactions")
+
+
+def test_a_driver_stopped_past_its_lease_leaves_its_trials_to_who_took_them(tmp_path):
+    """It notices for each trial, ends that attempt without a word to the study, and goes on with what is left: both end
+    with 0, the quota is exact, and no parameter set is completed twice."""
+    one, two, database = pair(tmp_path, horizons=[1], trials=6, lease_s=3)
+    with one, two:
+        first = one.start(environment={"CRASH_EPOCH_S": "0.3"})  # 18 s a trial
+        training(one)
+        second = two.start()
+        until(lambda: two.events("study.opened"), START_S, "the second driver")
+        stop_between_transactions(first, database)
+        until(lambda: len(two.events("study.takeover")) >= 2, 60, lambda: f"the takeover: {tail(two)}")
+        first.send_signal(signal.SIGCONT)
+        until(lambda: one.events("trial.taken"), 60, lambda: f"it notices: {tail(one)}")
+        for box, driver in ((one, first), (two, second)):
+            assert ends(driver, box, 150) == 0, tail(box)
+            assert "Traceback" not in tail(box)
+        trials = two.trials(database)
+        problems = list(quota_problems(trials, 6, 1))
+        assert not problems, problems
+        rates = [t["params"]["learning_rate"] for t in trials if t["state"] == "COMPLETE"]
+        assert len(rates) == len(set(rates)) == 6
+        for box in (one, two):
+            assert not [r for r in box.events("study.closed") if r["early"]], box.events("study.closed")
+            nothing_left(box, 20)
