@@ -25,6 +25,7 @@ from typing import Any
 
 from scheduler import bounds, door, runtimes, watchdog
 from scheduler.adapters import vitals
+from scheduler.claim import claim
 from scheduler.families import Families
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
@@ -33,7 +34,7 @@ from scheduler.policy.thresholds import Thresholds
 from scheduler.policy.tree_peak import with_children
 from scheduler.process import TrialProcess, TrialStartError, Witness, check_objective, conclude, tail
 from scheduler.promises import NoRoom, Promises
-from scheduler.registry import HostRegistry, KillStory, Registration, claim, durable_result, read_json, write_json
+from scheduler.registry import HostRegistry, KillStory, Registration, durable_result, read_json, write_json
 from scheduler.spare import WarmSpare
 
 KILL_STORY_TIMEOUT_S = 40.0  # the watchdog gives the memory 30 s to come back
@@ -443,11 +444,14 @@ class Agent:
 
     def run(self, task: Json) -> Outcome:
         """Run one attempt to its end; every end is an outcome. Returns when its memory is back."""
-        folder = Path(task["folder"])
+        folder, attempt = Path(task["folder"]), str(task["attempt"])
+
+        def note(text: str) -> None:
+            self._post({"type": "note", "attempt": attempt, "text": text})
+
         try:
             with door.naming(folder):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if not claim(folder):
+                if not claim(folder, self.config.run_id, in_use=self._in_use, note=note):
                     return Outcome(reason=ExitReason.LOST, detail="started before; an attempt is never started twice")
                 task = self._with_readable_checkpoint(task)
                 write_json(os.fspath(folder / "spec.json"), task, durable=True)
@@ -489,6 +493,11 @@ class Agent:
             told = {"attempt": str(task["attempt"]), "checkpoint": chosen, "detail": "; ".join(missing)}
             self._post({"type": "restarted", **told})
         return {**task, "resume_from": chosen, "older": []}
+
+    def _in_use(self, folder: Path) -> bool:
+        """Whether a trial process of any run on this host has this folder."""
+        registrations = [reg for reg in self.registry.registrations() if reg.folder == os.fspath(folder)]
+        return any(vitals.lives(reg.pid, reg.start_time) for reg in registrations)
 
     def _not_started(self, reason: str, folder: Path) -> Outcome:
         self._shut(reason, folder)

@@ -397,23 +397,6 @@ def _story(kill_id: str, lines: list[dict[str, Any]]) -> KillStory:
     )
 
 
-def claim(folder: str | os.PathLike[str]) -> bool:
-    """The launch fence: True for the first who claims this attempt's folder, False for any later start of the same one.
-
-    Dask may run a task twice (dask/distributed#6078); a second training start of one attempt must not happen.
-    """
-    try:
-        fd = os.open(os.path.join(folder, "claim"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        return False
-    try:
-        os.write(fd, f"{os.getpid()} {boot_id()}\n".encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    return True
-
-
 def sync_folder(path: str) -> None:
     """Force a folder's entries to the disk; does nothing where folders cannot be opened."""
     with contextlib.suppress(OSError):

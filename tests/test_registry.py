@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ from scheduler import registry as registry_module
 from scheduler import watchdog
 from scheduler.election import Election
 from scheduler.model import HeadroomError, Pressure, UsageError
-from scheduler.registry import HostReading, HostRegistry, Registration, boot_id, claim, read_json, write_json
+from scheduler.registry import HostReading, HostRegistry, Registration, boot_id, read_json, write_json
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -259,19 +257,6 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
         stop.set()
         thread.join()
     assert os.listdir(tmp_path) == ["x.json"]
-
-
-def test_claim_is_won_once_across_processes(tmp_path: Path) -> None:
-    """Of several starts of one attempt exactly one gets the fence."""
-    code = "import sys\nfrom scheduler.registry import claim\nprint(claim(sys.argv[1]))"
-    environment = {**os.environ, "PYTHONPATH": str(REPO)}
-    racers = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    answers = [racer.communicate(timeout=30)[0].strip() for racer in racers]
-    assert sorted(answers) == ["False", "False", "False", "True"]
-    assert not claim(tmp_path)
 
 
 def test_thresholds_change_is_noticed(registry: HostRegistry) -> None:
