@@ -11,6 +11,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,27 @@ def test_a_driver_stopped_past_its_lease_leaves_its_trials_to_who_took_them(tmp_
         for box in (one, two):
             assert not [r for r in box.events("study.closed") if r["early"]], box.events("study.closed")
             nothing_left(box, 20)
+
+
+# -- what an earlier run left ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a disk of one's own needs root")
+def test_what_a_deleted_run_left_on_another_host_is_in_nobodys_way(tmp_path):
+    """The run folder is removed where the driver is and begun anew; the worker's own disk still has the attempts of the
+    same names, with claims, results and checkpoints. They are set aside: no trial is lost, none is believed."""
+    with Sandbox(tmp_path / "run", **{**SMALL, "horizons": [1], "max_epochs": 5}) as box:
+        (box.root / "runs").mkdir()
+        address, _, _ = box.start_cluster(0)
+        worker = [sys.executable, "-m", "dask", "worker", address, "--nworkers", "1", "--nthreads", "2"]
+        worker += ["--memory-limit", "0", "--no-dashboard", "--local-directory", str(box.root / "dask")]
+        script = f'mount -t tmpfs tmpfs {box.root}/runs && exec "$@"'
+        with open(box.root / "worker.log", "ab") as log:
+            box.spawn(["unshare", "--mount", "sh", "-c", script, "sh", *worker], log)
+        for _ in range(2):
+            shutil.rmtree(box.folder, ignore_errors=True)
+            assert ends(box.start("--cluster", address), box, 120) == 0, tail(box)
+        assert {record["reason"] for record in box.events("attempt.ended")} == {"completed"}
+        notes = [record["text"] for record in box.events("attempt.note")]
+        assert len([text for text in notes if "was left by another run" in text]) == 2, notes
+        assert box.done() == 2 * 2 * 5
