@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pytest
 from distributed import LocalCluster, Security
 
 from scheduler import cli, loading
+from scheduler.adapters import credentials
 from scheduler.adapters.cluster import Cluster
 from tests.faults.sandbox import Sandbox
 from tests.waiting import free_port, wait_until
@@ -256,6 +258,14 @@ def test_tls_addresses_that_cannot_work_are_one_line(
     assert "if it speaks TLS, say tls://" in refused(capsys, "--cluster", to_tls)
     to_tcp = by_hand["tcp"].replace("tcp://", "tls://")
     assert "it does not speak TLS: say tcp://" in refused(capsys, "--cluster", to_tcp, *flags(certificates))
+
+
+@pytest.mark.parametrize("word", credentials.NO_TLS)
+def test_plain_bytes_in_a_handshake_are_no_matter_of_certificates(word: str) -> None:
+    """However OpenSSL words it when the other side answers in plain text, the hint is to say tcp://."""
+    assert credentials.explained(ssl.SSLError(1, f"[SSL: {word}] as it says it")) == "it does not speak TLS: say tcp://"
+    verify = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+    assert "certificates" in credentials.explained(verify)
 
 
 # -- the dashboard ---------------------------------------------------------------------------------------------------

@@ -53,15 +53,19 @@ def given(address: str, files: Mapping[str, Path | None]) -> Security:
     return security
 
 
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "UNEXPECTED_MESSAGE")
+
+
 def explained(error: BaseException) -> str:
     """The reason at the bottom of a failed connection, in a line; a hint where the two sides disagree about TLS."""
     while error.__cause__ is not None:
         error = error.__cause__
     said = f"{type(error).__name__}: {error}".splitlines()[0].rstrip()
+    # Which of them depends on whether its own greeting, no TLS, was there before ours was sent.
+    if any(words in said for words in ("cannot convert to SSL", *NO_TLS)):
+        return "it does not speak TLS: say tcp://"
     if isinstance(error, ssl.SSLError) or "TLS certificate does not match" in said:
         return "it and we do not accept each other's certificates"
-    if "cannot convert to SSL" in said:
-        return "it does not speak TLS: say tcp://"
     if "reset by peer" in said:
         return f"{said.rpartition(': ')[2]}; if it speaks TLS, say tls://"
     return said
