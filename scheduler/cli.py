@@ -5,6 +5,7 @@ Holds no decision of its own. Neither `--help` nor `--dry-run` imports torch, Da
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -103,6 +104,10 @@ def command(
     """Run Optuna studies in parallel on Dask, each trial only where its memory fits."""
     from scheduler import loading
 
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory is gone: cd to one that is there") from None
     if files and not experiment:
         what = str(files[0])
         raise click.UsageError(f"unexpected argument {what!r}; name a file with --experiment, --config or --data")
@@ -179,8 +184,8 @@ def run(settings: Settings, plan: Plan) -> int:
     run_folder.check(settings)
     from scheduler.adapters import study
 
-    if settings.storage is not None:
-        study.check(settings.storage)
+    if settings.storage is not None or (settings.run_folder / "study.db").exists():
+        study.check(settings.storage_url)
     from scheduler import driver
 
     view = console.choose()

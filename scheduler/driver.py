@@ -6,6 +6,7 @@ end, the signals, and the STOP file. What happens in between is `dispatcher` (th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -15,7 +16,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,13 @@ class _Driver:
     def run(self) -> int:
         registry = HostRegistry.default()
         folder = run_folder.prepare(self.settings)
-        lock = DriverLock(folder / "driver.lock")
+        with _readable(folder):
+            lock = DriverLock(folder / "driver.lock")
         try:
-            self.journal = journal.Journal(folder / "journal.jsonl")
+            with _readable(folder):
+                self.run_id = run_folder.run_id(folder)
+                self.journal = journal.Journal(folder / "journal.jsonl")
+                (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; this start is the answer
             with _Signals(self._quit):
                 self.view.start(on_quit=self._quit)
                 return self._run(folder, registry)
@@ -113,7 +118,6 @@ class _Driver:
 
     def _run(self, folder: Path, registry: HostRegistry) -> int:
         settings = self.settings
-        (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; starting again is the answer to it
         if self.journal.was_torn:
             self.log("journal.torn", path=str(self.journal.path))
         self.log("batch.started", durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
@@ -228,7 +232,7 @@ class _Driver:
         config = AgentConfig(
             run=self.settings.name,
             topic=self.topic,
-            run_id=_run_id(folder),
+            run_id=self.run_id,
             began_unix=time.time(),
             driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
             away_timeout_s=self.settings.away_timeout_s,
@@ -274,7 +278,7 @@ class _Driver:
         return StudyStore(
             self.settings.storage_url,
             owner=self.owner,
-            run=_run_id(folder),
+            run=self.run_id,
             functions=Functions(
                 sample=functions["sample"],
                 micro_batch=functions["micro_batch"],
@@ -416,12 +420,15 @@ def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: settle.Evidence,
     return conclude(seen)
 
 
-def _run_id(folder: Path) -> str:
-    """Names this run folder among all that share a study database; the same after every restart."""
-    path = folder / "run_id"
-    if not path.exists():
-        run_folder.write_durably(path, uuid.uuid4().hex + "\n")
-    return path.read_text().strip()
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """An OSError of the run folder's own files as the one line it deserves."""
+    try:
+        yield
+    except OSError as error:
+        raise m.UsageError(
+            f"cannot use {error.filename or folder}: {error.strerror or error}; put it right, or give another --name"
+        ) from None
 
 
 class _Signals:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,22 @@ def prepare(settings: Settings) -> Path:
     return folder
 
 
+def run_id(folder: Path) -> str:
+    """Names this run folder among all that share a study database or a host; the same after every restart.
+
+    Raises UsageError when what is there is no name; OSError when it cannot be written.
+    """
+    path = folder / "run_id"
+    if not path.exists():
+        write_durably(path, uuid.uuid4().hex + "\n")
+    found = path.read_bytes().strip()
+    if not re.fullmatch(rb"[0-9a-f]{32}", found):
+        raise UsageError(
+            f"{path} is damaged; remove it: trials that this run left RUNNING are then taken over as another's"
+        )
+    return found.decode()
+
+
 def has_secret(settings: Settings) -> bool:
     return settings.storage is not None and masking.has_secret(settings.storage)
 
@@ -95,11 +113,12 @@ def write_durably(path: Path, text: str) -> None:
 def _read_meaning(path: Path) -> dict[str, Mapping[str, Any]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter is told by whoever makes the folder
         return {}
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path} ({error}); remove it to take the present settings for it") from None
-    if not isinstance(data, dict):
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read {path} ({why}); remove it to take the present settings for it") from None
+    if not isinstance(data, dict) or not all(isinstance(each, dict) for each in data.values()):
         raise UsageError(f"{path} holds no study; remove it to take the present settings for it")
     return data
 

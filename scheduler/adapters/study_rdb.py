@@ -40,6 +40,7 @@ from scheduler.policy import fault
 
 BUSY_TIMEOUT_S = 5.0  # how long one transaction waits for another process's; the recorder repeats it after that
 CONNECT_TIMEOUT_S = 10
+QUICK_CHECK_BYTES = 256 * 2**20  # read in some 0.2 s; a larger file would hold up the start
 MAX_ATTRIBUTE = 60_000  # characters of one attribute's JSON: MySQL's TEXT holds 64 KiB
 
 
@@ -108,7 +109,31 @@ def _check_file(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(16)
     if head and head != b"SQLite format 3\0":
-        raise UsageError(f"{path} is not an SQLite database (it starts with {head!r}): choose another file")
+        raise UsageError(
+            f"{path} is not an SQLite database (it starts with {head!r}): put the right file back, or choose another"
+        )
+    _check_content(path)
+
+
+def _check_content(path: Path) -> None:
+    """A file that was cut off or overwritten, or another program's, is better refused than found out in the middle."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S)) as found:
+            tables = {name for (name,) in found.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            small = path.stat().st_size <= QUICK_CHECK_BYTES
+            said = found.execute("PRAGMA quick_check(1)").fetchone()[0] if small else "ok"
+    except sqlite3.OperationalError:  # locked, or a full disk: that is waited for later
+        return
+    except sqlite3.DatabaseError as error:
+        said, tables = str(error), set()
+    if said != "ok":
+        what = " ".join(str(said).replace("***", "").split())
+        raise UsageError(
+            f"the study's database {path} is damaged ({what}): put a copy back, save what can be read with "
+            f"`sqlite3 {path} .recover`, or move it away to start anew"
+        )
+    if tables and not {"studies", "trials", "version_info"} <= tables:
+        raise UsageError(f"{path} is the database of another program: choose another file")
 
 
 def _check_server(url: str) -> None:
@@ -253,6 +278,8 @@ class Rdb:
         for tries_left in (4, 3, 2, 1, 0):
             try:
                 return optuna.storages.RDBStorage(url, engine_kwargs=_engine_kwargs(url))
+            except RuntimeError as error:  # tables of another release
+                raise UsageError(f"--storage {masked(url)}: {one_line(error)}") from None
             except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
                 cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
                 created_meanwhile = isinstance(cause, exc.IntegrityError) or "exist" in str(cause).lower()
