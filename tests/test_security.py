@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import ssl
@@ -292,3 +293,41 @@ def test_a_dashboard_address_that_is_none_is_one_line(given: str, capsys: pytest
     """The flag, the value seen and what it must be."""
     line = refused(capsys, "--dashboard", given, "--dry-run")
     assert "--dashboard" in line and given in line and "must be a port" in line
+
+
+# -- what is read ----------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """An object whose unpickling does something."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("form", ["pickle", "zip with a pickle"])
+def test_a_checkpoint_executes_nothing(tmp_path: Path, form: str) -> None:
+    """A file that runs code when it is unpickled, as `torch.load` may, is rejected unread."""
+    import torch
+
+    from training.checkpoint import load
+    from training.errors import CheckpointRejected
+
+    path, done = tmp_path / "checkpoint.pt", tmp_path / "done"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(done)))
+    else:
+        torch.save(Bomb(done), path)
+    with pytest.raises(CheckpointRejected):
+        load(path, {}, "task")
+    assert not done.exists()
+
+
+def test_a_configuration_file_executes_nothing_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """YAML's tags for Python objects are refused."""
+    (tmp_path / "evil.yaml").write_text(f"name: !!python/object/apply:os.mkdir [{tmp_path}/done]\n")
+    assert "evil.yaml" in refused(capsys, "--config", str(tmp_path / "evil.yaml"), "--dry-run")
+    assert not (tmp_path / "done").exists()
