@@ -24,7 +24,8 @@ from typing import Any
 import pytest
 
 from scheduler.adapters import vitals
-from scheduler.registry import HostRegistry, KillStory, Registration, claim
+from scheduler.claim import claim
+from scheduler.registry import HostRegistry, KillStory, Registration
 
 REPO = Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -169,7 +170,7 @@ class Host:
         """Start a trial and register it, as an agent would."""
         folder = self.runs / name
         folder.mkdir()
-        assert claim(folder)
+        assert claim(folder, "run")
         path = folder / "trial.py"
         path.write_text(PRELUDE + textwrap.dedent(script))
         enter = "" if cgroup is None else f"echo $$ > {cgroup}/cgroup.procs; "
