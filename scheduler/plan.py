@@ -245,6 +245,13 @@ def _micro_batch(
 ) -> int | None:
     if micro_batch is None:
         return 1 if _need(estimate, params, 1, context) <= room.trial_bytes else None
+    return largest_micro_batch(micro_batch, params, context, room)
+
+
+def largest_micro_batch(
+    micro_batch: Function, params: Mapping[str, Any], context: Mapping[str, Any], room: Room
+) -> int | None:
+    """The micro-batch that the training side gives these parameters when they are alone in the room."""
     found: int | None = micro_batch(
         params,
         context,

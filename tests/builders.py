@@ -5,8 +5,12 @@ The default worker has 24 GiB and four slots, is empty and open; a default trial
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+from scheduler.adapters import vitals
+from scheduler.agent import AgentConfig
+from scheduler.agent_folder import ProcessIdentity
 from scheduler.model import (
     AttemptId,
     ExitReason,
@@ -129,3 +133,21 @@ def observation(predicted_bytes: int = GIB, observed_bytes: int = GIB, **changes
     """A peak beside its prediction."""
     defaults = {"family": "patchtst/cpu/glibc", "predicted_bytes": predicted_bytes, "observed_bytes": observed_bytes}
     return Observation(**{**defaults, **changes})
+
+
+def agent_config(**changes: Any) -> AgentConfig:
+    """An agent of the run `test` that needs neither torch nor a watchdog; its driver is this test."""
+    given: dict[str, Any] = {
+        "run": "test",
+        "topic": "test",
+        "run_id": "run",
+        "began_unix": 0.0,
+        "driver": dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
+        "away_timeout_s": 60.0,
+        "drain_timeout_s": 1.0,
+        "environment": "training.runtime:environment",
+        "context": {"device": "cpu", "threads": 1},
+        "watchdog_mode": "off",
+        "preload": (),
+    }
+    return AgentConfig(**(given | changes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import queue
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from scheduler.adapters import vitals
-from scheduler.agent import Agent, AgentConfig
-from scheduler.agent_folder import ProcessIdentity
+from scheduler.agent import Agent
 from scheduler.model import ExitReason, Json, Outcome
 from scheduler.registry import HostRegistry, read_json
+from tests import builders as b
 from tests import hostile
 from tests.test_seams import travels
 from tests.waiting import wait_until
@@ -26,19 +24,7 @@ class Ears:
     """An agent without a watchdog, and everything it says."""
 
     def __init__(self, folder: Path) -> None:
-        config = AgentConfig(
-            run="test",
-            topic="test",
-            run_id="run",
-            began_unix=0.0,
-            driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
-            away_timeout_s=60.0,
-            drain_timeout_s=1.0,
-            environment="training.runtime:environment",
-            context={"device": "cpu", "threads": 1},
-            watchdog_mode="off",
-            preload=(),
-        )
+        config = b.agent_config()
         self.folder = folder
         self.said: queue.SimpleQueue[Json] = queue.SimpleQueue()
         self.heard: list[Json] = []

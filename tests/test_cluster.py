@@ -16,10 +16,9 @@ import pytest
 
 from scheduler.adapters import vitals
 from scheduler.adapters.cluster import Cluster, Listener
-from scheduler.agent import AgentConfig
-from scheduler.agent_folder import ProcessIdentity
 from scheduler.fleet import Fleet
 from scheduler.model import ExitReason, Json, Outcome
+from tests import builders as b
 from tests.waiting import wait_until
 
 MIB = 2**20
@@ -27,21 +26,7 @@ MIB = 2**20
 
 def plugin_config(run_id: str = "run") -> Json:
     """An agent that needs neither torch nor a watchdog; its driver is this test."""
-    config = AgentConfig(
-        run="test",
-        topic="test",
-        run_id=run_id,
-        began_unix=0.0,
-        driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
-        away_timeout_s=60.0,
-        drain_timeout_s=5.0,
-        environment="training.runtime:environment",
-        context={"device": "cpu", "threads": 1},
-        watchdog_mode="off",
-        preload=(),
-        vitals_every_s=0.2,
-    )
-    return dataclasses.asdict(config)
+    return dataclasses.asdict(b.agent_config(run_id=run_id, drain_timeout_s=5.0, vitals_every_s=0.2))
 
 
 def task(folder: Path, number: int, **params: Any) -> Json:

@@ -18,8 +18,7 @@ from distributed import Client, LocalCluster, Worker
 from scheduler import agent_plugin, dashboard, page
 from scheduler.adapters import vitals
 from scheduler.adapters.cluster import Cluster
-from scheduler.agent import AgentConfig
-from scheduler.agent_folder import AgentFolder, Connection, ProcessIdentity
+from scheduler.agent_folder import AgentFolder, Connection
 from scheduler.board import VERSION, Board, Point
 from scheduler.dashboard import HeadroomPage, PageFeed
 from scheduler.model import Json
@@ -27,6 +26,7 @@ from scheduler.registry import HostRegistry
 from scheduler.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
 from scheduler.units import GIB
 from tests import browser
+from tests import builders as b
 
 WAIT_S = 30.0
 
@@ -300,19 +300,8 @@ def test_a_scheduler_that_is_gone_holds_up_nobody(monkeypatch: pytest.MonkeyPatc
 def test_dask_shows_the_trials_memory(tmp_path: Path) -> None:
     """With our agent on it, a worker's memory on Dask's own pages is that of its whole tree of processes, the warm
     spare with torch among it; without, the worker's own again."""
-    config = AgentConfig(
-        run="test",
-        topic="memory",
-        run_id="memory",
-        began_unix=0.0,
-        driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
-        away_timeout_s=60.0,
-        drain_timeout_s=1.0,
-        environment="training.runtime:environment",
-        context={"device": "cpu", "threads": 1, "allocator": "auto"},
-        watchdog_mode="off",
-        vitals_every_s=0.1,
-    )
+    context = {"device": "cpu", "threads": 1, "allocator": "auto"}
+    config = b.agent_config(topic="memory", run_id="memory", context=context, preload=None, vitals_every_s=0.1)
     with (
         LocalCluster(
             n_workers=1,

@@ -13,7 +13,7 @@ import optuna
 
 from scheduler import training_side
 from scheduler.model import HeadroomError, UsageError
-from scheduler.plan import Plan, StudyPlan
+from scheduler.plan import Plan, StudyPlan, largest_micro_batch
 from scheduler.settings import Settings
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # "A new study created": there is none that anybody will see
@@ -45,14 +45,7 @@ def _draw(study: StudyPlan, plan: Plan, functions: Mapping[str, Any]) -> None:
     def fit(params: Mapping[str, Any]) -> int | None:
         if micro_batch is None:
             return context["target_effective_batch"]
-        found: int | None = micro_batch(
-            params,
-            context,
-            room.trial_bytes,
-            device_limit_bytes=room.device_bytes,
-            target_effective_batch=context["target_effective_batch"],
-        )
-        return found
+        return largest_micro_batch(micro_batch, params, context, room)
 
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=context["seed"])).ask()
     params = functions["sample"](trial, context, study.architectures, fit)
