@@ -111,6 +111,13 @@ def has_child(task, progress):
     child.wait()
 
 
+def has_children(task, progress):
+    """Start so many that ending them takes a moment, wait for the first, and fail for its death."""
+    children = [subprocess.Popen(["sleep", "600"]) for _ in range(200)]
+    progress.tick()
+    raise RuntimeError(f"a child ended with {children[0].wait()}")
+
+
 def leaves_thread(task, progress):
     """Return while a thread of its own would keep the process for ever."""
     import threading

@@ -334,6 +334,16 @@ def test_orphan_takes_its_children_along(process):
         os.sched_yield()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux are children ended")
+def test_what_a_function_makes_of_its_childrens_end_is_no_result(process):
+    """When nobody waits any more its children are ended first: that it fails of that is not its own fault."""
+    process.give("objectives:has_children")
+    process.wait_for("tick")
+    process.popen.stdin.close()
+    assert process.ended() == trial.ORPHANED
+    assert not (process.folder / "attempt" / "result.json").exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to a subreaper")
 def test_what_escapes_the_session_stays_below_and_ends_with_the_trial(process):
     """A daemon that the training function left behind is the trial's to end, whatever session it is in."""

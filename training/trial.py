@@ -101,7 +101,7 @@ def main() -> int:
         "runtime_bytes": ready_bytes,
         "duration_s": round(time.monotonic() - started, 3),
     }
-    inbox.finished = True
+    inbox.finish()
     try:
         write_durably(folder / "result.json", last)
     except OSError as error:  # the scheduler is still there to hear it
@@ -253,6 +253,7 @@ class Inbox:
         self._tasks: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.has_task = False
         self.finished = False  # the result is on its way: the end of stdin may come now
+        self._ending = threading.Lock()  # held by whoever decides first: a result on its way, or an end without one
         self.stop_reason: str | None = None
 
     def start(self) -> None:
@@ -273,9 +274,16 @@ class Inbox:
                     return
         except OSError:  # closed by the function: it cannot be asked to stop any more, only ended from outside
             return
-        if not self.finished:
-            end_children()
-            os._exit(ORPHANED if self.has_task else 0)
+        with self._ending:
+            if not self.finished:
+                end_children()
+                os._exit(ORPHANED if self.has_task else 0)
+
+    def finish(self) -> None:
+        """Say that the result is on its way. Never returns in a process that is already ending for want of a reader:
+        what a function makes of its children's death by our hand is no word of its own."""
+        with self._ending:
+            self.finished = True
 
     def _take(self, line: bytes) -> None:
         try:
@@ -443,14 +451,22 @@ def end_children() -> None:
     """Kill the processes a user's function started (Linux); data loaders elsewhere notice a dead parent themselves."""
     pending = [os.getpid()]
     while pending:
-        for listing in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
-            with contextlib.suppress(OSError, ProcessLookupError):
-                children = [int(child) for child in listing.read_text().split()]
+        with contextlib.suppress(OSError):  # it is gone meanwhile: the function reaps its children too
+            for listing in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
+                children = [int(child) for child in _read(listing).split()]
                 pending += children
                 for child in children:
                     with contextlib.suppress(OSError):
                         os.kill(child, signal.SIGSTOP)  # so that it starts no more while we look at its own
                         os.kill(child, signal.SIGKILL)
+
+
+def _read(path: Path) -> str:
+    """The file's text; empty when it is gone: a thread that has just ended says nothing of the others' children."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------
