@@ -1,6 +1,6 @@
 """`python -m scheduler` is the command."""
 
-from scheduler.cli import main
+from scheduler.cli.schedule import main
 
 if __name__ == "__main__":
     main()

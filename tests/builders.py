@@ -8,9 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from scheduler.adapters import vitals
-from scheduler.agent import AgentConfig
-from scheduler.agent_folder import ProcessIdentity
+from scheduler.host import vitals
+from scheduler.host.agent_folder import ProcessIdentity
 from scheduler.model import (
     AttemptId,
     ExitReason,
@@ -26,6 +25,7 @@ from scheduler.model import (
     WorkerView,
 )
 from scheduler.units import GIB
+from scheduler.worker.agent import AgentConfig
 
 WORKER = "tcp://127.0.0.1:4000"
 

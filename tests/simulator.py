@@ -16,10 +16,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from scheduler import model as m
-from scheduler.batch import BatchState
-from scheduler.book import Rules
-from scheduler.policy.admission import parse_memory_budget
-from scheduler.policy.fault import RetryPolicy
+from scheduler.core.admission import parse_memory_budget
+from scheduler.core.fault import RetryPolicy
+from scheduler.core.state import BatchState
+from scheduler.core.trial import Rules
 from scheduler.units import GIB
 from tests.builders import asked, facts, outcome, study
 

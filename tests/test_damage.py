@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from scheduler import cli, loading, run_folder
-from scheduler.adapters.study_rdb import Rdb, check
+from scheduler.cli import schedule
 from scheduler.model import UsageError
+from scheduler.settings import load, run_folder
+from scheduler.study.transactions import Rdb, check
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -22,7 +23,7 @@ REPO = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run folder with a database that Optuna made."""
-    folder = run_folder.prepare(loading.load({"runs_dir": str(tmp_path), "name": "r", "budgets": "2M"}, environ={}))
+    folder = run_folder.prepare(load.load({"runs_dir": str(tmp_path), "name": "r", "budgets": "2M"}, environ={}))
     rdb = Rdb(f"sqlite:///{folder / 'study.db'}")
     rdb.close()
     return folder
@@ -32,7 +33,7 @@ def refused(folder: Path, capfd: pytest.CaptureFixture[str]) -> str:
     """The one line of a start on this run folder; nothing of it was changed."""
     before = {path: path.stat().st_mtime_ns for path in folder.glob("study.db")}
     where = ["--name", folder.name, "--runs-dir", str(folder.parent)]
-    code = cli.execute(["--budgets", "2M", "--horizons", "1", "--device", "cpu", "--dashboard", "off", *where])
+    code = schedule.execute(["--budgets", "2M", "--horizons", "1", "--device", "cpu", "--dashboard", "off", *where])
     out, err = capfd.readouterr()
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert {path: path.stat().st_mtime_ns for path in folder.glob("study.db")} == before
@@ -151,7 +152,7 @@ def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path, arguments:
 @pytest.mark.parametrize("name", ["a{b}c", "a?b%41#", "with space", "ä"])
 def test_a_database_below_a_folder_of_any_name_is_found(tmp_path: Path, name: str) -> None:
     """What is special in a URL, or to Optuna's template, is only a name in a path."""
-    settings = loading.load({"runs_dir": str(tmp_path / name), "name": "r"}, environ={})
+    settings = load.load({"runs_dir": str(tmp_path / name), "name": "r"}, environ={})
     folder = run_folder.prepare(settings)
     check(settings.storage_url)
     Rdb(settings.storage_url).close()

@@ -19,8 +19,7 @@ import optuna
 import psutil
 import pytest
 
-from scheduler import decisions
-from scheduler.adapters import journal
+from scheduler.driver import decisions, journal
 from tests.waiting import free_port, wait_until
 
 ARGUMENTS = ["--horizons", "1", "--trials", "2", "--max-steps", "2", "--seed", "3"]

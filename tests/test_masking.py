@@ -11,9 +11,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from scheduler import cli, log, masking
-from scheduler.adapters import study_rdb
+from scheduler import masking
+from scheduler.cli import schedule
 from scheduler.model import UsageError
+from scheduler.study import transactions
+from scheduler.ui import log
 from tests.waiting import free_port
 
 SECRET = "s3cr3t"
@@ -123,7 +125,7 @@ def test_no_error_line_shows_a_password(
     """Wrong, unreachable, misspelt, of an unknown kind or in the wrong place: exit 2, and the password is nowhere."""
     monkeypatch.chdir(tmp_path)
     arguments = [word.replace("PORT", str(free_port())) for word in arguments]
-    assert cli.execute(["--budgets", "2M", "--horizons", "1", "--device", "cpu", *arguments]) == 2
+    assert schedule.execute(["--budgets", "2M", "--horizons", "1", "--device", "cpu", *arguments]) == 2
     out, err = capfd.readouterr()
     assert SECRET not in out + err
     assert "Traceback" not in err
@@ -135,7 +137,7 @@ def test_no_error_line_shows_a_variable_password(
 ) -> None:
     """The same for the environment."""
     monkeypatch.setenv(name, f"postgresql://u:x@{SECRET}@h/db")
-    assert cli.execute(["--budgets", "2M", "--dry-run"]) == 2
+    assert schedule.execute(["--budgets", "2M", "--dry-run"]) == 2
     assert SECRET not in "".join(capfd.readouterr())
 
 
@@ -145,15 +147,15 @@ def test_no_error_line_shows_a_files_password(tmp_path: Path, capfd: pytest.Capt
         text = f"budgets: [2M]\nhorizons: [1]\n{key}: postgresql://u:{SECRET}{name}@h/db\n"
         (tmp_path / f"{name}.yaml").write_text(text)
     a, b, c = (str(tmp_path / f"{name}.yaml") for name in "abc")
-    assert cli.execute(["--experiment", a, b, "--dry-run"]) == 2
-    assert cli.execute(["--config", c, "--dry-run"]) == 2
+    assert schedule.execute(["--experiment", a, b, "--dry-run"]) == 2
+    assert schedule.execute(["--config", c, "--dry-run"]) == 2
     said = "".join(capfd.readouterr())
     assert SECRET not in said and "differs from" in said and "did you mean storage?" in said
 
 
 def test_a_masked_url_is_not_taken_for_one(capfd: pytest.CaptureFixture[str]) -> None:
     """*** is no password: who copies a line that was shown is told so, instead of a failed login."""
-    assert cli.execute(["--storage", "postgresql://u:***@h/db", "--dry-run"]) == 2
+    assert schedule.execute(["--storage", "postgresql://u:***@h/db", "--dry-run"]) == 2
     assert "left out" in capfd.readouterr().err
 
 
@@ -161,16 +163,16 @@ def test_the_line_to_go_on_with_has_no_password() -> None:
     """It repeats the arguments, with *** for the password, and says so."""
     url = f"postgresql://u:{SECRET}@h/my db"
     for arguments in (["--storage", url], [f"--storage={url}"]):
-        line = cli._again([*arguments, "--name", "x"])
+        line = schedule._again([*arguments, "--name", "x"])
         assert SECRET not in line and "u:***@h" in line and "--name x" in line
         assert "with its password, which is not shown" in line
-    assert cli._again(["--name", "x"]) == "bin/schedule --name x"
+    assert schedule._again(["--name", "x"]) == "bin/schedule --name x"
 
 
 def test_a_password_among_the_arguments_is_warned_of(capfd: pytest.CaptureFixture[str]) -> None:
     """Every user of the machine sees it in ps; in the environment or a file they do not."""
     url = f"postgresql://u:{SECRET}@h/db"
-    assert cli.execute(["--budgets", "2M", "--device", "cpu", "--storage", url, "--dry-run"]) == 0
+    assert schedule.execute(["--budgets", "2M", "--device", "cpu", "--storage", url, "--dry-run"]) == 0
     assert "HEADROOM_STORAGE" in capfd.readouterr().err
 
 
@@ -188,7 +190,7 @@ def test_log_lines_have_no_password() -> None:
 def test_a_drivers_error_has_no_password() -> None:
     """What is raised when a storage is away goes into the journal and the study's reason."""
     masking.learn(f"postgresql://u:{SECRET}@h/db")
-    assert SECRET not in study_rdb.one_line(ValueError(f"connection of u with {SECRET} to h failed"))
+    assert SECRET not in transactions.one_line(ValueError(f"connection of u with {SECRET} to h failed"))
     with pytest.raises(UsageError) as caught:
-        study_rdb.check(f"postgresql+psycopg://u:{SECRET}@127.0.0.1:{free_port()}/db")
+        transactions.check(f"postgresql+psycopg://u:{SECRET}@127.0.0.1:{free_port()}/db")
     assert SECRET not in str(caught.value)

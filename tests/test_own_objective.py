@@ -12,7 +12,7 @@ from typing import Any
 import optuna
 import pytest
 
-from scheduler.adapters import journal
+from scheduler.driver import journal
 from training import runtime
 
 pytestmark = pytest.mark.timeout(800)  # whole commands, on a machine that may be busy

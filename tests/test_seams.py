@@ -14,17 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduler import decisions, settle
-from scheduler.adapters.journal import Journal, read
-from scheduler.adapters.study_rdb import clean
+from scheduler.core.attributes import final_attrs
+from scheduler.core.fault import NEVER_RAN, RetryPolicy
+from scheduler.driver import decisions, recovery
+from scheduler.driver.journal import Journal, read
 from scheduler.model import ExitReason, FinalState, Outcome, TellTrial, messages
 from scheduler.model.plain import MAX_CHARACTERS, MAX_ENTRIES, line, plain, text
-from scheduler.policy.fault import NEVER_RAN, RetryPolicy
-from scheduler.process import Witness, conclude
-from scheduler.story import final_attrs
+from scheduler.study.transactions import clean
+from scheduler.worker.trial_process import Witness, conclude
 from tests import builders as b
-from tests.test_settle import TRIAL, folder_of, left
-from tests.test_study import ARCHITECTURES, STUDY, ask, spec, store_at
+from tests.driver.test_settle import TRIAL, folder_of, left
+from tests.study.test_study import ARCHITECTURES, STUDY, ask, spec, store_at
 from training import plain as theirs
 from training import trial
 
@@ -208,7 +208,7 @@ def test_what_a_trial_leaves_behind_does_not_end_the_next_driver(tmp_path: Path,
     """With rubbish in any file of its folder it is settled, and the decision can be written and read back."""
     folder = folder_of(tmp_path, 1)
     (folder / name).write_text(content)
-    verdict = settle.settle(left(folder=str(tmp_path)), settle.Evidence(), RetryPolicy())
+    verdict = recovery.settle(left(folder=str(tmp_path)), recovery.Evidence(), RetryPolicy())
     assert verdict is not None
     event, fields = decisions.write(verdict)
     travels(fields)

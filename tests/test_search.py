@@ -22,10 +22,10 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-from scheduler.adapters.grid_sampler import GridSampler
-from scheduler.adapters.study import Functions, StudyStore
-from scheduler.adapters.study_ask import make_sampler
 from scheduler.model import AskTrial, AttemptId, EnqueueRetry, FinalState, StudySpec, TellTrial, TrialAsked
+from scheduler.study.ask import make_sampler
+from scheduler.study.grid_sampler import GridSampler
+from scheduler.study.store import Functions, StudyStore
 from tests import bowl
 
 PROJECT = Path(__file__).resolve().parent.parent

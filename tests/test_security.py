@@ -21,9 +21,10 @@ import psutil
 import pytest
 from distributed import LocalCluster, Security
 
-from scheduler import cli, loading
-from scheduler.adapters import credentials
-from scheduler.adapters.cluster import Cluster
+from scheduler.cli import schedule
+from scheduler.cluster import credentials
+from scheduler.cluster.client import Cluster
+from scheduler.settings import load as loading
 from tests.faults.sandbox import Sandbox
 from tests.waiting import free_port, wait_until
 
@@ -215,7 +216,7 @@ def by_hand(certificates: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line on stderr of a command that must end with 2."""
-    code = cli.execute(["--budgets", "2M", "--horizons", "1", *arguments])
+    code = schedule.execute(["--budgets", "2M", "--horizons", "1", *arguments])
     out, err = capsys.readouterr()
     assert (code, out, err.count("\n")) == (2, "", 1), err
     return err

@@ -13,17 +13,16 @@ from typing import Any
 
 import pytest
 
-from scheduler import bounds, promises
-from scheduler.adapters import vitals
-from scheduler.batch import BatchState
-from scheduler.book import Rules
-from scheduler.ledger import LedgerError, Reservation
+from scheduler.core import admission, placement
+from scheduler.core.admission import parse_memory_budget
+from scheduler.core.fault import RetryPolicy
+from scheduler.core.ledger import LedgerError, Reservation
+from scheduler.core.state import BatchState
+from scheduler.core.trial import Rules
+from scheduler.host import bounds, promises, vitals
+from scheduler.host.promises import NoRoom, Promises
+from scheduler.host.registry import HostRegistry, Registration
 from scheduler.model import DevicePool, LaunchAttempt, StudyOpened, WorkerJoined, WorkerLost, WorkerVitals
-from scheduler.policy import admission, placement
-from scheduler.policy.admission import parse_memory_budget
-from scheduler.policy.fault import RetryPolicy
-from scheduler.promises import NoRoom, Promises
-from scheduler.registry import HostRegistry, Registration
 from scheduler.units import GIB, MIB
 from tests.builders import asked, attempt_id, facts, running, study, waiting, worker
 

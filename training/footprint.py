@@ -2,7 +2,7 @@
 
 Covers the formula for `patchtst.PatchTST` under `trainer.Trainer`, and the largest micro-batch that fits a limit. Pure
 arithmetic in microseconds: no torch, no I/O, so that the driver sizes a whole grid at once. The correction by observed
-peaks is not here: see scheduler/policy/footprint.py.
+peaks is not here: see scheduler/core/reservation.py.
 
 The formula (fp32; B micro-batch, T patches, d d_model, f d_ff, h heads, L layers, P parameters, N = B T rows):
 

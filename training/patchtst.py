@@ -2,7 +2,7 @@
 
 Covers the network and its parameter count. It does not cover training (trainer.py) nor memory (footprint.py), but
 footprint.py counts the very tensors this file keeps for the backward pass: whoever changes `EncoderLayer.forward`
-changes `footprint.layer_bytes` too (tests/test_footprint_measured.py compares the two).
+changes `footprint.layer_bytes` too (tests/training/test_footprint_measured.py compares the two).
 
 Why the layers are written by hand instead of with `torch.nn.TransformerEncoderLayer`: for the heap.
 - Attention goes through `scaled_dot_product_attention` and the attention weights are not dropped (PatchTST's own

@@ -2,7 +2,7 @@
 
 Covers the messages and their parser. What does not parse raises BadMessage and is dropped by whoever reads: a user's
 code can write to the same pipe and the same files, and nothing it writes may end the agent, its worker or the driver.
-How the lines travel is `scheduler.process`.
+How the lines travel is `scheduler.worker.trial_process`.
 """
 
 from __future__ import annotations

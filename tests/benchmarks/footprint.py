@@ -26,9 +26,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from scheduler.core.correction import Corrections, correct
+from scheduler.core.reservation import tightened
 from scheduler.model import Environment, Footprint, Observation
-from scheduler.policy.correction import Corrections, correct
-from scheduler.policy.footprint import tightened
 from tests.benchmarks import footprint_cases as cases_of
 from tests.benchmarks import footprint_cost, footprint_trials, footprint_world
 from tests.benchmarks.footprint_cases import LENGTHS, Case

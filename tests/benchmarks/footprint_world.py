@@ -20,7 +20,8 @@ from typing import Any
 
 import optuna
 
-from scheduler.adapters import journal, vitals
+from scheduler.driver import journal
+from scheduler.host import vitals
 from tests.benchmarks import footprint_trials as trials
 from tests.benchmarks.footprint_cases import PUBLISHED, Case
 from training.arch_grid import param_count

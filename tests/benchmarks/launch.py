@@ -23,8 +23,8 @@ from typing import Any
 import psutil
 import yaml
 
-from scheduler.adapters import journal
-from scheduler.process import TrialProcess
+from scheduler.driver import journal
+from scheduler.worker.trial_process import TrialProcess
 from training import arch_grid, runtime
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
+from scheduler.core.placement import place
 from scheduler.model import AttemptId, Footprint, Running, TrialId, Waiting, WorkerView
-from scheduler.policy.placement import place
 
 MB = 10**6
 BUDGET, SLOTS = 4_000 * MB, 16

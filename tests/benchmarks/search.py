@@ -33,9 +33,9 @@ from typing import Any, Protocol
 import optuna
 from scipy.stats import t as student
 
-from scheduler.adapters.study import Functions, StudyStore
-from scheduler.adapters.study_ask import make_sampler
 from scheduler.model import AskTrial, EnqueueRetry, FinalState, StudySpec, TellTrial, TrialAsked, TrialId
+from scheduler.study.ask import make_sampler
+from scheduler.study.store import Functions, StudyStore
 from tests.benchmarks.surrogates import NAMES, Params, Surrogate, best_loss, fitted, surrogate
 from training import footprint, hpo
 

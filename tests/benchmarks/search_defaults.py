@@ -17,7 +17,7 @@ from typing import Any
 
 import optuna
 
-from scheduler.adapters.grid_sampler import GridSampler
+from scheduler.study.grid_sampler import GridSampler
 from tests.benchmarks.search import TRIALS, Case, Job, context_of, interval, regret, simulate, spread
 from tests.benchmarks.surrogates import NAMES, SPACE, Params, Surrogate, best_loss, surrogate, training_params
 from training import hpo

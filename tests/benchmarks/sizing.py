@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from scheduler.policy.parameter_sizing import ParameterSizing, PeakObservation
-from scheduler.policy.parameter_space import Choice, Distribution, Range, Value
+from scheduler.core.parameter_sizing import ParameterSizing, PeakObservation
+from scheduler.core.parameter_space import Choice, Distribution, Range, Value
 
 DATA = Path(__file__).parent / "data"
 FIRST = 8

@@ -18,9 +18,9 @@ from typing import Any
 import optuna
 from sqlalchemy import event
 
-from scheduler.adapters.study import StudyStore
 from scheduler.model import AskTrial, AttemptId, FinalState, StudySpec, TellTrial, TrialAsked
-from tests.test_study import ARCHITECTURES, STUDY, store_at
+from scheduler.study.store import StudyStore
+from tests.study.test_study import ARCHITECTURES, STUDY, store_at
 
 EPOCHS = 5
 CPU_MS: list[float] = []

@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scheduler.adapters import vitals
+from scheduler.host import vitals
 from scheduler.model import Pressure
-from scheduler.policy.eviction import Evaluator
-from scheduler.policy.samples import HostMemory, HostSample, TreeSample, TrialSample
+from scheduler.model.samples import HostMemory, HostSample, TreeSample, TrialSample
+from scheduler.watchdog.policy.eviction import Evaluator
 from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, REPO, SILENT, Host, host, until
 
 GIB = 2**30

@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scheduler import decisions
-from scheduler.adapters import journal
+from scheduler.driver import decisions, journal
 from tests.faults.sandbox import Process, Sandbox, read_lines, until
 
 EPOCHS, TRIALS, SLOTS = 10, 10, 2

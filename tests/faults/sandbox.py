@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from scheduler.adapters import vitals
+from scheduler.host import vitals
 from tests.waiting import free_port
 
 REPO = Path(__file__).resolve().parents[2]
@@ -169,7 +169,7 @@ class Sandbox:
     def start_scheduler(self, port: int) -> subprocess.Popen[Any]:
         """`dask scheduler` on the loopback."""
         arguments = ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
-        with open(self.root / "scheduler.log", "ab") as log:
+        with open(self.root / "scheduler.ui.log", "ab") as log:
             return self.spawn([sys.executable, "-m", "dask", "scheduler", *arguments], log)
 
     def start_worker(self, address: str, memory_limit: str = "0") -> subprocess.Popen[Any]:
@@ -269,7 +269,7 @@ def _role(words: list[str]) -> str:
     text = " ".join(words)
     for part, role in (
         ("scheduler.watchdog", "watchdog"),
-        ("scheduler.agent_process", "agent"),
+        ("scheduler.worker.agent_process", "agent"),
         ("training.trial", "spare"),
         ("-m dask scheduler", "scheduler"),
         ("-m dask worker", "nanny"),

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from scheduler.adapters import vitals
-from scheduler.claim import claim
+from scheduler.host import vitals
+from scheduler.host.claim import claim
 from scheduler.model import Pressure
 from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, SILENT, Host, alive, host, until
 

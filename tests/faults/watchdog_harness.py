@@ -1,7 +1,7 @@
 """What the watchdog's fault tests share: a small agent, trials as little scripts, a watchdog with scaled thresholds.
 
-The agent here does what `scheduler.agent` does for a trial: start it in a session of its own, register it, pass on
-its ticks, reap it, wait for the story of a kill, settle the end, deregister. Every process started is remembered by
+The agent here does what `scheduler.worker.agent` does for a trial: start it in a session of its own, register it, pass
+on its ticks, reap it, wait for the story of a kill, settle the end, deregister. Every process started is remembered by
 identity and ended by identity; nothing else is ever signalled.
 """
 
@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 
-from scheduler.adapters import vitals
-from scheduler.claim import claim
-from scheduler.registry import HostRegistry, KillStory, Registration
+from scheduler.host import vitals
+from scheduler.host.claim import claim
+from scheduler.host.registry import HostRegistry, KillStory, Registration
 
 REPO = Path(__file__).resolve().parents[2]
 MIB = 2**20

@@ -1,1 +1,0 @@
-"""Adapters: one third-party library each, and no policy."""

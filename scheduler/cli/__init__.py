@@ -1,0 +1,1 @@
+"""The commands: arguments to settings to one call; exit codes."""

@@ -1,0 +1,252 @@
+"""The command line: arguments become Settings, Settings a plan, the plan a run; errors one line and an exit code.
+
+Holds no decision of its own. Neither `--help` nor `--dry-run` imports torch, Dask or Optuna.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from scheduler import __version__, masking
+from scheduler.model import HeadroomError, NothingFits, UsageError
+
+if TYPE_CHECKING:
+    from scheduler.settings.schema import Settings
+    from scheduler.workload.plan import Plan
+
+OK, CLOSED_EARLY, USAGE, NOTHING_FITS, TIMED_OUT, STOPPED = 0, 1, 2, 3, 124, 130
+
+EPILOG = """\b
+Examples:
+  bin/schedule --budgets 2M,20M,200M,2B
+      12 studies (4 budgets x horizons 1, 3, 5), 50 trials each
+  bin/schedule --budgets 2M,20M --horizons 1 --trials 2 --max-epochs 2
+      a first try, minutes
+  bin/schedule --budgets 2M,20M,200M,2B --dry-run
+      what fits, how many at once, what never fits and why; starts nothing
+  bin/schedule --budgets 2M --data bars.csv --memory-budget 100GiB
+      your own daily bars (open, high, low, close, volume)
+  bin/schedule --experiment configs/experiments/phase6a/hpo_2M_h1.yaml
+      an experiment file
+  bin/schedule --budgets 2M --cluster tcp://host:8786
+      on a Dask cluster that runs already
+
+\b
+The same command again resumes the run. q, Ctrl-C, SIGTERM or a file STOP in the run folder ends it: running trials
+write a checkpoint and leave; a second time ends it at once.
+
+\b
+Every key of configs/schedule.yaml can be set in a file (--config), as HEADROOM_<KEY> in the environment, and most as
+an argument; arguments go first, then the environment, then the experiment file, then the configuration file.
+
+\b
+Exit codes: 0 all studies reached their quota; 1 some study closed early, was refused or has no completed trial; 2 wrong
+usage or configuration; 3 nothing can fit; 124 stopped by --timeout; 130 stopped by the user (both resume).
+"""
+
+FILE = click.Path(path_type=Path)
+
+
+def _argument(*names: str, key: str | None = None, **extra: Any) -> Any:
+    """An option that sets the settings key of the same name. Values stay text: `settings` alone knows the types."""
+    return click.option(*names, *([key] if key else []), default=None, **extra)
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})
+@_argument("--budgets", metavar="LIST", help="Parameter budgets: any of 2M,20M,200M,2B (default: all).")
+@_argument("--horizons", metavar="LIST", help="Days ahead that are predicted (default: 1,3,5).")
+@_argument("--trials", metavar="N", help="Trials per study (default: 50).")
+@_argument("--memory-budget", metavar="SIZE", help="What trials may take of each host: 90% (default) or e.g. 100GiB.")
+@_argument("--slots", metavar="N", help="Single-threaded trials per worker at once (default: one per core).")
+@_argument("--threads", metavar="N", help="Threads, and slots, of each trial (default: 1, more for large models).")
+@_argument("--storage", metavar="URL", help="Study database (default: SQLite in the run folder).")
+@_argument("--cluster", metavar="ADDRESS", help="Dask scheduler to use, tcp://host:port (default: this machine).")
+@_argument("--tls-ca-file", metavar="FILE", help="For --cluster tls://host:port: PEM file of the authority.")
+@_argument("--tls-cert", metavar="FILE", help="PEM file of our own certificate.")
+@_argument("--tls-key", metavar="FILE", help="PEM file of its key (default: in --tls-cert).")
+@_argument("--data", metavar="FILE", help="CSV or Parquet of daily bars (default: built-in S&P 500 sample).")
+@_argument("--name", metavar="RUN", help="Name of the run and its folder (default: phase6a, and what differs).")
+@_argument("--runs-dir", metavar="DIR", help="Where run folders are (default: runs).")
+@_argument("--max-epochs", metavar="N", help="At most so many epochs per trial.")
+@_argument("--max-steps", metavar="N", help="At most so many optimizer steps per trial.")
+@_argument("--pruner", metavar="NAME", help="median (default), hyperband or none.")
+@_argument("--device", metavar="NAME", help="auto (default), cpu, mps or cuda.")
+@_argument("--seed", metavar="N", help="Seed of samplers and trials (default: 0).")
+@_argument("--max-retries", metavar="N", help="Retries of a trial that is lost without progress (default: 3).")
+@_argument("--trial-timeout", metavar="TIME", help="Longest a trial may run, e.g. 30m or 12h; then it is PRUNED.")
+@_argument("--timeout", metavar="TIME", help="Longest this command may run, e.g. 8h; then it drains, resumable.")
+@_argument("--watchdog", metavar="MODE", help="on (default), observe (say, never kill) or off.")
+@_argument("--dashboard", metavar="ADDRESS", help="Port or host:port of the Dask dashboard (default: 8787), or off.")
+@click.option("--config", type=FILE, metavar="FILE", help="Configuration instead of configs/schedule.yaml.")
+@click.option(
+    "--experiment", type=FILE, metavar="FILE", multiple=True, help="Experiment file; may be given many times."
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan, start and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
+@_argument("--log-level", metavar="LEVEL", help="debug, info (default), warning or error.")
+@click.version_option(__version__, prog_name="headroom")
+@click.argument("files", nargs=-1, metavar="", type=FILE)
+def command(
+    config: Path | None,
+    experiment: tuple[Path, ...],
+    dry_run: bool,
+    as_json: bool,
+    files: tuple[Path, ...],
+    **given: Any,
+) -> int:
+    """Run Optuna studies in parallel on Dask, each trial only where its memory fits."""
+    from scheduler.settings import load
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory is gone: cd to one that is there") from None
+    if files and not experiment:
+        what = str(files[0])
+        raise click.UsageError(f"unexpected argument {what!r}; name a file with --experiment, --config or --data")
+    if as_json and not dry_run:
+        raise click.UsageError("--json goes with --dry-run")
+    # `--experiment a.yaml b.yaml`, as a shell's *.yaml gives it, means both.
+    settings = load.load(_parsed(given), config=config, experiments=(*experiment, *files))
+    if settings.storage is not None:
+        masking.learn(settings.storage)
+        if given["storage"] and masking.has_secret(given["storage"]):
+            _say("a password among the arguments is seen by every user of this machine (ps); HEADROOM_STORAGE or "
+                 "~/.pgpass is safer", 0)  # fmt: skip
+    plan = make_plan(settings)
+    if settings.training.is_own:
+        from scheduler.study import rehearsal
+
+        rehearsal.rehearse(settings, plan)
+    if dry_run:
+        from scheduler.ui import report
+
+        report.print_plan(plan, as_json=as_json)
+        return OK if plan.runnable else NOTHING_FITS
+    return run(settings, plan)
+
+
+def make_plan(settings: Settings) -> Plan:
+    """The plan for the cluster's workers, or for this machine. Raises HeadroomError; writes nothing."""
+    from scheduler.host import facts as host_facts
+    from scheduler.host import registry, runtimes
+    from scheduler.workload import functions, plan
+
+    if settings.cluster is None:
+        key = runtimes.key(settings.training.preload, settings.heap)
+        environment = runtimes.known(registry.host_folder(), key)
+        device = host_facts.resolve_device(settings.device)
+        made = plan.make(settings, [host_facts.facts(device, settings.total_slots, environment)])
+        check_objective(settings)
+        return made
+    # The quick and usual mistakes first: functions and data, then whether anybody answers, then what the workers have.
+    plan.with_data_facts(settings.studies(), functions.load(settings)["check_data"])
+    from scheduler.cluster import client, credentials
+
+    security = credentials.given(settings.cluster, settings.tls_files)
+    client.check(settings.cluster, security)
+    from scheduler.driver import driver
+
+    return plan.make(settings, driver.cluster_facts(settings, settings.cluster, security))
+
+
+def check_objective(settings: Settings) -> None:
+    """Import the objective as a trial would, in a process: it may take torch along. Raises UsageError.
+
+    Our own needs no proof: the first worker imports it before it says that it is ready.
+    """
+    from scheduler.settings.schema import Training
+    from scheduler.worker import trial_process
+
+    path = settings.training.objective
+    if path == Training().objective:
+        return
+    try:
+        trial_process.check_objective(path)
+    except trial_process.TrialStartError as error:
+        raise UsageError(f"training.objective: {error}; check the spelling, or PYTHONPATH") from None
+
+
+def run(settings: Settings, plan: Plan) -> int:
+    """The batch; returns the exit code. Nothing is written before everything that can be checked has been."""
+    from scheduler.settings import run_folder
+    from scheduler.ui import console, log
+
+    if not plan.runnable:
+        *others, last = plan.refusals
+        for refusal in others:
+            click.echo(refusal, err=True)
+        raise NothingFits(f"nothing fits: {last}")
+    run_folder.check(settings)
+    from scheduler.study import store
+
+    if settings.storage is not None or (settings.run_folder / "study.db").exists():
+        store.check(settings.storage_url)
+    from scheduler.driver import driver
+
+    view = console.choose()
+    log.configure(settings.log_level, view.line)
+    for refusal in plan.refusals:
+        view.line(refusal)
+    with view:
+        code = driver.run(settings, plan, view)  # shows the results itself: the study is open there
+    if code in (STOPPED, TIMED_OUT):
+        _say(f"stopped; to go on where it stopped: {_again(sys.argv[1:])}", 0)
+    return CLOSED_EARLY if code == OK and plan.refusals else code
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: runs the command and ends the process with its exit code."""
+    sys.exit(execute(sys.argv[1:] if arguments is None else arguments))
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Run the command; every expected error is one line on stderr and its exit code."""
+    try:
+        result = command.main(list(arguments), prog_name="bin/schedule", standalone_mode=False)
+        return result if isinstance(result, int) else OK
+    except HeadroomError as error:
+        return _say(str(error), error.exit_code)
+    except click.ClickException as error:
+        return _say(f"{error.format_message()} (see bin/schedule --help)", USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("stopped", STOPPED)
+    except BrokenPipeError:  # `bin/schedule --dry-run | head`
+        sys.stderr.close()
+        return OK
+
+
+def _say(message: str, code: int) -> int:
+    click.echo(f"headroom: {' '.join(masking.scrubbed(message).split())}", err=True)
+    return code
+
+
+def _again(arguments: Sequence[str]) -> str:
+    """The command line to give again; its passwords are the user's to fill in."""
+    words = []
+    for word in arguments:
+        flag, found, url = word.partition("=")
+        words.append(f"{flag}={masking.masked(url)}" if found and flag.startswith("-") and "://" in url else
+                     masking.masked(word) if "://" in word else word)  # fmt: skip
+    hidden = " (with its password, which is not shown)" if words != list(arguments) else ""
+    return shlex.join(["bin/schedule", *words]) + hidden
+
+
+def _parsed(given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as the settings know them: YAML values under dotted keys."""
+    from scheduler.settings.layers import parse_scalar
+
+    text_only = {"budgets", "horizons", "name", "data", "storage", "cluster", "runs_dir", "memory_budget", "dashboard"}
+    text_only |= {"tls_ca_file", "tls_cert", "tls_key"}
+    keys = {"watchdog": "watchdog.mode"}
+    return {
+        keys.get(key, key): value if value is None or key in text_only else parse_scalar(value)
+        for key, value in given.items()
+    }

@@ -1,0 +1,601 @@
+"""The brain: `BatchState.handle(event, now) -> commands`.
+
+Owns all scheduling state of a driver: studies, trials, the ledger, the corrections. It never sleeps, logs, samples or
+submits; everything that races (Dask callbacks, watchdog, signals, timers, keys) reaches it as an event. The same class
+runs in production and in the simulator (tests/simulator.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+from scheduler import model as m
+from scheduler.core import admission, ending, fault, placement
+from scheduler.core.attributes import final_attrs
+from scheduler.core.leaving import allowance_s
+from scheduler.core.ledger import Ledger, Reservation, Row
+from scheduler.core.reservation import grown, tightened
+from scheduler.core.resume import Saved, patience_s
+from scheduler.core.sizing import Sizing
+from scheduler.core.trial import IllegalTransition, Rules, Study, Trial
+
+VITALS_STALE_S = 15.0  # they come every second; a worker that is busy for some seconds is not silent
+
+
+class BatchState:
+    """All scheduling state. The one mutator is `handle`; everything else reads.
+
+    studies: how many will be opened; before that the batch is not over, although all that are open may be complete.
+    """
+
+    def __init__(self, rules: Rules, studies: int = 1) -> None:
+        self.rules = rules
+        self._expected = studies
+        self.ledger = Ledger()
+        self.sizing = Sizing()
+        self.studies: dict[str, Study] = {}
+        self.trials: dict[m.TrialId, Trial] = {}
+        self.draining: str | None = None
+        self.failed = False
+        self.timed_out = False
+        self.at_once = False  # do not even wait for the study: what it has not heard, the next start tells it
+        self.ended = False
+        self._drain_since = 0.0
+        self._began: float | None = None
+        self._now = 0.0
+        self._out: list[m.Command] = []
+        self._stale = True  # something changed that could let a waiting trial start
+        self._environments: list[m.Environment | None] = []  # of the workers that are here, one of each name
+
+    def handle(self, event: m.Event, now: float) -> list[m.Command]:
+        """Take one event at instant `now` (monotonic seconds); return what is to be done, in order."""
+        self._now, self._out = now, []
+        self._began = now if self._began is None else self._began
+        match event:
+            case m.StudyOpened():
+                self._on_study_opened(event)
+            case m.WorkerJoined():
+                self._on_worker_joined(event)
+            case m.WorkerLost(worker=worker):
+                self.ledger.leave(worker)
+                self._look_at_environments()
+                self._stale = True
+            case m.WorkerVitals():
+                self._on_vitals(event)
+            case m.TrialAsked():
+                self._on_asked(event)
+            case m.AskFailed(study=name, detail=detail):
+                self.studies[name].asking = False
+                self._close(self.studies[name], f"sampling failed: {detail}", early=True)
+            case m.QuotaReached(study=name, completed=completed):
+                self.studies[name].asking = False
+                self.studies[name].completed = max(self.studies[name].completed, completed)
+                if not self.draining:  # then it is the recorder's answer to an ask that is no longer wanted
+                    self._close(self.studies[name], "quota reached with other drivers", early=False)
+            case m.AttemptStarted():
+                self._on_started(event)
+            case m.AttemptRestarted():
+                self._on_restarted(event)
+            case m.AttemptProgress():
+                self._on_progress(event)
+            case m.AttemptSettled():
+                self._on_settled(event)
+            case m.AttemptEnded():
+                self._on_ended(event)
+            case m.PruneAdvised(attempt=attempt):
+                if (trial := self._current(attempt)) is not None:
+                    self._stop(trial, "prune")
+            case m.TrialTold(trial=trial_id):
+                self.studies[trial_id.study].untold -= 1
+            case m.TrialTaken():
+                self._on_taken(event)
+            case m.QuitRequested():
+                self._on_quit(event)
+            case m.Tick():
+                self._stale = True
+                self._distrust_silent_workers()
+                self._end_overdue()
+                self._end_those_who_stay()
+        self._advance()
+        return self._out
+
+    def check(self) -> None:
+        """Re-check the invariants; tests call this after each event. Raises on the first that is broken."""
+        self.ledger.check()
+        for trial in self.trials.values():
+            held = self.ledger.worker_of(trial.attempt_id) is not None
+            if held != (trial.state in (m.TrialState.ADMITTED, m.TrialState.RUNNING)):
+                raise IllegalTransition(f"{trial.id} is {trial.state.value} with reservation={held}: {trial.story}")
+            study = self.studies[trial.id.study]
+            if (trial.id in study.pending) != (trial.state is m.TrialState.PENDING):
+                raise IllegalTransition(f"{trial.id} is {trial.state.value}, its study thinks otherwise: {trial.story}")
+            if trial.id not in study.live:
+                raise IllegalTransition(f"{trial.id} lives outside its study: {trial.story}")
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def _on_study_opened(self, event: m.StudyOpened) -> None:
+        self.studies[event.study.name] = Study(
+            spec=event.study, counted=event.counted, completed=event.completed, best=event.best
+        )
+        self.sizing.open(event.study.name, event.observations)
+
+    def _on_worker_joined(self, event: m.WorkerJoined) -> None:
+        facts = event.facts
+        budget, beside = self.rules.memory_budget.on(facts), self.ledger.overhead_beside(facts)
+        self.ledger.join(
+            Row(
+                facts=facts,
+                own_capacity_bytes=admission.own_capacity(budget, facts),
+                device_capacity_bytes=admission.device_capacity(facts.device) if facts.device else None,
+                reserve_bytes=self.rules.reserve_bytes,
+                available_bytes=facts.available_bytes,
+            ),
+            admission.capacity(budget, facts, beside),
+        )
+        self._look_at_environments()
+        self._stale = True
+
+    def _look_at_environments(self) -> None:
+        """Of the workers of one environment the one whose processes hold most stands for all: by some MiB."""
+        largest: dict[str, m.Environment] = {}
+        here = [row.facts.environment for row in self.ledger if not row.gone]
+        for each in here:
+            if each is not None and each.runtime_bytes >= largest.get(each.name, each).runtime_bytes:
+                largest[each.name] = each
+        self._environments = [*largest.values(), *([None] if None in here else [])]
+
+    def _on_vitals(self, event: m.WorkerVitals) -> None:
+        row = self.ledger.row(event.worker)
+        if row is None:
+            return
+        row.vitals_at = self._now
+        row.available_bytes, row.pressure = event.available_bytes, event.pressure
+        self._shut(row, event.closed_reason)
+        row.others_unclaimed_bytes = event.others_unclaimed_bytes
+        row.touch()
+        for attempt, step_s in event.step_s.items():
+            if (trial := self._current(attempt)) is not None:
+                trial.step_s = step_s
+        for attempt, used in event.used_bytes.items():
+            if self.ledger.worker_of(attempt) == event.worker:
+                self.ledger.saw(attempt, used_bytes=used, peak_bytes=event.peak_bytes.get(attempt))
+                self._grow(attempt)
+        self._stale = True
+
+    def _distrust_silent_workers(self) -> None:
+        """No news of a host's memory is not good news: nothing is admitted there until it speaks again."""
+        for row in self.ledger:
+            if row.vitals_at is not None and self._now - row.vitals_at > VITALS_STALE_S:
+                row.available_bytes, row.vitals_at = None, None
+                row.touch()
+
+    def _on_asked(self, event: m.TrialAsked) -> None:
+        study = self.studies[event.trial.study]
+        study.asking = False
+        trial = Trial(
+            id=event.trial,
+            params=dict(event.params),
+            prior=event.footprint,
+            footprint=self.sizing.size(event.trial.study, event.footprint, event.family, self._environments),
+            family=event.family,
+            attempt=event.attempt,
+            saved=() if event.resume_from is None else (Saved(path=event.resume_from, host=event.resume_host),),
+            max_epochs=event.max_epochs,
+            retries=event.retries,
+            ran_s=event.ran_s,
+            since=self._now,
+            story=[f"asked at {self._now:.1f}"],
+        )
+        self.trials[trial.id] = trial
+        study.live.add(trial.id)
+        study.pending.add(trial.id)
+        self._stale = True
+        if self.draining or study.closed:
+            self._requeue(trial, reason="not started", outcome=None)
+
+    def _on_started(self, event: m.AttemptStarted) -> None:
+        if (trial := self._current(event.attempt)) is not None:
+            trial.move(m.TrialState.RUNNING, self._now, f"pid {event.pid} on {event.worker}")
+            trial.started_at = self._now
+
+    def _on_restarted(self, event: m.AttemptRestarted) -> None:
+        if (trial := self._current(event.attempt)) is not None:
+            trial.began(event.checkpoint)
+            if event.checkpoint is None:
+                trial.started_over = event.detail
+
+    def _on_progress(self, event: m.AttemptProgress) -> None:
+        trial = self._current(event.attempt)
+        if trial is None:
+            return
+        trial.progressed(self._now, event.step, event.value)
+        self._out.append(m.ReportValue(attempt=event.attempt, step=event.step, value=event.value))
+        self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
+        self._grow(event.attempt)
+
+    def _on_settled(self, event: m.AttemptSettled) -> None:
+        trial = self._current(event.attempt)
+        if trial is None:
+            return
+        trial.settled = True
+        self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
+        held = self.ledger.reservation(event.attempt)
+        assert held is not None  # a current attempt that runs holds one: `check` proves it
+        device_bytes = tightened(event.device_bytes) if event.device_bytes else held.device_bytes
+        # Never upwards: a prior that was right to the MiB leaves less room than the margin above what was seen.
+        host_bytes = max(held.peak_bytes, min(held.host_bytes, tightened(held.peak_bytes)))
+        self._resize(event.attempt, host_bytes, "settled", device_bytes)
+
+    def _on_ended(self, event: m.AttemptEnded) -> None:
+        trial = self._current(event.attempt)
+        if trial is None:
+            return
+        outcome, study = event.outcome, self.studies[trial.id.study]
+        facts = trial.facts(outcome)
+        verdict = fault.judge(outcome, facts, self.rules.retry)
+        if isinstance(verdict, fault.Final):
+            outcome = replace(outcome, reason=verdict.reason)
+        self.ledger.saw(event.attempt, peak_bytes=outcome.peak_bytes)
+        worker = self.ledger.worker_of(event.attempt)
+        row = None if worker is None else self.ledger.row(worker)
+        trial.left(outcome.checkpoint, None if row is None else row.facts.host)
+        self.ledger.release(event.attempt)
+        self._stale = True
+        if trial.taken:
+            self._forget(trial, "taken over")
+            return
+        trusted = self.sizing.learn(study.spec.name, trial, outcome)
+        if isinstance(verdict, fault.Final):
+            self._finish(trial, verdict, outcome, trusted_peak=trusted)
+            return
+        trial.retries, trial.fruitless = verdict.spent, verdict.fruitless
+        if facts.progress:  # what was lost is not held against it
+            trial.ran_s = trial.ran_until(self._now)
+        if verdict.closes_host and worker is not None:
+            self._close_host(worker, outcome.detail)
+        if self.draining:
+            trial.attempt += 1
+            self._requeue(trial, reason=outcome.reason.value, outcome=outcome)
+        else:
+            trial.retry(self._now, verdict, f"attempt {trial.attempt} {outcome.reason.value}")
+            study.pending.add(trial.id)
+
+    def _on_taken(self, event: m.TrialTaken) -> None:
+        """Nothing of it is ours any more: not its state, not its place in the quota, not its checkpoints."""
+        study, trial = self.studies[event.trial.study], self.trials.get(event.trial)
+        if event.told is not None:
+            study.counted -= 1
+            study.completed -= event.told is m.FinalState.COMPLETE
+        if trial is None:
+            return
+        trial.taken, self._stale = True, True
+        if trial.state is m.TrialState.PENDING:
+            self._forget(trial, "taken over")
+        else:
+            self._kill(trial, "taken over by another driver")
+
+    def _close_host(self, worker: str, reason: str) -> None:
+        """Nothing more starts there until its agent has looked and says otherwise: with its next vitals."""
+        if (row := self.ledger.row(worker)) is not None:
+            self._shut(row, reason)
+
+    def _shut(self, row: Row, reason: str | None) -> None:
+        if row.closed_reason != reason:
+            row.closed_reason = reason
+            row.touch()
+            self._out.append(m.NoteHost(worker=row.facts.address, reason=reason))
+
+    def _end_overdue(self) -> None:
+        """Ask whoever is over its time limit to leave; who does not leave in time is ended."""
+        whole_s, each_s = self.rules.timeout_s, self.rules.trial_timeout_s
+        if whole_s is not None and not self.draining and self._now - (self._began or 0.0) > whole_s:
+            self.timed_out = True
+            self._on_quit(m.QuitRequested(source="its time limit (--timeout)"))
+        for trial in self.trials.values():
+            if each_s is None or trial.state is not m.TrialState.RUNNING or trial.ran_until(self._now) <= each_s:
+                continue
+            if trial.stopping is None:
+                self._stop(trial, "timeout")
+            elif self._now > trial.leave_by:
+                self._kill(trial, "timeout")
+
+    def _end_those_who_stay(self) -> None:
+        """A drain is over for those who had time enough to leave."""
+        for trial in self.trials.values() if self.draining else ():
+            if self._now > max(trial.leave_by, self._drain_since + self.rules.drain_timeout_s):
+                self._kill(trial, "drain_timeout")
+
+    def _on_quit(self, event: m.QuitRequested) -> None:
+        again = self.draining is not None
+        self.failed |= event.failed
+        if not again:
+            self.draining, self._drain_since = event.source, self._now
+            for trial in list(self.trials.values()):
+                if trial.state is m.TrialState.PENDING:
+                    self._requeue(trial, reason="not started", outcome=None)
+                else:
+                    self._stop(trial, "drain")
+            self._note_drain()
+        if again or event.now:
+            self.at_once = True
+            self._kill_all(event.source)
+
+    # -- what follows -----------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        if self.ended:
+            return
+        if self._stale and not self.draining:
+            self._stale = False
+            self._place()
+        for study in self.studies.values():
+            if study.closed is None and study.complete:
+                self._close(study, "quota reached", early=False)
+            elif self._wants_trial(study):
+                self._ask(study)
+        self._end_if_done()
+
+    def _wants_trial(self, study: Study) -> bool:
+        return (
+            not self.draining
+            and study.closed is None
+            and not study.asking
+            and not study.pending
+            and study.counted + len(study.live) < study.spec.quota
+        )
+
+    def _ask(self, study: Study) -> None:
+        """Ask only when some worker is here: the micro-batch is sized for the largest of them."""
+        views = self.ledger.views()
+        if not views:
+            return
+        largest = max(self.ledger, key=lambda row: -1 if row.gone else row.limit_bytes)
+        study.asking = True
+        self._out.append(
+            m.AskTrial(
+                study=study.spec.name,
+                limit_bytes=largest.limit_bytes,
+                correction=self.sizing.correction(study.spec.name, self._environments),
+                environments=tuple(sorted(each.name for each in self._environments if each is not None)),
+                device_limit_bytes=largest.device_capacity_bytes,
+            )
+        )
+
+    def _place(self) -> None:
+        views = self.ledger.views()
+        waiting = []
+        for study in self.studies.values():
+            for trial in self._pending(study):
+                # A waiting trial profits from what others have taught meanwhile.
+                trial.footprint = self.sizing.size(study.spec.name, trial.prior, trial.family, self._environments)
+                if (never := admission.feasible(trial.footprint, views, study.spec.slots)) is not None:
+                    self._misfit(study, trial, never)
+                elif trial.not_before > self._now:
+                    self._defer(trial, m.Defer("retry_delay", {"attempt": trial.attempt}))
+                else:
+                    waiting.append(self._waiting(study, trial))
+        if not waiting:
+            return
+        plan = placement.place(waiting, self._running(), views, self._now)
+        for start in plan.starts:
+            self._launch(start)
+        for trial_id, defer in plan.deferred.items():
+            self._defer(self.trials[trial_id], defer)
+
+    def _defer(self, trial: Trial, defer: m.Defer) -> None:
+        if trial.deferred != defer.reason:
+            trial.deferred = defer.reason
+            self._out.append(m.NoteDeferral(trial=trial.id, reason=defer.reason, numbers=defer.numbers))
+
+    def _launch(self, start: placement.Start) -> None:
+        trial = self.trials[start.trial]
+        study = self.studies[trial.id.study]
+        row = self.ledger.row(start.worker)
+        assert row is not None  # placement saw its view
+        # Placed by what it would need anywhere; here it needs what it does here.
+        here = self.sizing.size(study.spec.name, trial.prior, trial.family, [row.facts.environment])
+        host_bytes = start.host_bytes
+        if here.is_known:
+            trial.footprint, host_bytes = here, min(host_bytes, here.host_bytes)
+        self.ledger.reserve(
+            start.worker,
+            Reservation(
+                attempt=trial.attempt_id,
+                host_bytes=host_bytes,
+                device_bytes=start.device_bytes,
+                slots=study.spec.slots,
+            ),
+        )
+        trial.move(m.TrialState.ADMITTED, self._now, f"attempt {trial.attempt} on {start.worker}")
+        trial.began(trial.resume_from)
+        study.pending.discard(trial.id)
+        self._out.append(
+            m.LaunchAttempt(
+                attempt=trial.attempt_id,
+                worker=start.worker,
+                params=trial.params,
+                footprint=trial.footprint,
+                reserved_bytes=host_bytes,
+                slots=study.spec.slots,
+                resume_from=trial.resume_from,
+                older=tuple(each.path for each in trial.saved[1:]),
+                retries=trial.retries,
+                ran_s=trial.ran_s,
+                wait_s=self._now - trial.since,
+            )
+        )
+
+    def _misfit(self, study: Study, trial: Trial, never: m.Reject) -> None:
+        """No worker can ever hold it: pruned with a constraint, which teaches the sampler; it does not count."""
+        study.misfits_in_row += 1
+        attrs = {"stop_reason": "does_not_fit", "does_not_fit": dict(never.numbers)}
+        excess = trial.footprint.host_bytes / max(1, never.numbers.get("limit_bytes", 1)) - 1
+        self._tell(trial, m.FinalState.PRUNED, None, attrs, constraint=max(excess, 1e-3))
+        if study.misfits_in_row >= self.rules.max_misfits:
+            self._close(study, f"{study.misfits_in_row} trials in a row fit no worker ({never.reason})", early=True)
+
+    def _finish(self, trial: Trial, verdict: fault.Final, outcome: m.Outcome, *, trusted_peak: bool) -> None:
+        study, state = self.studies[trial.id.study], verdict.state
+        study.misfits_in_row = 0
+        study.counted += 1
+        if state is m.FinalState.COMPLETE:
+            study.completed += 1
+            study.durations_s.append(outcome.duration_s)
+            study.expected_s = median(study.durations_s)
+        attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak)
+        if trial.started_over is not None:
+            attrs["started_over"] = trial.started_over
+        value = outcome.value if state is m.FinalState.COMPLETE else None
+        self._tell(trial, state, value, attrs, constraint=verdict.constraint)
+        self._drop_checkpoints(study, trial, value)
+        study.failures_in_row = fault.failures_in_row(study.failures_in_row, state)
+        if fault.is_broken(study.failures_in_row, self.rules.retry):
+            self._close(study, f"{study.failures_in_row} failures in a row; last: {outcome.detail}", early=True)
+
+    def _drop_checkpoints(self, study: Study, trial: Trial, value: float | None) -> None:
+        """A run of days must not fill the disk: a checkpoint of 2B parameters has 24 GB, and a study 50 trials."""
+        over: int | None = trial.id.number
+        if value is not None and (study.best is None or value < study.best[0]):
+            over = None if study.best is None else study.best[1]
+            study.best = (value, trial.id.number)
+            if self.rules.keep_checkpoints == "none":
+                over = trial.id.number
+        if over is not None and self.rules.keep_checkpoints != "all":
+            self._out.append(m.DropCheckpoints(trial=m.TrialId(study.spec.name, over)))
+
+    def _tell(
+        self, trial: Trial, state: m.FinalState, value: float | None, attrs: dict[str, Any], constraint: float | None
+    ) -> None:
+        self._forget(trial, f"told {state.value}")
+        self._out.append(m.TellTrial(trial=trial.id, state=state, value=value, attrs=attrs, constraint=constraint))
+
+    def _requeue(self, trial: Trial, *, reason: str, outcome: m.Outcome | None) -> None:
+        self._forget(trial, f"requeued: {reason}")
+        attrs = {} if outcome is None else final_attrs(outcome, trial.footprint, trial.attempt - 1, trusted_peak=False)
+        self._out.append(
+            m.EnqueueRetry(
+                trial=trial.id,
+                attempt=trial.attempt,
+                resume_from=trial.resume_from,
+                resume_host=trial.saved[0].host if trial.saved else None,
+                reason=reason,
+                retries=trial.retries,
+                ran_s=trial.ran_s,
+                attrs=attrs,
+            )
+        )
+
+    def _forget(self, trial: Trial, why: str) -> None:
+        study = self.studies[trial.id.study]
+        trial.move(m.TrialState.FINISHED, self._now, why)
+        del self.trials[trial.id]
+        study.live.discard(trial.id)
+        study.pending.discard(trial.id)
+        study.untold += not trial.taken
+
+    def _close(self, study: Study, reason: str, *, early: bool) -> None:
+        if study.closed is not None:
+            return
+        study.closed, study.closed_early = reason, early
+        self._out.append(m.CloseStudy(study=study.spec.name, reason=reason, early=early))
+        for trial in self._pending(study):
+            self._requeue(trial, reason="study closed", outcome=None)
+
+    def _end_if_done(self) -> None:
+        over = len(self.studies) >= self._expected and all(s.closed is not None for s in self.studies.values())
+        if not (over or self.draining) or self.trials:
+            return
+        under_way = any(s.asking or s.untold for s in self.studies.values())
+        if under_way and not self.at_once:
+            return
+        self.ended = True
+        code, reason = ending.verdict(
+            self.studies.values(),
+            over=over and not under_way,  # what the study has not heard of is not yet done
+            draining=self.draining,
+            failed=self.failed,
+            timed_out=self.timed_out,
+        )
+        self._out.append(m.EndBatch(exit_code=code, reason=reason))
+
+    # -- small things -----------------------------------------------------------------------------------------------
+
+    def _current(self, attempt: m.AttemptId) -> Trial | None:
+        """The trial whose present attempt this is; None for late news of an attempt that has already ended."""
+        trial = self.trials.get(attempt.trial)
+        return trial if trial is not None and trial.attempt == attempt.attempt else None
+
+    def _pending(self, study: Study) -> list[Trial]:
+        return [self.trials[t] for t in sorted(study.pending)]
+
+    def _waiting(self, study: Study, trial: Trial) -> m.Waiting:
+        return m.Waiting(
+            trial=trial.id,
+            footprint=trial.footprint,
+            slots=study.spec.slots,
+            since=trial.since,
+            share=study.share,
+            expected_s=study.expected_s,
+            prefer_host=trial.saved[0].host if trial.saved else None,
+            prefer_until=max(trial.since, trial.not_before) + patience_s(trial.ran_s),
+        )
+
+    def _running(self) -> Iterator[m.Running]:
+        for row in self.ledger:
+            for attempt, held in row.reservations.items():
+                yield m.Running(
+                    attempt=attempt,
+                    worker=row.facts.address,
+                    reserved_bytes=held.host_bytes,
+                    device_reserved_bytes=held.device_bytes,
+                    slots=held.slots,
+                    expected_end=None if (trial := self._current(attempt)) is None else trial.expected_end(),
+                )
+
+    def _stop(self, trial: Trial, reason: str) -> None:
+        worker = self.ledger.worker_of(trial.attempt_id)
+        if worker is not None and trial.stopping is None:
+            trial.stopping = reason
+            trial.leave_by = self._now + allowance_s(self.rules.drain_timeout_s, trial.step_s)
+            self._out.append(m.StopAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
+
+    def _note_drain(self) -> None:
+        last = max(self.trials.values(), key=lambda trial: trial.leave_by, default=None)
+        if last is not None and last.step_s and last.leave_by > self._now + self.rules.drain_timeout_s:
+            wait_s = last.leave_by - self._now
+            self._out.append(m.NoteDrain(attempt=last.attempt_id, wait_s=wait_s, step_s=last.step_s))
+
+    @property
+    def drain_ends(self) -> float | None:
+        """The instant at which the last trial has left or is ended; None while nothing drains."""
+        if not self.draining:
+            return None
+        least = self._drain_since + self.rules.drain_timeout_s
+        return max((trial.leave_by for trial in self.trials.values()), default=least)
+
+    def _kill_all(self, reason: str) -> None:
+        for trial in self.trials.values():
+            self._kill(trial, reason)
+
+    def _kill(self, trial: Trial, reason: str) -> None:
+        worker = self.ledger.worker_of(trial.attempt_id)
+        if worker is not None and not trial.killed:
+            trial.killed = True
+            self._out.append(m.KillAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
+
+    def _grow(self, attempt: m.AttemptId) -> None:
+        held = self.ledger.reservation(attempt)
+        if held is not None and max(held.used_bytes, held.peak_bytes) > held.host_bytes:
+            self._resize(attempt, grown(max(held.used_bytes, held.peak_bytes)), "over_reservation")
+
+    def _resize(self, attempt: m.AttemptId, host_bytes: int, reason: str, device_bytes: int | None = None) -> None:
+        worker = self.ledger.worker_of(attempt)
+        if worker is not None and self.ledger.resize(attempt, host_bytes, device_bytes):
+            self._stale = True
+            self._out.append(
+                m.ResizeReservation(attempt=attempt, worker=worker, reserved_bytes=host_bytes, reason=reason)
+            )

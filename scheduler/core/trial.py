@@ -1,0 +1,175 @@
+"""The brain's own nouns: what it knows of a study and of a trial while they are under way.
+
+Mutable, and mutated by `batch.BatchState` alone. Holds the table of legal transitions; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from scheduler.core.admission import MemoryBudget
+from scheduler.core.fault import Again, Facts, RetryPolicy
+from scheduler.core.resume import Saved, remember
+from scheduler.model import AttemptId, Footprint, Outcome, StudySpec, TrialId, TrialState
+
+# A trial's life as a table: where it may go from where it is. Anything else is a bug and raises with its story.
+TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
+    TrialState.PENDING: frozenset({TrialState.ADMITTED, TrialState.FINISHED}),
+    TrialState.ADMITTED: frozenset({TrialState.RUNNING, TrialState.PENDING, TrialState.FINISHED}),
+    TrialState.RUNNING: frozenset({TrialState.PENDING, TrialState.FINISHED}),
+    TrialState.FINISHED: frozenset(),
+}
+
+
+class IllegalTransition(RuntimeError):
+    """A trial was asked to go where the table does not lead; the message is the trial's story."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the user decided. reserve_bytes: kept free on each host for the system itself.
+
+    keep_checkpoints: of finished trials: "best" (each study's best trial), "all" or "none". trial_timeout_s: how long a
+    trial may run, over all its attempts but what was lost of them; timeout_s: how long this driver may; None: no limit.
+    """
+
+    memory_budget: MemoryBudget
+    reserve_bytes: int
+    retry: RetryPolicy
+    max_misfits: int = 20
+    drain_timeout_s: float = 20.0
+    keep_checkpoints: str = "best"
+    trial_timeout_s: float | None = None
+    timeout_s: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Study:
+    """A study's place in the batch.
+
+    live: its trials under way; pending: those of them that wait to be placed (kept apart because thousands may run).
+    completed: trials that ended COMPLETE, also before this driver. untold: final states sent to the study and not yet
+    confirmed durable. durations_s: of its latest complete trials;
+    expected_s: their median.
+    """
+
+    spec: StudySpec
+    counted: int = 0
+    completed: int = 0
+    asking: bool = False
+    live: set[TrialId] = field(default_factory=set)
+    pending: set[TrialId] = field(default_factory=set)
+    failures_in_row: int = 0
+    misfits_in_row: int = 0
+    untold: int = 0
+    closed: str | None = None
+    closed_early: bool = False
+    best: tuple[float, int] | None = None
+    durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    expected_s: float | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Its quota is reached and nothing of it is under way."""
+        return self.counted >= self.spec.quota and not self.live and not self.asking
+
+    @property
+    def share(self) -> float:
+        """The part of its quota that is done or running: what fair share compares."""
+        return (self.counted + len(self.live)) / max(1, self.spec.quota)
+
+
+@dataclass(slots=True, kw_only=True)
+class Trial:
+    """A trial this driver asked for and has not finished."""
+
+    id: TrialId
+    params: dict[str, Any]
+    prior: Footprint
+    footprint: Footprint
+    family: str
+    attempt: int
+    max_epochs: int | None
+    since: float
+    saved: tuple[Saved, ...] = ()
+    state: TrialState = TrialState.PENDING
+    story: list[str] = field(default_factory=list)
+    not_before: float = 0.0
+    deferred: str | None = None
+    started_at: float | None = None
+    first_step: int | None = None
+    progressed_at: float | None = None
+    step: int = 0
+    value: float | None = None
+    settled: bool = False
+    retries: int = 0
+    fruitless: int = 0
+    ran_s: float = 0.0
+    started_over: str | None = None
+    stopping: str | None = None
+    leave_by: float = 0.0
+    step_s: float | None = None
+    killed: bool = False
+    taken: bool = False  # its final state is another driver's: nothing is told of it, nothing of it removed
+
+    @property
+    def attempt_id(self) -> AttemptId:
+        return AttemptId(self.id, self.attempt)
+
+    def move(self, state: TrialState, now: float, why: str) -> None:
+        """Go there, if the table leads there. Raises IllegalTransition with the whole story otherwise."""
+        self.story.append(f"{now:.1f} {self.state.value} -> {state.value}: {why}")
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalTransition(f"{self.id}: {'; '.join(self.story)}")
+        self.state = state
+
+    def facts(self, outcome: Outcome) -> Facts:
+        """What `fault.judge` must know besides the end of the present attempt."""
+        progress = outcome.checkpoint is not None and outcome.checkpoint not in [each.path for each in self.saved]
+        return Facts(progress=progress, spent=self.retries, fruitless=self.fruitless)
+
+    @property
+    def resume_from(self) -> str | None:
+        """The newest checkpoint, None when there is none."""
+        return self.saved[0].path if self.saved else None
+
+    def began(self, checkpoint: str | None) -> None:
+        """The attempt goes on from this checkpoint, or from the start."""
+        self.step = next((each.step for each in self.saved if each.path == checkpoint), 0)
+
+    def left(self, checkpoint: str | None, host: str | None) -> None:
+        """The attempt has ended and left this checkpoint on this host; maybe the one that it began with."""
+        if checkpoint is not None and checkpoint not in [each.path for each in self.saved]:
+            self.saved = remember(self.saved, Saved(path=checkpoint, host=host, step=self.step))
+
+    def retry(self, now: float, again: Again, why: str) -> None:
+        """Wait for its next attempt, from the checkpoint it has."""
+        self.move(TrialState.PENDING, now, why)
+        self.attempt += 1
+        self.since, self.not_before = now, now + again.delay_s
+        self.started_at = self.first_step = self.progressed_at = self.deferred = self.stopping = None
+        self.settled = self.killed = False
+        self.step_s = None
+
+    def ran_until(self, now: float) -> float:
+        """How long it has run: earlier attempts that left a checkpoint, and the present one."""
+        return self.ran_s + (0.0 if self.started_at is None else now - self.started_at)
+
+    def progressed(self, now: float, step: int, value: float) -> None:
+        """An epoch ended."""
+        if self.first_step is None:
+            self.first_step = step
+        self.step, self.value, self.progressed_at = step, value, now
+
+    def expected_end(self) -> float | None:
+        """When it will be over if it trains all its epochs at the pace of those it has done; None before the first.
+
+        Counted from the last finished epoch: taken at any later instant the prediction would run away from a trial that
+        is late, and what is always about to end can be passed by others for ever.
+        """
+        if self.started_at is None or self.progressed_at is None or self.first_step is None or not self.max_epochs:
+            return None
+        pace_s = (self.progressed_at - self.started_at) / (self.step - self.first_step + 1)
+        return self.started_at + pace_s * (self.max_epochs - self.first_step + 1)

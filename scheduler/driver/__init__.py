@@ -1,0 +1,1 @@
+"""The driver's side effects: the loop, the study's writer, the journal, the run folder, what a dead driver left."""

@@ -1,0 +1,469 @@
+"""The dispatcher: drains events, asks the brain, carries out its commands.
+
+One loop in one thread. All else (Dask, the recorder, signals, the keyboard) only puts into its inbox, which is there
+before anything else is. Translates between the agents' messages and the brain's events, journals both sides, and
+decides nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scheduler import model as m
+from scheduler.cluster.client import Cluster
+from scheduler.core.attributes import ended_line
+from scheduler.core.state import BatchState
+from scheduler.driver import decisions
+from scheduler.driver.fleet import Fleet
+from scheduler.driver.recorder import Recorder
+from scheduler.host import checkpoints
+from scheduler.model.plain import line as one_line
+
+TICK_S = 1.0
+WORKER_NAG_S = 60.0
+REBUILD_AFTER_S = 60.0  # a cluster of our own without an agent for so long is made anew
+REBUILDS = 3  # in a row; then something is wrong that another one will not cure
+
+Log = Callable[..., None]
+Recover = Callable[[m.AttemptId, m.Outcome], m.Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An agent's message, or the cluster's word that a worker left."""
+
+    message: m.Json
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The end of an attempt's task, as the cluster tells it."""
+
+    attempt: str
+    outcome: m.Outcome
+
+
+Item = m.Event | Said | Ended
+Inbox = queue.SimpleQueue[Item]
+
+
+@dataclass(slots=True)
+class _InFlight:
+    """What the driver knows of an attempt that its worker may take with it when it dies."""
+
+    worker: str
+    launch: m.LaunchAttempt
+    checkpoint: str | None = None
+    started: bool = False
+
+
+class Dispatcher:
+    """Runs a batch to its end.
+
+    inbox: where everybody puts what happened. log: `log(event, durable=False, **fields)`, one constant dotted name per
+    kind of event. recover: given an attempt that was lost and its outcome so far, what its outcome really was.
+    missing: what the run cannot do without and is not there now; nothing is launched then. away_timeout_s: how long the
+    Dask scheduler may be gone before the run ends. watch: called about once a second.
+    """
+
+    def __init__(
+        self,
+        brain: BatchState,
+        cluster: Cluster,
+        fleet: Fleet,
+        recorder: Callable[[Callable[[m.Event], None]], Recorder],
+        *,
+        inbox: Inbox,
+        objective: str,
+        folder: Path,
+        log: Log,
+        recover: Recover,
+        missing: Callable[[], object | None] = lambda: None,
+        away_timeout_s: float,
+        watch: Callable[[BatchState], None] = lambda brain: None,
+    ) -> None:
+        self.brain, self.cluster, self.fleet = brain, cluster, fleet
+        self._inbox = inbox
+        self.recorder = recorder(self.post)
+        self._objective, self._folder, self._log = objective, folder, log
+        self._recover, self._missing, self._watch = recover, missing, watch
+        self._inflight: dict[m.AttemptId, _InFlight] = {}
+        self._tidy = ThreadPoolExecutor(1, thread_name_prefix="headroom-tidy")  # unlinking 24 GB takes its time
+        self._end: m.EndBatch | None = None
+        self._connected_at = self._nagged_at = time.monotonic()
+        self._connected, self._abandoned = True, False
+        self._away_timeout_s, self._rebuilds = away_timeout_s, 0
+        self._failure: m.HeadroomError | None = None
+        self._misread: set[str] = set()  # kinds of messages that could not be read
+        self._broken: dict[str, str] = {}  # worker -> why it cannot run trials
+        self._had_worker = False
+
+    def post(self, event: m.Event) -> None:
+        """Enqueue an event; callable from any thread and from signal handlers."""
+        self._inbox.put(event)
+
+    def run(self, first: Iterable[Item] = ()) -> m.EndBatch:
+        """Go on until the brain ends the batch. Raises HeadroomError when it cannot go on at all.
+
+        first: what comes before anything in the inbox, in order: what was already read from it, say.
+        """
+        next_tick = time.monotonic() + TICK_S
+        before = deque(first)
+        while self._end is None:
+            try:
+                item = before.popleft() if before else self._inbox.get(timeout=max(0.0, next_tick - time.monotonic()))
+            except queue.Empty:
+                item = m.Tick()
+            event = self._read(item)
+            now = time.monotonic()
+            self._watch_connection(now)
+            if now >= next_tick:
+                next_tick = now + TICK_S
+                self._look_after(now)
+                self._take(m.Tick(), now)
+            if event is not None and not isinstance(event, m.Tick):
+                self._take(event, now)
+            if self._failure is not None:
+                raise self._failure
+        self._tidy.shutdown(wait=True)
+        return self._end
+
+    def _take(self, event: m.Event, now: float) -> None:
+        self._note(event)
+        if isinstance(event, m.AttemptEnded):
+            self._inflight.pop(event.attempt, None)
+        draining = self.brain.draining
+        for command in self.brain.handle(event, now):
+            self._carry_out(command)
+        if self.brain.draining and not draining:
+            self.recorder.drain()
+
+    def _watch_connection(self, now: float) -> None:
+        """Before each event: a trial that was lost with the connection must not be launched again without one."""
+        if self.cluster.is_connected:
+            if not self._connected:
+                self._log("cluster.back", after_s=round(now - self._connected_at, 1))
+                self.cluster.rejoin()
+            self._connected, self._connected_at = True, now
+            return
+        if self._connected:
+            self._connected, self._connected_at = False, now  # the driver itself may have been away until now
+            self._log("cluster.disconnected", durable=True, held_s=self._away_timeout_s)
+            for view in self.brain.ledger.views():  # at once: the fleet's own word for it comes through the queue
+                self._take(m.WorkerLost(worker=view.address), now)
+            self.fleet.disconnected()
+        if now - self._connected_at > self._away_timeout_s:
+            self._give_up("cluster.lost", "the loss of the Dask scheduler", after_s=round(now - self._connected_at, 1))
+
+    def _give_up(self, event: str, source: str, **fields: Any) -> None:
+        """End the run: it can be resumed, but not from here."""
+        if not self._abandoned:
+            self._abandoned = True
+            self._log(event, durable=True, **fields)
+            self.post(m.QuitRequested(source=source, now=True, failed=True))
+
+    def _look_after(self, now: float) -> None:
+        self._watch(self.brain)
+        self.cluster.tend()
+        self.fleet.tick()
+        if self.fleet.in_reach:
+            self._nagged_at, self._rebuilds = now, 0
+        elif now - self._nagged_at > (REBUILD_AFTER_S if self.cluster.is_ours else WORKER_NAG_S):
+            self._nagged_at = now
+            self._log("worker.none", waiting_s=WORKER_NAG_S)
+            if self.cluster.is_ours:
+                self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Our own cluster has no worker and Dask does not bring one back: make another. What runs is held meanwhile."""
+        if self._rebuilds >= REBUILDS:
+            self._give_up("cluster.lost", "the loss of every worker", rebuilds=self._rebuilds)
+            return
+        self._rebuilds += 1
+        self._log("cluster.rebuilt", durable=True, number=self._rebuilds)
+        self.cluster.revive()
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def _carry_out(self, command: m.Command) -> None:
+        match command:
+            case m.AskTrial() | m.ReportValue():
+                self.recorder.submit(command)
+            case m.TellTrial() | m.EnqueueRetry():
+                # Durable before the study hears of it: if we die in between, the next start tells it instead.
+                name, fields = decisions.write(command)
+                self._log(name, durable=True, **fields)
+                self.recorder.submit(command)
+            case m.DropCheckpoints(trial=trial):
+                self._tidy.submit(checkpoints.drop, self._folder / "attempts", trial)
+            case m.LaunchAttempt():
+                self._launch(command)
+            case m.StopAttempt(attempt=attempt, worker=worker, reason=reason):
+                self._log("attempt.stopping", attempt=str(attempt), reason=reason)
+                self.fleet.tell(worker, "stop", str(attempt), reason)
+            case m.KillAttempt(attempt=attempt, worker=worker, reason=reason):
+                self._log("attempt.killing", attempt=str(attempt), reason=reason)
+                self.fleet.tell(worker, "kill", str(attempt), reason)
+                self.fleet.give_up(str(attempt), f"out of reach when it was to be ended: {reason}")
+            case m.ResizeReservation(attempt=attempt, worker=worker, reserved_bytes=size, reason=reason):
+                self._log("reservation.resized", attempt=str(attempt), reserved_bytes=size, reason=reason)
+                self.fleet.tell(worker, "resize", str(attempt), size)
+            case m.NoteDeferral(trial=trial, reason=reason, numbers=numbers):
+                self._log("trial.deferred", trial=str(trial), reason=reason, **numbers)
+            case m.NoteHost(worker=worker, reason=reason):
+                if reason is None:
+                    self._log("host.opened", worker=worker)
+                else:
+                    self._log("host.closed", durable=True, worker=worker, reason=reason)
+            case m.NoteDrain(attempt=attempt, wait_s=wait_s, step_s=step_s):
+                waiting = {"wait_s": round(wait_s), "attempt": str(attempt), "step_s": round(step_s)}
+                self._log("batch.draining", **waiting, hint="q again stops at once")
+            case m.CloseStudy(study=study, reason=reason, early=early):
+                self._log("study.closed", durable=True, study=study, reason=reason, early=early)
+            case m.EndBatch():
+                self._end = command
+
+    def _launch(self, command: m.LaunchAttempt) -> None:
+        attempt = command.attempt
+        if (missing := self._missing()) is not None:  # its folder would be made again where nobody looks for it
+            outcome = m.Outcome(reason=m.ExitReason.NOT_STARTED, detail=str(missing), checkpoint=command.resume_from)
+            self.post(m.AttemptEnded(attempt=attempt, outcome=outcome))
+            return
+        folder = self._folder / "attempts" / attempt.slug
+        spec = self.brain.studies[attempt.trial.study].spec
+        self._inflight[attempt] = _InFlight(command.worker, command, command.resume_from)
+        self._log(
+            "attempt.launched",
+            durable=True,
+            attempt=str(attempt),
+            worker=command.worker,
+            reserved_bytes=command.reserved_bytes,
+            predicted_bytes=command.footprint.host_bytes,
+            source=command.footprint.source.value,
+            samples=command.footprint.samples,
+            components=dict(command.footprint.components),
+            wait_s=round(command.wait_s, 3),
+            resume_from=command.resume_from,
+            older=list(command.older) or None,
+        )
+        task = {
+            "protocol": 1,
+            "attempt": str(attempt),
+            "objective": self._objective,
+            "params": dict(command.params),
+            "context": dict(spec.context),
+            "folder": str(folder),
+            "resume_from": command.resume_from,
+            "older": list(command.older),
+            "threads": spec.context.get("threads", 1),
+            "reserved_bytes": command.reserved_bytes,
+            "retries": command.retries,
+            "ran_s": round(command.ran_s, 3),
+        }
+        self.fleet.launch(task, command.worker)
+
+    # -- what the agents say ----------------------------------------------------------------------------------------
+
+    def _read(self, item: Item) -> m.Event | None:
+        match item:
+            case Said(message=message):
+                return self._heard(message)
+            case Ended(attempt=attempt, outcome=outcome):
+                return self._on_end(m.AttemptId.parse(attempt), outcome)
+        return item
+
+    def _heard(self, message: m.Json) -> m.Event | None:
+        """A message as an event. One that cannot be read (of another version, say) is dropped and noted once per kind:
+        it must not end the loop."""
+        try:
+            return self._translate(message)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            kind = one_line(message.get("type"), 40)
+            if kind not in self._misread:
+                self._misread.add(kind)
+                self._log("message.dropped", kind=kind, error=one_line(f"{type(error).__name__}: {error}", 200))
+            return None
+
+    def _on_end(self, attempt: m.AttemptId, outcome: m.Outcome) -> m.Event | None:
+        """The end of an attempt's Dask task. One whose worker was lost is looked into first, in a thread of its own:
+        its process may just be writing its result, and what is told now is final."""
+        flight = self._inflight.get(attempt)
+        if outcome.reason is not m.ExitReason.LOST or flight is None:
+            return m.AttemptEnded(attempt=attempt, outcome=outcome)
+        if outcome.checkpoint is None:
+            outcome = dataclasses.replace(outcome, checkpoint=flight.checkpoint)
+        threading.Thread(target=self._look_into, args=(attempt, outcome), name="headroom-recover").start()
+        return None
+
+    def _look_into(self, attempt: m.AttemptId, outcome: m.Outcome) -> None:
+        try:
+            outcome = self._recover(attempt, outcome)
+        finally:
+            self.post(m.AttemptEnded(attempt=attempt, outcome=outcome))
+
+    def _note_broken(self, worker: str, detail: str) -> None:
+        """A worker that cannot run trials tries again by itself; without any other at the start there is no batch."""
+        if self._broken.get(worker) != detail:
+            self._broken[worker] = detail
+            self._log("worker.broken", durable=True, worker=worker, detail=detail)
+        if not self._had_worker:
+            self._failure = m.HeadroomError(f"worker {worker} cannot run trials: {detail}")
+
+    def _translate(self, message: Mapping[str, Any]) -> m.Event | None:
+        worker = str(message.get("worker"))
+        attempt = m.AttemptId.parse(message["attempt"]) if "attempt" in message else None
+        match message.get("type"), attempt:
+            case "joined", _:
+                facts = worker_facts(message)
+                self._had_worker = True
+                self._broken.pop(worker, None)
+                return m.WorkerJoined(facts=facts)
+            case "left", _:
+                return m.WorkerLost(worker=worker, detail=str(message.get("detail") or ""))
+            case "broken", _:
+                self._note_broken(worker, str(message["detail"]))
+            case "registry", _:
+                self._log("registry.remade", durable=True, worker=worker, path=message["path"])
+            case "vitals", _:
+                return m.WorkerVitals(
+                    worker=worker,
+                    available_bytes=message["available_bytes"],
+                    pressure=m.Pressure(message["pressure"]),
+                    closed_reason=message["closed_reason"],
+                    others_unclaimed_bytes=message["others_unclaimed_bytes"],
+                    used_bytes={m.AttemptId.parse(a): b for a, b in message["used_bytes"].items()},
+                    peak_bytes={m.AttemptId.parse(a): b for a, b in message["peak_bytes"].items()},
+                    step_s={m.AttemptId.parse(a): float(s) for a, s in message.get("step_s", {}).items()},
+                )
+            case "started", m.AttemptId():
+                flight = self._inflight.get(attempt)
+                if flight is None or flight.started:  # said again, after a reconnection
+                    return None
+                flight.started = True
+                return m.AttemptStarted(attempt=attempt, worker=worker, pid=message["pid"])
+            case "restarted", m.AttemptId():
+                return m.AttemptRestarted(
+                    attempt=attempt, checkpoint=message.get("checkpoint"), detail=str(message["detail"])
+                )
+            case "progress", m.AttemptId():
+                return m.AttemptProgress(
+                    attempt=attempt,
+                    step=message["step"],
+                    value=message["value"],
+                    peak_bytes=message.get("peak_bytes"),
+                    device_bytes=message.get("device_bytes") or 0,
+                )
+            case "settled", m.AttemptId():
+                return m.AttemptSettled(
+                    attempt=attempt,
+                    peak_bytes=message["peak_bytes"],
+                    device_bytes=message.get("device_bytes") or 0,
+                )
+            case "would_kill", m.AttemptId():
+                said = {key: message.get(key) for key in ("kill_id", "rule", "reason", "evidence")}
+                self._log("watchdog.would_kill", durable=True, attempt=str(attempt), **said)
+            case "note", m.AttemptId():
+                self._log("attempt.note", attempt=str(attempt), text=message.get("text"))
+            case "checkpoint", m.AttemptId():
+                if (flight := self._inflight.get(attempt)) is not None:
+                    flight.checkpoint = message["path"]
+        return None
+
+    # -- the journal ------------------------------------------------------------------------------------------------
+
+    def _note(self, event: m.Event) -> None:
+        """Write down what happened; vitals and ticks are left out (a journal of days would be nothing else)."""
+        match event:
+            case m.WorkerJoined(facts=facts):
+                self._log(
+                    "worker.joined",
+                    worker=facts.address,
+                    host=facts.host,
+                    via=facts.via or None,
+                    slots=facts.slots,
+                    limit_bytes=facts.worker_limit_bytes or facts.limit_bytes,
+                    limit_source=facts.limit_source,
+                    domain=facts.domain,
+                    available_bytes=facts.available_bytes,
+                    overhead_bytes=facts.overhead_bytes,
+                    environment=None if facts.environment is None else facts.environment.name,
+                    runtime_bytes=None if facts.environment is None else facts.environment.runtime_bytes,
+                )
+            case m.WorkerLost(worker=worker, detail=detail):
+                self._log("worker.left", durable=True, worker=worker, detail=detail)
+            case m.TrialAsked(trial=trial, params=params, footprint=footprint, attempt=attempt):
+                self._log(
+                    "trial.asked",
+                    trial=str(trial),
+                    attempt=attempt,
+                    params=dict(params),
+                    predicted_bytes=footprint.host_bytes,
+                )
+            case m.AskFailed(study=study, detail=detail):
+                self._log("study.ask_failed", durable=True, study=study, detail=detail)
+            case m.AttemptStarted(attempt=attempt, pid=pid):
+                self._log("attempt.started", attempt=str(attempt), pid=pid)
+            case m.AttemptRestarted(attempt=attempt, checkpoint=checkpoint, detail=detail):
+                self._log("attempt.restarted", durable=True, attempt=str(attempt), checkpoint=checkpoint, detail=detail)
+            case m.AttemptProgress(attempt=attempt, step=step, value=value, peak_bytes=peak):
+                self._log("attempt.progress", attempt=str(attempt), step=step, value=value, peak_bytes=peak)
+            case m.AttemptEnded(attempt=attempt, outcome=outcome):
+                self._note_end(attempt, outcome)
+            case m.TrialTaken(trial=trial):
+                self._log("trial.taken", durable=True, trial=str(trial))
+            case m.TrialTold(trial=trial, state=state):
+                self._log("trial.told", durable=True, trial=str(trial), state=state.value)
+            case m.QuitRequested(source=source, now=now):
+                self._log("batch.quit", durable=True, source=source, now=now)
+            case _:
+                pass
+
+    def _note_end(self, attempt: m.AttemptId, outcome: m.Outcome) -> None:
+        flight = self._inflight.get(attempt)
+        launch = None if flight is None else flight.launch
+        line = ended_line(
+            attempt,
+            outcome,
+            predicted_bytes=launch and launch.footprint.host_bytes,
+            reserved_bytes=launch and launch.reserved_bytes,
+            wait_s=launch and launch.wait_s,
+            worker=launch and launch.worker,
+            params=launch and launch.params,
+        )
+        self._log("attempt.ended", durable=True, **line)
+
+
+def worker_facts(message: Mapping[str, Any]) -> m.WorkerFacts:
+    device, environment = message.get("device"), message.get("environment")
+    return m.WorkerFacts(
+        address=str(message["worker"]),
+        host=message["host"],
+        slots=message["slots"],
+        total_bytes=message["total_bytes"],
+        limit_bytes=message["limit_bytes"],
+        available_bytes=message["available_bytes"],
+        overhead_bytes=message["overhead_bytes"],
+        domain=message["domain"],
+        worker_limit_bytes=message["worker_limit_bytes"],
+        limit_source=message["limit_source"],
+        via=str(message.get("via") or ""),
+        device=None
+        if device is None
+        else m.DevicePool(kind=device["kind"], total_bytes=device["total_bytes"], unified=device["kind"] == "mps"),
+        environment=None
+        if environment is None
+        else m.Environment(
+            name=environment,
+            runtime_bytes=message["runtime_bytes"],
+            origin=message.get("origin", "measured by the worker"),
+        ),
+    )

@@ -1,0 +1,457 @@
+"""The driver: wires a run together from settings, runs it, and takes it apart again.
+
+Covers the order of things at start (lock, journal, cluster, plan, settle what a dead driver left, agents) and at the
+end, the signals, and the STOP file. What happens in between is `dispatcher` (the loop) and `batch` (the decisions).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import queue
+import shutil
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from scheduler import model as m
+from scheduler.cluster import credentials
+from scheduler.cluster.agent_plugin import describe
+from scheduler.cluster.client import Cluster, Listener
+from scheduler.cluster.credentials import Security
+from scheduler.cluster.dashboard import PageFeed
+from scheduler.core import ending
+from scheduler.core.admission import parse_memory_budget
+from scheduler.core.fault import RetryPolicy
+from scheduler.core.state import BatchState
+from scheduler.core.trial import Rules
+from scheduler.driver import decisions, journal, recovery
+from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said, worker_facts
+from scheduler.driver.fleet import Fleet
+from scheduler.driver.lock import DriverLock
+from scheduler.driver.recorder import Recorder
+from scheduler.driver.run_files import RunFiles
+from scheduler.host import vitals
+from scheduler.host.agent_folder import ProcessIdentity
+from scheduler.host.registry import HostRegistry
+from scheduler.masking import masked
+from scheduler.settings import run_folder
+from scheduler.settings.schema import Settings
+from scheduler.study.store import Functions, OpenedStudy, StudyStore, StudyUnavailable
+from scheduler.ui import log, report, view
+from scheduler.ui.console import View
+from scheduler.worker.agent import AgentConfig
+from scheduler.worker.trial_process import Witness, conclude
+from scheduler.workload import functions as training_side
+from scheduler.workload.plan import Plan
+
+SCRATCH = "dask"  # below the run folder, while it runs: the worker's own files and the spares' logs
+ENVIRONMENT = "training.runtime:environment"
+FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
+CLUSTER_FACTS_TIMEOUT_S = 10.0
+STORAGE_PATIENCE_S = 60.0  # at the start only; once it runs, a run waits for its database without end
+CLOSE_TIMEOUT_S = 30.0
+HASTY_CLOSE_S = 2.0  # the user has asked twice
+RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
+
+
+class StoppedAtStart(m.HeadroomError):
+    """The user asked to quit while the first worker was still starting."""
+
+    exit_code = 130
+
+
+def run(settings: Settings, plan_: Plan, view_: View) -> int:
+    """Run every study of the plan to its quota, or until the user stops it; print the results; return the exit code.
+
+    Raises HeadroomError: a run folder that another driver holds, a cluster that does not answer, a database that is
+    out of reach, workers that cannot run trials.
+    """
+    return _Driver(settings, plan_, view_).run()
+
+
+def cluster_facts(settings: Settings, address: str, security: Security) -> list[m.WorkerFacts]:
+    """What the workers of a running cluster have, for a dry run. Raises UsageError: no answer, no worker."""
+    cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}", security=security)
+    ask = functools.partial(describe, runtime_key=(settings.training.preload, settings.heap))
+    try:
+        return [worker_facts(answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
+    finally:
+        cluster.close()
+
+
+class FilesLost(m.HeadroomError):
+    """The run's folder or database was taken away while it ran."""
+
+    exit_code = 1
+
+
+class _Driver:
+    def __init__(self, settings: Settings, plan_: Plan, view_: View) -> None:
+        self.settings, self.plan, self.view = settings, plan_, view_
+        self.owner = uuid.uuid4().hex
+        self.topic = f"{settings.name}-{self.owner[:8]}"
+        self.started = time.monotonic()
+        self.inbox: Inbox = queue.SimpleQueue()  # one, from the first line: nothing can come too early or too late
+        self.dashboard: str | None = None
+        self.page: PageFeed | None = None
+        self.unusable: dict[str, str] = {}  # Dask worker -> why
+
+    def run(self) -> int:
+        registry = HostRegistry.default()
+        folder = run_folder.prepare(self.settings)
+        with _readable(folder):
+            lock = DriverLock(folder / "driver.lock")
+        try:
+            with _readable(folder):
+                self.run_id = run_folder.run_id(folder)
+                self.journal = journal.Journal(folder / "journal.jsonl")
+                (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; this start is the answer
+            with _Signals(self._quit):
+                self.view.start(on_quit=self._quit)
+                return self._run(folder, registry)
+        finally:
+            lock.release()
+
+    # -- the stages -----------------------------------------------------------------------------------------------
+
+    def _run(self, folder: Path, registry: HostRegistry) -> int:
+        settings = self.settings
+        if self.journal.was_torn:
+            self.log("journal.torn", path=str(self.journal.path))
+        self.log("batch.started", durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
+        cluster, fleet = self._cluster(folder), None
+        try:
+            self.dashboard = cluster.dashboard
+            if self.dashboard:
+                self.page = PageFeed(cluster, key=self.topic, log=self.log)
+                self.dashboard = self.page.start(self.dashboard)
+                self.log("dashboard.ready", url=self.dashboard)
+            fleet = self._fleet(cluster)
+            joined = self._agents(cluster, fleet, folder)
+            store = self._store(folder)
+            evidence = recovery.Evidence(registry=registry, start_time=vitals.start_time)
+            self.files = RunFiles(folder, store)
+            dispatcher = self._dispatcher(folder, cluster, fleet, store, evidence)
+            opened = self._open_studies(store, evidence, dispatcher.brain.rules.retry)
+            end = dispatcher.run(first=[*opened, *joined])
+            self._watch(dispatcher.brain, folder)
+            if self.page is not None:
+                self.page.end(end.reason)
+            unwritten = dispatcher.recorder.close(HASTY_CLOSE_S if dispatcher.brain.at_once else CLOSE_TIMEOUT_S)
+        finally:
+            if fleet is not None:
+                fleet.dismiss("the run is over")
+            cluster.close()
+            shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+        loss = self.files.look(is_last=True)
+        code = end.exit_code if loss is None else FilesLost.exit_code
+        self.log("batch.ended", durable=True, exit_code=code, reason=end.reason, unwritten=len(unwritten))
+        self.journal.close()
+        self.view.stop()
+        told = None if loss is None else self.files.save(loss)
+        delivered = self._report(folder, store, dispatcher.brain)
+        store.close()
+        self.files.close()
+        if told is not None:
+            raise FilesLost(told)
+        return end.exit_code or (ending.DONE if delivered else ending.NOT_DONE)
+
+    def _dispatcher(
+        self, folder: Path, cluster: Cluster, fleet: Fleet, store: StudyStore, evidence: recovery.Evidence
+    ) -> Dispatcher:
+        brain = BatchState(self._rules(), studies=len(self.plan.runnable))
+        policy = brain.rules.retry
+        return Dispatcher(
+            brain,
+            cluster,
+            fleet,
+            lambda post: Recorder(
+                store, post, journal=self.log, settle=lambda left: recovery.settle(left, evidence, policy)
+            ),
+            inbox=self.inbox,
+            objective=self.settings.training.objective,
+            folder=folder,
+            log=self.log,
+            recover=lambda attempt, outcome: recover(attempt, outcome, evidence, folder),
+            missing=self.files.missing,
+            away_timeout_s=self.settings.away_timeout_s,
+            watch=lambda brain: self._watch(brain, folder),
+        )
+
+    def _report(self, folder: Path, store: StudyStore, brain: BatchState) -> bool:
+        """Results on stdout and in the run folder, read from the study; False when they are not all there."""
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for spec in self.plan.runnable:
+            try:
+                rows[spec.name] = store.rows(spec.name)
+            except StudyUnavailable as error:
+                self.view.line(f"no results now, the database is out of reach ({error})")
+                break
+        notes = {s.spec.name: f"closed: {s.closed}" for s in brain.studies.values() if s.closed_early}
+        delivered, loss = False, self.files.loss
+        try:
+            if len(rows) == len(self.plan.runnable):
+                kept = None if loss is not None and loss.is_folder else folder
+                report.finish(kept, self.plan.runnable, rows, notes=notes)
+                delivered = True
+        except OSError as error:
+            self.view.line(f"cannot write the results into {folder}: {error}")
+        left = sum(max(0, s.spec.quota - s.counted) for s in brain.studies.values() if not s.closed_early)
+        if left and loss is None:
+            self.view.line(f"{left} trials remain; the same command goes on with them")
+        return delivered
+
+    def _cluster(self, folder: Path) -> Cluster:
+        if self.settings.cluster is not None:
+            security = credentials.given(self.settings.cluster, self.settings.tls_files)
+            return Cluster.connect(self.settings.cluster, topic=self.topic, security=security)
+        return Cluster.local(
+            slots=self.settings.total_slots,
+            memory_bytes=self.plan.rooms[0].capacity_bytes,
+            topic=self.topic,
+            dashboard=self.settings.dashboard_address,
+            scratch=str(folder / SCRATCH),
+        )
+
+    def _fleet(self, cluster: Cluster) -> Fleet:
+        return Fleet(
+            cluster,
+            on_message=lambda message: self.inbox.put(Said(message)),
+            on_end=lambda attempt, outcome: self.inbox.put(Ended(attempt, outcome)),
+            hold_s=self.settings.away_timeout_s,
+            lives=vitals.lives,
+            clock=time.monotonic,
+        )
+
+    def _agents(self, cluster: Cluster, fleet: Fleet, folder: Path) -> list[Item]:
+        """Put the agents on the workers; returns what was said until at least one was ready."""
+        watch = self.settings.watchdog.model_dump()
+        mode = watch.pop("mode")
+        config = AgentConfig(
+            run=self.settings.name,
+            topic=self.topic,
+            run_id=self.run_id,
+            began_unix=time.time(),
+            driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
+            away_timeout_s=self.settings.away_timeout_s,
+            drain_timeout_s=self.settings.drain_timeout_s,
+            environment=ENVIRONMENT,
+            context=self.plan.runnable[0].context,
+            watchdog_mode=mode,
+            thresholds=watch,
+            reserve_bytes=self._rules().reserve_bytes,
+            dask_limit=self.settings.cluster is not None,
+            preload=self.settings.training.preload,
+        )
+        cluster.start(
+            dataclasses.asdict(config),
+            [str(folder / "attempts")],
+            Listener(frame=fleet.heard, left=fleet.worker_left, judged=self._judged),
+        )
+        seen: list[Item] = []
+        deadline = time.monotonic() + FIRST_WORKER_TIMEOUT_S
+        while not any(isinstance(item, Said) and item.message.get("type") == "joined" for item in seen):
+            try:
+                item = self.inbox.get(timeout=max(0.1, deadline - time.monotonic()))
+            except queue.Empty:
+                where = self.settings.cluster or "this machine"
+                reasons = "; ".join(dict.fromkeys(self.unusable.values()))
+                if reasons:
+                    raise m.HeadroomError(f"no worker of {where} can be used: {reasons}") from None
+                raise m.HeadroomError(
+                    f"no worker of {where} got ready within {FIRST_WORKER_TIMEOUT_S:.0f} s; start one with "
+                    "`dask worker ADDRESS` in an environment that has Headroom, or see the logs above"
+                ) from None
+            match item:
+                case Said(message={"type": "broken", "worker": worker, "detail": detail}):
+                    raise m.HeadroomError(f"worker {worker} cannot run trials: {detail}")
+                case m.QuitRequested(source=source):
+                    raise StoppedAtStart(f"stopped by {source} before anything was started")
+            seen.append(item)
+        return seen
+
+    def _store(self, folder: Path) -> StudyStore:
+        functions = training_side.load(self.settings)
+        assert functions["sample"] is not None
+        return StudyStore(
+            self.settings.storage_url,
+            owner=self.owner,
+            run=self.run_id,
+            functions=Functions(
+                sample=functions["sample"],
+                micro_batch=functions["micro_batch"],
+                estimate=functions["estimate"],
+            ),
+            seed=self.settings.seed,
+            pruner=self.settings.pruner,
+            warm_start=self.settings.warm_start,
+            folder=folder,
+            lease_s=self.settings.lease_s,
+        )
+
+    def _rules(self) -> Rules:
+        settings = self.settings
+        return Rules(
+            memory_budget=parse_memory_budget(settings.memory_budget),
+            reserve_bytes=settings.reserve_on(min(room.facts.limit_bytes for room in self.plan.rooms)),
+            retry=RetryPolicy(
+                max_retries=settings.max_retries, max_consecutive_failures=settings.max_consecutive_failures
+            ),
+            drain_timeout_s=settings.drain_timeout_s,
+            trial_timeout_s=settings.trial_timeout_s,
+            timeout_s=settings.timeout_s,
+            keep_checkpoints=settings.keep_checkpoints,
+        )
+
+    def _open_studies(self, store: StudyStore, evidence: recovery.Evidence, policy: RetryPolicy) -> list[m.StudyOpened]:
+        decided = decisions.outstanding(journal.read(self.journal.path))
+        unended = decisions.unended(journal.read(self.journal.path))
+        opened = []
+        for study in self.plan.studies:
+            if study.refusal is not None:
+                self.log("study.refused", durable=True, study=study.spec.name, reason=study.refusal)
+                continue
+            found = self._patiently(
+                lambda study=study: recovery.resume(
+                    store,
+                    study.spec,
+                    study.architectures,
+                    evidence=evidence,
+                    policy=policy,
+                    decided=decided,
+                    unended=unended,
+                    journal=self.log,
+                )
+            )
+            for note in found.notes:
+                self.log("study.note", study=study.spec.name, note=note)
+            self.log("study.opened", study=study.spec.name, counted=found.counted, quota=study.spec.quota)
+            opened.append(
+                m.StudyOpened(
+                    study=study.spec,
+                    counted=found.counted,
+                    completed=found.completed,
+                    observations=tuple(found.observations),
+                    best=found.best,
+                )
+            )
+        return opened
+
+    def _patiently(self, operation: Callable[[], OpenedStudy]) -> OpenedStudy:
+        """A database that is locked or restarting when a run starts gets a minute."""
+        deadline = time.monotonic() + STORAGE_PATIENCE_S
+        while True:
+            try:
+                return operation()
+            except StudyUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise m.UsageError(
+                        f"storage {masked(self.settings.storage_url)}: {error}; check it, then start again"
+                    ) from error
+                self.log("study.unavailable", error=str(error))
+                time.sleep(1.0)
+
+    # -- events from outside the loop -----------------------------------------------------------------------------
+
+    def _judged(self, worker: str, why: str) -> None:
+        """A Dask worker cannot be used, and is left alone."""
+        self.unusable[worker] = why
+        self.log("worker.unusable", durable=True, worker=worker, why=why)
+
+    def _quit(self, source: str) -> None:
+        self.inbox.put(m.QuitRequested(source=source))
+
+    def _watch(self, brain: BatchState, folder: Path) -> None:
+        """Once a second: the STOP file, lines the journal still owes, the picture for the console and the page."""
+        if (folder / "STOP").exists() and brain.draining is None:
+            self._quit("the file STOP")
+        if self.files.loss is None and (loss := self.files.look()) is not None:
+            self.log("run.files_lost", durable=True, what=loss.what, path=str(loss.path), fate=loss.fate)
+            self.inbox.put(m.QuitRequested(source=f"the loss of the {loss.what}", now=loss.is_folder, failed=True))
+        self.journal.flush()
+        now = time.monotonic()
+        picture = view.snapshot(
+            brain,
+            run=self.settings.name,
+            now=now,
+            elapsed_s=now - self.started,
+            dashboard=self.dashboard,
+        )
+        self.view.update(picture)
+        if self.page is not None:
+            self.page.update(picture)
+
+    def log(self, event: str, durable: bool = False, **fields: Any) -> None:
+        """One event to the journal as JSON and to the user as a readable line."""
+        self.journal.write(event, durable=durable, **fields)
+        log.show(event, fields)
+
+
+def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: recovery.Evidence, folder: Path) -> m.Outcome:
+    """What the end of an attempt whose worker was lost really was: its process is ended, then its folder is read.
+
+    On another host nothing can be read: the outcome stays LOST, and the retry starts from the checkpoint if it is on a
+    shared file system.
+    """
+    deadline = time.monotonic() + RECOVER_GRACE_S
+    while (remains := evidence.of(attempt.trial, folder)).process is not None:
+        if time.monotonic() > deadline:
+            recovery.end(
+                recovery.EndProcess(trial=attempt.trial, pid=remains.process[0], start_time=remains.process[1]),
+                evidence.start_time,
+            )
+            remains = evidence.of(attempt.trial, folder)
+            break
+        time.sleep(0.05)
+    if not remains.reachable or remains.attempt != attempt.attempt:
+        return outcome
+    checkpoint = remains.checkpoint or outcome.checkpoint
+    if remains.result is None and not remains.kill:
+        return dataclasses.replace(outcome, checkpoint=checkpoint, log_tail=remains.log_tail)
+    seen = Witness(
+        last=remains.result,
+        kill=dict(remains.kill),
+        duration_s=remains.result.duration_s if remains.result else 0.0,
+        checkpoint=checkpoint,
+        log_tail=remains.log_tail,
+    )
+    return conclude(seen)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """An OSError of the run folder's own files as the one line it deserves."""
+    try:
+        yield
+    except OSError as error:
+        raise m.UsageError(
+            f"cannot use {error.filename or folder}: {error.strerror or error}; put it right, or give another --name"
+        ) from None
+
+
+class _Signals:
+    """SIGINT and SIGTERM ask to quit (again: at once) while the run lasts; a hang-up of the terminal does too."""
+
+    def __init__(self, on_quit: Callable[[str], None]) -> None:
+        self._on_quit = on_quit
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._caught)
+
+    def __exit__(self, *error: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _caught(self, number: int, frame: object) -> None:
+        self._on_quit(signal.Signals(number).name)

@@ -1,0 +1,295 @@
+"""What becomes of trials that a dead driver left RUNNING.
+
+Covers the rule (`decide`), the reader of what an attempt left on disk (`Evidence`), and `resume`, which opens a study
+and settles it. Uses the same conclusions as a living driver: `process.conclude`, `policy.fault`, `story`. Does not
+write to the study except through the store, and ends a process only after checking that it is still the same one.
+
+In order: what the dead driver had decided (its journal); a durable result; a kill by the watchdog; nothing at all,
+which is a lost attempt and is retried from its checkpoint. A process that still lives is ended first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scheduler.core import fault
+from scheduler.core.attributes import ended_line, final_attrs
+from scheduler.driver import decisions
+from scheduler.host.registry import HostRegistry, durable_result, read_json
+from scheduler.model import (
+    AttemptId,
+    EnqueueRetry,
+    ExitReason,
+    FinalState,
+    Footprint,
+    FootprintSource,
+    Outcome,
+    StudySpec,
+    TellTrial,
+    TrialId,
+)
+from scheduler.model.messages import Last, finite
+from scheduler.model.plain import plain
+from scheduler.study.store import LeftTrial, NotOurs, OpenedStudy, StudyStore
+from scheduler.worker.trial_process import Witness, conclude, tail
+
+END_TIMEOUT_S = 10.0
+_POLL_S = 0.05
+
+Decided = TellTrial | EnqueueRetry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndProcess:
+    """First end this process: its driver is dead, and a trial that still trains must not be given away."""
+
+    trial: TrialId
+    pid: int
+    start_time: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remains:
+    """What the last attempt of a trial left behind.
+
+    attempt: its number, 0 when none was ever started. result: the last message, durable before the process left.
+    kill: the watchdog's record of a kill that was carried out. process: (pid, start_time) while it lives.
+    checkpoint: the newest of any attempt; progress: it is the last attempt's own. retries: those spent when it began,
+    None where that is not known. ran_s: how long the trial ran, up to that checkpoint. reachable: False when the folder
+    is on another host, so nothing is known.
+    """
+
+    attempt: int = 0
+    result: Last | None = None
+    kill: Mapping[str, Any] = field(default_factory=dict)
+    process: tuple[int, float] | None = None
+    checkpoint: str | None = None
+    progress: bool = False
+    retries: int | None = None
+    ran_s: float = 0.0
+    log_tail: str = ""
+    reachable: bool = True
+
+
+def decide(
+    left: LeftTrial, remains: Remains, policy: fault.RetryPolicy, decided: Decided | None = None
+) -> Decided | EndProcess:
+    """What to do about a trial whose driver is gone. decided: what that driver had decided and not yet recorded."""
+    if remains.process is not None and remains.result is None:
+        return EndProcess(trial=left.trial, pid=remains.process[0], start_time=remains.process[1])
+    if decided is not None:
+        return decided
+    checkpoint = remains.checkpoint or left.attrs.get("resume_from")
+    if remains.reachable and remains.attempt == 0:
+        return EnqueueRetry(
+            trial=left.trial,
+            attempt=left.attempt,
+            resume_from=checkpoint,
+            reason="not started",
+            retries=left.retries,
+            ran_s=left.ran_s,
+        )
+    attempt = max(remains.attempt, left.attempt)
+    outcome = end_of(left, remains)
+    spent = left.retries + (attempt - left.attempt) if remains.retries is None else remains.retries
+    verdict = fault.judge(outcome, fault.Facts(progress=remains.progress, spent=spent), policy)
+    if isinstance(verdict, fault.Final):
+        outcome = dataclasses.replace(outcome, reason=verdict.reason)
+    trusted = outcome.peak_bytes is not None and outcome.reason is ExitReason.COMPLETED
+    attrs = {
+        **final_attrs(outcome, _footprint(left.attrs), attempt, trusted_peak=trusted),
+        "settled": "after the driver's death",
+    }
+    if isinstance(verdict, fault.Again):
+        return EnqueueRetry(
+            trial=left.trial,
+            attempt=attempt + 1,
+            resume_from=checkpoint,
+            reason=outcome.reason.value,
+            retries=verdict.spent,
+            ran_s=max(left.ran_s, remains.ran_s),
+            attrs=attrs,
+        )
+    value = outcome.value if verdict.state is FinalState.COMPLETE else None
+    return TellTrial(trial=left.trial, state=verdict.state, value=value, attrs=attrs, constraint=verdict.constraint)
+
+
+def end_of(left: LeftTrial, remains: Remains) -> Outcome:
+    """How the last attempt of a trial ended, as far as what it left behind tells."""
+    return conclude(
+        Witness(
+            last=remains.result,
+            kill=dict(remains.kill),
+            ended_by=None if remains.result or remains.kill else "orphaned",
+            epochs=left.steps,
+            duration_s=remains.result.duration_s if remains.result else 0.0,
+            checkpoint=remains.checkpoint or left.attrs.get("resume_from"),
+            log_tail=remains.log_tail,
+        )
+    )
+
+
+def _footprint(attrs: Mapping[str, Any]) -> Footprint:
+    """The footprint the trial was asked with, as its attributes say."""
+    predicted, prior = attrs.get("footprint.predicted_bytes"), attrs.get("footprint.prior_bytes")
+    if not predicted:
+        return Footprint.unknown()
+    source = FootprintSource.PRIOR if predicted == prior else FootprintSource.CORRECTED
+    return Footprint(host_bytes=int(predicted), prior_bytes=int(prior or 0), source=source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Reads what attempts left on this host.
+
+    registry: the host's registrations and kills, None when there is none. start_time: pid -> the identity of the
+    process that has it now, None when there is no such process (`host.vitals.start_time`).
+    """
+
+    registry: HostRegistry | None = None
+    start_time: Callable[[int], float | None] = lambda pid: None
+
+    def of(self, trial: TrialId, run_folder: str | os.PathLike[str] | None) -> Remains:
+        """What is left of a trial's last attempt under a run folder."""
+        attempts = None if run_folder is None else Path(run_folder) / "attempts"
+        if attempts is None or not attempts.is_dir():
+            return Remains(reachable=False)
+        slug = re.compile(re.escape(AttemptId(trial, 0).slug.removesuffix("0")) + r"(\d+)")
+        found = sorted((int(m[1]), p) for p in attempts.iterdir() if (m := slug.fullmatch(p.name)))
+        if not found:
+            return Remains()
+        attempt, folder = found[-1]
+        spec = read_json(os.fspath(folder / "spec.json")) or {}
+        spent = spec.get("retries")
+        return Remains(
+            attempt=attempt,
+            result=durable_result(folder),
+            kill=self._kill(AttemptId(trial, attempt), folder),
+            process=self._process(folder),
+            checkpoint=_checkpoint([path for _, path in reversed(found)]),
+            progress=(folder / "checkpoint.pt").is_file(),
+            retries=spent if isinstance(spent, int) else None,
+            ran_s=max(0.0, finite(spec.get("ran_s")) or 0.0) + _seconds_to_checkpoint(folder),
+            log_tail=tail(folder / "trial.log"),
+        )
+
+    def _process(self, folder: Path) -> tuple[int, float] | None:
+        if self.registry is None:
+            return None
+        for registration in self.registry.registrations():
+            same = os.path.realpath(registration.folder) == os.path.realpath(folder)
+            if same and self.start_time(registration.pid) == registration.start_time:
+                return registration.pid, registration.start_time
+        return None
+
+    def _kill(self, attempt: AttemptId, folder: Path) -> dict[str, Any]:
+        # Bounded: the folder is the trial's own, and what it leaves there must not end the driver at each start.
+        written = plain(read_json(os.fspath(folder / "kill.json")) or {})
+        if any(written.get("reason") == reason.value for reason in ExitReason):
+            return dict(written)
+        if self.registry is None:
+            return {}
+        for story in reversed(self.registry.kills()):
+            where = story.records[0].get("folder") if story.records else None
+            elsewhere = where is not None and os.path.realpath(where) != os.path.realpath(folder)
+            if story.attempt == str(attempt) and story.signalled and not story.aborted and not elsewhere:
+                return story.told()
+        return {}
+
+
+def _seconds_to_checkpoint(folder: Path) -> float:
+    """From the beginning of an attempt to its last checkpoint, by the host's clock; 0 where it has none."""
+    with contextlib.suppress(OSError):
+        return max(0.0, (folder / "checkpoint.pt").stat().st_mtime - (folder / "spec.json").stat().st_mtime)
+    return 0.0
+
+
+def _checkpoint(newest_first: Sequence[Path]) -> str | None:
+    """The newest checkpoint of any attempt: a later attempt may have died before it wrote its first."""
+    for folder in newest_first:
+        path = folder / "checkpoint.pt"
+        if path.is_file():
+            return os.fspath(path)
+        before = (read_json(os.fspath(folder / "spec.json")) or {}).get("resume_from")
+        if isinstance(before, str) and before and Path(before).is_file():
+            return before
+    return None
+
+
+def end(action: EndProcess, start_time: Callable[[int], float | None], timeout_s: float = END_TIMEOUT_S) -> bool:
+    """SIGKILL a trial process and its session, if it is still the same process; True once it is gone."""
+    deadline = time.monotonic() + timeout_s
+    while start_time(action.pid) == action.start_time:
+        # A trial leads its own session, so its group's number is its own; the plain kill is for one that does not.
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(OSError):
+                kill(action.pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def resume(
+    store: StudyStore,
+    spec: StudySpec,
+    candidates: Sequence[Mapping[str, Any]],
+    *,
+    evidence: Evidence,
+    policy: fault.RetryPolicy,
+    decided: Mapping[TrialId, Decided] | None = None,
+    unended: Container[AttemptId] = (),
+    journal: Callable[..., None] | None = None,
+) -> OpenedStudy:
+    """Open a study and settle what this run's dead driver left in it; what is returned is the state after that.
+
+    decided: what its journal holds of commands that may not have reached the study; unended: the attempts that it does
+    not say the end of. journal: called as `journal(event, durable=, **fields)` with the same lines as a living driver
+    writes, before the study hears of it.
+    Idempotent: after an error in the middle call it again.
+    """
+    note: Callable[..., None] = journal or (lambda event, **fields: None)
+    opened = store.open(spec, candidates)
+    for left in opened.left:
+        verdict = settle(left, evidence, policy, (decided or {}).get(left.trial))
+        if verdict is None:
+            continue  # unkillable: it stays RUNNING, and is charged, until a later start finds it dead
+        remains = evidence.of(left.trial, left.folder)
+        attempt = AttemptId(left.trial, max(remains.attempt, left.attempt))
+        if attempt in unended:
+            predicted = _footprint(left.attrs).host_bytes or None
+            line = ended_line(attempt, end_of(left, remains), predicted_bytes=predicted)
+            note("attempt.ended", durable=True, settled=True, **line)
+        name, fields = decisions.write(verdict)
+        note(name, durable=True, settled=True, **fields)
+        try:
+            stands = store.tell(verdict) if isinstance(verdict, TellTrial) else FinalState.FAIL
+            if isinstance(verdict, EnqueueRetry):
+                store.enqueue_retry(verdict)
+        except NotOurs as error:  # another driver has just taken it over
+            note("study.not_ours", subject=str(left.trial), error=str(error))
+            continue
+        note("trial.told", durable=True, trial=str(left.trial), state=stands.value)
+    return store.open(spec, candidates) if opened.left else opened
+
+
+def settle(
+    left: LeftTrial, evidence: Evidence, policy: fault.RetryPolicy, decided: Decided | None = None
+) -> Decided | None:
+    """Decide about one trial, ending its process first where it lives. None: it cannot be ended."""
+    for _ in range(2):
+        verdict = decide(left, evidence.of(left.trial, left.folder), policy, decided)
+        if not isinstance(verdict, EndProcess):
+            return verdict
+        if not end(verdict, evidence.start_time):
+            return None
+    return None

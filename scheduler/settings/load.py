@@ -1,0 +1,172 @@
+"""Loading: files, environment and arguments become one validated `Settings`.
+
+Covers precedence (arguments, environment, experiment file, configuration file, defaults), paths in files, the search
+space's own file, and several experiment files in one batch. Reading and error lines are `sources`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from scheduler.model import UsageError
+from scheduler.settings import layers as sources
+from scheduler.settings.schema import (
+    EarlyStopping,
+    Frozen,
+    SearchParameter,
+    Settings,
+    StudyKeys,
+    Training,
+    configs_root,
+)
+
+PATHS = ("data", "hpo", "tls_ca_file", "tls_cert", "tls_key")
+GROUPS = ("training", "watchdog", "early_stopping")  # nested keys that merge one by one
+
+
+class _SearchFile(Frozen):
+    """The file `hpo`: the plan's two keys."""
+
+    training_search_space: dict[str, SearchParameter] | None = None
+    early_stopping: EarlyStopping = EarlyStopping()
+
+
+def load(
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    config: Path | None = None,
+    experiments: tuple[Path, ...] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings out of arguments (dotted key -> value, None: not given), environment, files and defaults, in this order.
+
+    config: instead of configs/schedule.yaml. experiments: files that each name studies of their own; keys that belong
+    to the batch must agree between them. Raises UsageError, one line.
+    """
+    arguments = {key: value for key, value in (arguments or {}).items() if value is not None}
+    variables = sources.from_environment(os.environ if environ is None else environ, Settings)
+    base = sources.Layers()
+    shipped = configs_root() / "schedule.yaml"
+    _lay_file(base, config or shipped)
+    batch, per_file = base.copy(), []
+    for path in experiments:
+        mine = base.copy()
+        for layers in (batch, mine):
+            _lay_file(layers, path)
+        per_file.append((path, mine))
+    _check_agreement(experiments, name_given="name" in arguments or ("name",) in variables)
+    for layers in (batch, *(mine for _, mine in per_file)):
+        _lay_environment(layers, variables)
+        _lay_arguments(layers, arguments)
+        _lay_search_space(layers)
+    settings = _validate(Settings, batch)
+    found = []
+    for path, mine in per_file:
+        keys = {key: value for key, value in mine.values.items() if key in StudyKeys.model_fields}
+        found.append(_validate(StudyKeys, sources.Layers(keys, mine.origin), str(path)))
+    settings = settings.model_copy(update={"name": settings.name or default_name(found[0] if found else settings)})
+    for each in (settings, *found):
+        _check_search_names(each, settings.training.sample)
+    settings._experiments = tuple(found)  # a private attribute: set once, here, before anybody sees the object
+    return settings
+
+
+def default_name(keys: StudyKeys) -> str:
+    """ "phase6a", and what makes trials shorter or the data different, so that such runs do not share studies."""
+    parts = ["phase6a"]
+    if keys.max_epochs is not None:
+        parts.append(f"e{keys.max_epochs}")
+    if keys.max_steps is not None:
+        parts.append(f"s{keys.max_steps}")
+    if keys.data is not None:
+        parts.append(re.sub(r"[^A-Za-z0-9._]+", "-", keys.data.stem)[:40].strip("-") or "data")
+    return "-".join(parts)
+
+
+def _validate(model: type[Any], layers: sources.Layers, file: str | None = None) -> Any:
+    try:
+        return model.model_validate(layers.values)
+    except ValidationError as error:
+        raise UsageError(sources.explain(error, layers, model)) from None
+
+
+def _lay_file(layers: sources.Layers, path: Path) -> None:
+    values = sources.read_yaml(path)
+    sources.check_keys(str(path), values, Settings)
+    for key in PATHS:  # a path in a file is relative to that file
+        if isinstance(values.get(key), str):
+            values[key] = os.path.join(os.path.abspath(path.parent), os.path.expanduser(values[key]))
+    layers.lay(str(path), values, groups=GROUPS)
+
+
+def _lay_environment(layers: sources.Layers, variables: Mapping[sources.KeyPath, tuple[str, Any]]) -> None:
+    for key_path, (variable, value) in variables.items():
+        layers.lay(variable, _nested(key_path, _absolute(key_path, value)), groups=GROUPS)
+
+
+def _lay_arguments(layers: sources.Layers, arguments: Mapping[str, Any]) -> None:
+    for dotted, value in arguments.items():
+        key_path = tuple(dotted.split("."))
+        flag = {"watchdog.mode": "--watchdog"}.get(dotted, "--" + dotted.replace("_", "-"))
+        layers.lay(flag, _nested(key_path, _absolute(key_path, value)), groups=GROUPS)
+
+
+def _nested(key_path: sources.KeyPath, value: Any) -> dict[str, Any]:
+    for key in reversed(key_path):
+        value = {key: value}
+    return value
+
+
+def _absolute(key_path: sources.KeyPath, value: Any) -> Any:
+    """A path given by argument or variable is relative to where the command was started."""
+    return os.path.abspath(os.path.expanduser(str(value))) if key_path[0] in PATHS and value else value
+
+
+def _lay_search_space(layers: sources.Layers) -> None:
+    """What no file says of the search comes from the file `hpo`; it lies under everything else."""
+    path = Path(layers.values.get("hpo") or configs_root() / Settings.model_fields["hpo"].default)
+    layers.values["hpo"] = path
+    values = sources.read_yaml(path)
+    sources.check_keys(str(path), values, _SearchFile)
+    under = sources.Layers()
+    under.lay(str(path), values, groups=GROUPS)
+    if layers.values.get("training_search_space") is None and "training_search_space" in under.values:
+        layers.values["training_search_space"] = under.values["training_search_space"]
+        layers.origin["training_search_space",] = str(path)
+    given = layers.values.get("early_stopping") or {}
+    if isinstance(given, dict):
+        layers.values["early_stopping"] = {**under.values.get("early_stopping", {}), **given}
+        for key, label in under.origin.items():
+            layers.origin.setdefault(key, label)
+
+
+def _check_search_names(keys: StudyKeys, sample: str) -> None:
+    """The built-in sampler reads the parameters of the shipped file and no others; a user's own may know more."""
+    if sample != Training().sample:
+        return
+    known = sources.read_yaml(configs_root() / "hpo" / "architectural_search.yaml")["training_search_space"]
+    for name in keys.training_search_space or {}:
+        if name not in known:
+            close = sources.closest(name, known)
+            hint = f"did you mean {close}?" if close else f"known parameters: {', '.join(known)}"
+            raise UsageError(f"training_search_space: unknown parameter {name}; {hint}")
+
+
+def _check_agreement(paths: tuple[Path, ...], *, name_given: bool) -> None:
+    """Keys that belong to the whole batch must be the same in all experiment files that set them."""
+    seen: dict[str, tuple[Path, Any]] = {}
+    for path in paths:
+        for key, value in sources.read_yaml(path).items():
+            if key in StudyKeys.model_fields or (key == "name" and name_given):
+                continue
+            other, before = seen.setdefault(key, (path, value))
+            if before != value:
+                fix = "give --name" if key == "name" else f"--{key.replace('_', '-')} or the same value in both"
+                seen, was = sources.short(value), sources.short(before)
+                raise UsageError(f"{path}: {key} {seen} differs from {was} in {other}; {fix}")

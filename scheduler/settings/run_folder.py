@@ -1,0 +1,127 @@
+"""The folder of a run as the edge sees it: resolved settings, and what its trials mean.
+
+Covers `settings.yaml` and `meaning.json`, and the refusal to resume a run whose trials would mean something else.
+Locks, journal and attempts in the same folder are others' business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scheduler import masking
+from scheduler.files.private import opener
+from scheduler.model import UsageError
+from scheduler.settings.schema import Settings
+
+_ABSENT = "(not set)"
+HEAD = "# What this run was last started with (arguments, environment and files resolved).\n"
+LEFT_OUT = (
+    "# storage stands here without its password: give it again by --storage or HEADROOM_STORAGE, or by PGPASSWORD.\n"
+)
+
+
+def check(settings: Settings) -> None:
+    """Raise UsageError when the run folder holds studies that mean something else; writes nothing."""
+    known = _read_meaning(settings.run_folder / "meaning.json")
+    for study, now in settings.meaning().items():
+        before = known.get(study)
+        if before is None:
+            continue
+        for key in sorted({*before, *now}):
+            old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
+            if old != new:
+                raise UsageError(
+                    f"run {settings.name!r} was started with {key} = {_shown(old)}, now it is {_shown(new)}: the "
+                    f"trials of {study} would not be comparable; set it back, or give this run a --name of its own"
+                )
+
+
+def prepare(settings: Settings) -> Path:
+    """Check, then make the run folder with its settings.yaml and meaning.json; returns its absolute path.
+
+    Raises UsageError: the trials would mean something else, or the folder cannot be written.
+    """
+    check(settings)
+    folder = settings.run_folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # one that is shared on purpose stays as it is
+        (folder / "attempts").mkdir(mode=0o700, exist_ok=True)
+        meaning = {**_read_meaning(folder / "meaning.json"), **settings.meaning()}
+        write_durably(folder / "meaning.json", json.dumps(meaning, indent=1, sort_keys=True) + "\n")
+        write_durably(
+            folder / "settings.yaml", HEAD + (LEFT_OUT if has_secret(settings) else "") + resolved_yaml(settings)
+        )
+    except OSError as error:
+        raise UsageError(
+            f"cannot write the run folder {folder}: {error.strerror or error}; give another --runs-dir"
+        ) from None
+    return folder
+
+
+def run_id(folder: Path) -> str:
+    """Names this run folder among all that share a study database or a host; the same after every restart.
+
+    Raises UsageError when what is there is no name; OSError when it cannot be written.
+    """
+    path = folder / "run_id"
+    if not path.exists():
+        write_durably(path, uuid.uuid4().hex + "\n")
+    found = path.read_bytes().strip()
+    if not re.fullmatch(rb"[0-9a-f]{32}", found):
+        raise UsageError(
+            f"{path} is damaged; remove it: trials that this run left RUNNING are then taken over as another's"
+        )
+    return found.decode()
+
+
+def has_secret(settings: Settings) -> bool:
+    return settings.storage is not None and masking.has_secret(settings.storage)
+
+
+def resolved_yaml(settings: Settings) -> str:
+    """The settings as YAML text, without passwords."""
+    return yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True, width=110)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Replace a file's content: whoever reads it, also after a power cut, sees the old or the new text in full.
+
+    It is for this user's eyes only.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8", opener=opener) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_meaning(path: Path) -> dict[str, Mapping[str, Any]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):  # the latter is told by whoever makes the folder
+        return {}
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot read {path} ({why}); remove it to take the present settings for it") from None
+    if not isinstance(data, dict) or not all(isinstance(each, dict) for each in data.values()):
+        raise UsageError(f"{path} holds no study; remove it to take the present settings for it")
+    return data
+
+
+def _shown(value: Any) -> str:
+    return value if value == _ABSENT else json.dumps(value)

@@ -1,0 +1,452 @@
+"""Settings: resolved once, at the edge, from files, environment and arguments into one frozen value.
+
+Covers every key there is, its type, range and default, and the studies that follow from them. How they are read
+is `loading`; what of it fits the machine is `plan`; the folder of a run is `run_folder`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+from urllib.parse import quote
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from scheduler import masking
+from scheduler.core.admission import parse_memory_budget
+from scheduler.host.facts import cores, resolve_device
+from scheduler.model import StudySpec, UsageError
+from scheduler.settings import layers
+from scheduler.units import parse_duration, parse_size
+from scheduler.watchdog.policy.thresholds import Thresholds
+
+BUDGETS = {"2M": 2_000_000, "20M": 20_000_000, "200M": 200_000_000, "2B": 2_000_000_000}
+# Below some 10^8 parameters a second thread makes a step hardly faster, but takes a core from another trial.
+THREADS = {"2M": 1, "20M": 1, "200M": 2, "2B": 4}
+
+
+def configs_root() -> Path:
+    """Where the shipped configuration files are: configs/ of the checkout, else inside the installed package."""
+    here = Path(__file__).resolve().parents[1]
+    checkout = here.parent / "configs"
+    return checkout if checkout.is_dir() else here / "configs"
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+        raise ValueError("must be a whole number")
+    return value
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads `1e-4` as text (it wants 1.0e-4): what looks like a number to a person is one.
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+def _word(value: Any) -> Any:
+    """YAML 1.1 reads on/off as true/false and null where the word `none` may be meant."""
+    if value is None:
+        return "none"
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int | float) else value
+
+
+def _budgets(value: Any) -> Any:
+    parts = _listed(value)
+    if not isinstance(parts, list | tuple):
+        raise ValueError("must be a list such as 2M,20M")
+    for part in parts:
+        if str(part).upper() not in BUDGETS:
+            raise ValueError(f"has the unknown budget {part!r}: choose from {', '.join(BUDGETS)}")
+    return list(dict.fromkeys(str(part).upper() for part in parts))
+
+
+def _horizons(value: Any) -> Any:
+    parts = _listed(value)
+    if not isinstance(parts, list | tuple):
+        raise ValueError("must be a list of days such as 1,3,5")
+    days = []
+    for part in parts:
+        if isinstance(part, bool) or not re.fullmatch(r"\d+", str(part)) or not 1 <= int(part) <= 250:
+            raise ValueError(f"has the horizon {part!r}: must be whole days from 1 to 250")
+        days.append(int(part))
+    return list(dict.fromkeys(days))
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RangeParameter(Frozen):
+    """A searched number between low and high."""
+
+    type: Literal["log_uniform", "uniform", "int"]
+    low: Number
+    high: Number
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RangeParameter:
+        if self.low > self.high:
+            raise ValueError(f"has low {self.low:g} above high {self.high:g}")
+        if self.type == "log_uniform" and self.low <= 0:
+            raise ValueError(f"has low {self.low:g}: log_uniform needs more than 0")
+        if self.type == "int" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("of type int needs whole numbers as low and high")
+        return self
+
+
+class ChoiceParameter(Frozen):
+    """A searched value out of a list."""
+
+    type: Literal["categorical"]
+    choices: tuple[int | float | str | bool, ...] = Field(min_length=1)
+
+
+SearchParameter = Annotated[RangeParameter | ChoiceParameter, Field(discriminator="type")]
+
+
+class EarlyStopping(Frozen):
+    """When a trial that no longer improves ends."""
+
+    patience: Annotated[Whole, Field(ge=1)] | None = 10
+    min_delta: Annotated[Number, Field(ge=0)] = 0.001
+
+
+class Training(Frozen):
+    """The training side by dotted path, so that a user's own function can take its place."""
+
+    objective: str = "training.hpo:objective"
+    sample: str = "training.hpo:sample"
+    candidates: str | None = "training.hpo:candidates"
+    estimate: str | None = "training.footprint:estimate"
+    micro_batch: str | None = "training.footprint:micro_batch"
+    check_data: str | None = "training.data:check"
+    preload: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$")], ...] | None = None
+
+    @property
+    def functions(self) -> dict[str, str | None]:
+        """The dotted paths by key."""
+        return self.model_dump(exclude={"preload"})
+
+    @property
+    def is_own(self) -> bool:
+        """Whether what draws or sizes a trial is the user's: it may fail in ways that nobody has tried."""
+        built_in = Training().functions
+        return any(self.functions[key] != built_in[key] for key in ("sample", "estimate", "micro_batch"))
+
+    @field_validator("objective", "sample", "candidates", "estimate", "micro_batch", "check_data")
+    @classmethod
+    def _dotted(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value):
+            raise ValueError("must look like package.module:function")
+        return value
+
+
+def _watchdog_model() -> type[BaseModel]:
+    """The watchdog's keys, made from `policy.thresholds.Thresholds` so that nothing is typed twice."""
+    hints = get_type_hints(Thresholds)
+    fields: dict[str, Any] = {}
+    for each in dataclasses.fields(Thresholds):
+        hint = hints[each.name]
+        if hint is float:
+            share = "_share" in each.name
+            hint = Annotated[Number, Field(ge=0, le=1)] if share else Annotated[Number, Field(ge=0)]
+        elif hint is int:
+            hint = Annotated[Whole, Field(ge=0)]
+        fields[each.name] = (hint, each.default)
+    fields["mode"] = (Annotated[Literal["on", "observe", "off"], BeforeValidator(_word)], "on")
+    return create_model("Watchdog", __base__=Frozen, __doc__="The watchdog's mode and thresholds.", **fields)
+
+
+Watchdog = _watchdog_model()
+
+
+class StudyKeys(Frozen):
+    """What an experiment file may set for its own studies."""
+
+    budgets: Annotated[tuple[str, ...], BeforeValidator(_budgets), Field(min_length=1)] = tuple(BUDGETS)
+    horizons: Annotated[tuple[int, ...], BeforeValidator(_horizons), Field(min_length=1)] = (1, 3, 5)
+    trials: Annotated[Whole, Field(ge=1)] = 50
+    data: Path | None = None
+    max_epochs: Annotated[Whole, Field(ge=1)] | None = None
+    max_steps: Annotated[Whole, Field(ge=1)] | None = None
+    target_effective_batch: Annotated[Whole, Field(ge=1, le=2**20)] = 256
+    training_search_space: dict[str, SearchParameter] | None = None  # None: from the file `hpo`
+    early_stopping: EarlyStopping | None = None  # None, and keys it lacks: from the file `hpo`
+    precision: Literal["fp32"] = "fp32"
+    optimizer: Literal["adamw"] = "adamw"
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
+
+
+class Settings(StudyKeys):
+    """Every setting of a batch, resolved. `experiments`: one per --experiment file, none without any."""
+
+    name: str = ""
+    memory_budget: str = "90%"
+    reserve_bytes: str = "1GiB"
+    slots: Annotated[Whole, Field(ge=1, le=4096)] | None = None
+    threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    storage: str | None = None
+    cluster: str | None = None
+    tls_ca_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    pruner: Annotated[Literal["median", "hyperband", "none"], BeforeValidator(_word)] = "median"
+    warm_start: Annotated[Whole, Field(ge=0, le=100)] = 3
+    device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
+    allocator: Literal["auto", "default", "glibc-stack"] = "auto"
+    max_retries: Annotated[Whole, Field(ge=0, le=100)] = 3
+    max_consecutive_failures: Annotated[Whole, Field(ge=1)] = 5
+    runs_dir: Path = Path("runs")
+    hpo: Path = Path("hpo/architectural_search.yaml")
+    training: Training = Training()
+    watchdog: Watchdog = Watchdog()  # type: ignore[valid-type]
+    trial_timeout: str | None = None
+    timeout: str | None = None
+    drain_timeout_s: Annotated[Number, Field(gt=0)] = 20.0
+    keep_checkpoints: Literal["best", "all", "none"] = "best"
+    lease_s: Annotated[Number, Field(ge=1)] = 300.0
+    away_timeout_s: Annotated[Number, Field(ge=5)] = 600.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    dashboard: str | None = ":8787"
+
+    @field_validator("memory_budget", "reserve_bytes", "trial_timeout", "timeout", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @field_validator("trial_timeout", "timeout")
+    @classmethod
+    def _duration(cls, value: str | None) -> str | None:
+        return None if value is None else _as_value_error(parse_duration, value)
+
+    @field_validator("memory_budget")
+    @classmethod
+    def _budget(cls, value: str) -> str:
+        return _as_value_error(parse_memory_budget, value)
+
+    @field_validator("reserve_bytes")
+    @classmethod
+    def _reserve(cls, value: str) -> str:
+        return _as_value_error(parse_size, value)
+
+    @field_validator("name")
+    @classmethod
+    def _file_name(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", value):
+            raise ValueError("must be letters, digits, dots, dashes and underscores, at most 80 (it names a folder)")
+        return value
+
+    @field_validator("cluster")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://\S+:\d+", value):
+            raise ValueError("must be an address such as tcp://host:8786")
+        return value
+
+    @field_validator("storage")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if "://" not in value:
+            raise ValueError("must be a database URL such as sqlite:////abs/study.db or postgresql://host/name")
+        if not masking.is_clear(value):
+            raise ValueError(
+                "cannot be read with certainty: in user and password write @ as %40, / as %2F, ? as %3F and : as %3A"
+            )
+        if f":{masking.MASK}@" in value:
+            raise ValueError("has its password left out (***): give the whole URL, or one without it and PGPASSWORD")
+        return value
+
+    @field_validator("dashboard", mode="before")
+    @classmethod
+    def _dashboard(cls, value: Any) -> Any:
+        if value is None or value is False or value == "off":
+            return None
+        # Dask would take a bare port to mean every interface of this machine: here that must be said.
+        host, _, port = (str(value) if type(value) in (int, str) else "?").strip().rpartition(":")
+        if not re.fullmatch(r"[\w.-]*", host) or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65535:
+            raise ValueError("must be a port (on this machine's loopback), host:port, or off")
+        return f"{host}:{port}"
+
+    @property
+    def dashboard_address(self) -> str | None:
+        """host:port of the dashboard of our own cluster; a port alone is loopback's. None: no dashboard."""
+        if self.dashboard is not None and self.dashboard.startswith(":"):
+            return f"127.0.0.1{self.dashboard}"
+        return self.dashboard
+
+    @property
+    def tls_files(self) -> dict[str, Path | None]:
+        """The certificates named for --cluster tls://, by key."""
+        return {"tls_ca_file": self.tls_ca_file, "tls_cert": self.tls_cert, "tls_key": self.tls_key}
+
+    # -- what follows from the keys --------------------------------------------------------------------------------
+
+    _experiments: tuple[StudyKeys, ...] = ()
+
+    @property
+    def run_folder(self) -> Path:
+        """runs/<name>, absolute."""
+        return Path(os.path.abspath(self.runs_dir)) / self.name
+
+    @property
+    def storage_url(self) -> str:
+        """The study database's URL; by default a SQLite file in the run folder."""
+        return self.storage or f"sqlite:///{quote(str(self.run_folder / 'study.db'))}"
+
+    @property
+    def reserve(self) -> int:
+        """Bytes kept free for the system itself, as configured."""
+        return parse_size(self.reserve_bytes, "reserve_bytes")
+
+    @property
+    def trial_timeout_s(self) -> float | None:
+        """Seconds that a trial may run; None: no limit."""
+        return None if self.trial_timeout is None else parse_duration(self.trial_timeout, "trial_timeout")
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Seconds after which the batch drains; None: no limit."""
+        return None if self.timeout is None else parse_duration(self.timeout, "timeout")
+
+    def reserve_on(self, total_bytes: int) -> int:
+        """Bytes kept free on a host of this size: on a small one a twentieth is enough."""
+        return min(self.reserve, total_bytes // 20)
+
+    @property
+    def experiments(self) -> tuple[StudyKeys, ...]:
+        """The study keys of each --experiment file; the settings' own without any."""
+        return self._experiments or (self,)
+
+    @property
+    def heap(self) -> str:
+        """The allocator trials get. The heap that suits the built-in training is its own affair: it keeps what is freed
+        out of order, and an LSTM took 27 to 43 % more under it than under the system's."""
+        ours = self.training.objective == Training().objective
+        return self.allocator if ours or self.allocator != "auto" else "default"
+
+    @property
+    def total_slots(self) -> int:
+        """Slots of a worker on this machine: how many single-threaded trials it runs at once."""
+        return self.slots or cores()
+
+    def studies(self) -> tuple[StudySpec, ...]:
+        """Every study of the batch, in the order in which they were named. Raises UsageError for one named twice."""
+        specs: dict[str, StudySpec] = {}
+        for experiment in self.experiments:
+            for budget in experiment.budgets:
+                for horizon in experiment.horizons:
+                    spec = self._study(experiment, budget, horizon)
+                    if spec.name in specs:
+                        raise UsageError(f"study {spec.name} is in two experiment files; keep one of them")
+                    specs[spec.name] = spec
+        return tuple(specs.values())
+
+    def _study(self, keys: StudyKeys, budget: str, horizon: int) -> StudySpec:
+        threads = self.threads or min(THREADS[budget], cores())
+        context = {
+            "budget": budget,
+            "horizon": horizon,
+            "data": None if keys.data is None else str(keys.data),
+            "max_epochs": keys.max_epochs,
+            "max_steps": keys.max_steps,
+            "device": resolve_device(self.device),
+            "precision": keys.precision,
+            "optimizer": keys.optimizer,
+            "threads": threads,
+            "allocator": self.heap,
+            "target_effective_batch": keys.target_effective_batch,
+            "seed": keys.seed,
+            "context_length": 60,
+            "patch_length": 10,
+            "stride": 5,
+            "n_features": 25,
+            "head_dropout": 0.0,
+            "training_search_space": {
+                name: parameter.model_dump(mode="json")
+                for name, parameter in sorted((keys.training_search_space or {}).items())
+            },
+            "early_stopping": (keys.early_stopping or EarlyStopping()).model_dump(mode="json"),
+        }
+        return StudySpec(
+            name=f"{self.name}_{budget}_h{horizon}",
+            budget=budget,
+            horizon=horizon,
+            quota=keys.trials,
+            slots=min(threads, self.total_slots),
+            context=context,
+        )
+
+    def meaning(self) -> dict[str, dict[str, Any]]:
+        """Per study, what gives its trials their meaning: a resumed run must agree with it (see `run_folder`).
+
+        Machine, threads, memory and quota are not in it: they may change between two starts. The data file counts by
+        its content, so that it may move.
+        """
+        functions = {f"training.{k}": getattr(self.training, k) for k in ("objective", "sample", "candidates")}
+        return {spec.name: {**_flat_meaning(spec.context), **functions} for spec in self.studies()}
+
+    def resolved(self) -> dict[str, Any]:
+        """All keys with their values as plain data, without passwords: what the run folder keeps."""
+        data = self.model_dump(mode="json")
+        if self.storage is not None:
+            data["storage"] = masking.bare(self.storage)
+        if self._experiments:
+            data["experiments"] = [each.model_dump(mode="json") for each in self._experiments]
+        return data
+
+
+# -- small things ----------------------------------------------------------------------------------------------------
+
+
+def _as_value_error(parse: Any, value: str) -> str:
+    try:
+        parse(value)
+    except UsageError as error:
+        # The parser's own line starts with the key's name and the value, which the error line already has.
+        raise ValueError(re.sub(r"^\w+ '[^']*' ", "", str(error))) from None
+    return value
+
+
+def _flat_meaning(context: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in context.items():
+        if key in ("device", "threads", "allocator", "budget", "horizon"):
+            continue
+        if key == "data":
+            flat["data"] = None if value is None else layers.content_hash(Path(value))
+        elif key in ("training_search_space", "early_stopping"):
+            flat.update({f"{key}.{inner}": each for inner, each in value.items()})
+        else:
+            flat[key] = value
+    return flat

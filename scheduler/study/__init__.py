@@ -1,0 +1,1 @@
+"""The studies: the only room that imports Optuna and its database."""

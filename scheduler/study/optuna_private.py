@@ -1,0 +1,75 @@
+"""Everything of Optuna's that is not its public API and that this project rests on, in one place (release 5).
+
+Covers: the tables of the RDB storage as classes, four methods of the storage that work inside a transaction of ours,
+the storage's engine, and the keys under which Optuna keeps fixed parameters and constraints. Each is held by a test in
+tests/study/test_optuna_private.py that compares it with what the public API does, and tests/test_imports.py sees to it
+that no other module uses anything private. Everything else goes through the public API (`ask`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial
+
+StudyRow, StudyAttr = models.StudyModel, models.StudyUserAttributeModel
+TrialRow, TrialAttr = models.TrialModel, models.TrialUserAttributeModel
+
+COLUMNS: Mapping[Any, tuple[str, ...]] = {
+    StudyRow: ("study_id",),
+    StudyAttr: ("study_id", "key", "value_json"),
+    TrialRow: ("trial_id", "study_id", "number", "state", "datetime_start", "datetime_complete"),
+    TrialAttr: ("trial_id", "key", "value_json"),
+}
+METHODS = (
+    "_get_prepared_new_trial",
+    "_build_frozen_trial_from_trial_model",
+    "_set_trial_value_without_commit",
+    "_set_trial_intermediate_value_without_commit",
+    "_set_trial_attr_without_commit",
+)
+
+FIXED_PARAMS = "fixed_params"  # a system attribute: name -> value, as `Study.enqueue_trial` leaves it
+CONSTRAINT = "constraints:{}"  # a system attribute: a number above 0 is infeasible, as `Trial.set_constraint` leaves it
+
+
+def missing() -> list[str]:
+    """What the installed Optuna no longer has; empty when it is a release that this project knows."""
+    columns = [f"{row.__name__}.{name}" for row, names in COLUMNS.items() for name in names if not hasattr(row, name)]
+    return columns + [f"RDBStorage.{name}" for name in METHODS if not hasattr(RDBStorage, name)]
+
+
+def engine(storage: RDBStorage) -> sqlalchemy.engine.Engine:
+    """The storage's connections."""
+    return storage.engine
+
+
+def add_trial(storage: RDBStorage, session: Any, study_id: int, template: FrozenTrial) -> TrialRow:
+    """A new trial like the template, with the study's next number. As `create_new_trial`, in this session."""
+    return storage._get_prepared_new_trial(study_id, template, session)
+
+
+def frozen(storage: RDBStorage, trial: TrialRow) -> FrozenTrial:
+    """The trial as its row's session sees it. As `get_trial`."""
+    return storage._build_frozen_trial_from_trial_model(trial)
+
+
+def set_value(storage: RDBStorage, session: Any, trial: TrialRow, value: float) -> None:
+    """The trial's value. As `set_trial_state_values`."""
+    storage._set_trial_value_without_commit(session, trial, 0, value)
+
+
+def set_intermediate_value(storage: RDBStorage, session: Any, trial: TrialRow, step: int, value: float) -> None:
+    """One report; a later one of the same step wins. As `Trial.report`."""
+    storage._set_trial_intermediate_value_without_commit(session, trial.trial_id, step, value)
+
+
+def set_constraint(storage: RDBStorage, session: Any, trial: TrialRow, name: str, value: float) -> None:
+    """Say that the trial is feasible (0 or less) or not. As `Trial.set_constraint`."""
+    storage._set_trial_attr_without_commit(
+        session, models.TrialSystemAttributeModel, trial.trial_id, CONSTRAINT.format(name), value
+    )

@@ -1,0 +1,542 @@
+"""The studies: sampling, pruning, and what is read from and written to them, on Optuna and its RDB storage.
+
+Covers opening a study, asking (with the micro-batch sized for a memory limit), reports, final states, retries, leases
+between drivers, and reading for reports. Does not retry: every operation may be repeated after an error in its middle
+(`recorder` does), and raises StudyUnavailable when the storage is what failed. Transactions are in `study_rdb`.
+
+Ownership: a trial carries the `run` and the `owner` (driver process) that asked it; only that run's driver finishes
+it (a lock on the run folder makes that one process), and other drivers only after its lease has stood still for
+`lease_s`. Both are compared under the study's lock.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from scheduler.core.correction import correct
+from scheduler.files.pinned import Pinned
+from scheduler.host.registry import boot_id
+from scheduler.model import (
+    AskTrial,
+    AttemptId,
+    Correction,
+    EnqueueRetry,
+    FinalState,
+    Footprint,
+    HeadroomError,
+    Observation,
+    QuotaReached,
+    StudySpec,
+    TellTrial,
+    TrialAsked,
+    TrialId,
+)
+from scheduler.model.plain import plain
+from scheduler.study.ask import begun_trial, make_sampler
+from scheduler.study.rows import LeftTrial, is_dead, left_trial, observation, row
+from scheduler.study.siblings import beginning
+from scheduler.study.transactions import (
+    Begun,
+    Full,
+    NotOurs,
+    Rdb,
+    StudyUnavailable,
+    check,
+    clean,
+    is_storage_error,
+    translated,
+)
+
+__all__ = ["Functions", "LeftTrial", "NotOurs", "OpenedStudy", "StudyStore", "StudyUnavailable", "check"]
+
+MAX_MISFITS = 20  # proposals in a row that fit nowhere before asking is given up
+DEAD_GRACE_S = 60.0  # a driver known dead on this host: time for its own restart to settle its trials first
+LEASE_S = 300.0
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # "A new study created": our own log says that
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Functions:
+    """The training's side of sampling (dotted paths of the settings, resolved).
+
+    sample(trial, context, architectures, fit) -> params. micro_batch(params, context, limit_bytes,
+    device_limit_bytes=, target_effective_batch=) -> int | None, or None where there is no estimator.
+    estimate(params, context) -> {"host_bytes", "device_bytes", "runtime_bytes", "components", "family"}, or None.
+    context: the study's, with `runtime_bytes` (what a trial process holds when it is ready) and `environments` (names
+    of what it may run in) where workers have said so. What `estimate` returns as runtime_bytes is the part of its
+    host_bytes that is this; 0, or nothing, when it does not tell it apart.
+    """
+
+    sample: Callable[..., Mapping[str, Any]]
+    micro_batch: Callable[..., int | None] | None = None
+    estimate: Callable[..., Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedStudy:
+    """What a study holds at the start. completed: its COMPLETE trials; best: (value, number) of the best of them.
+
+    left: this run's RUNNING trials, to be settled before the first ask.
+    """
+
+    spec: StudySpec
+    counted: int
+    completed: int
+    architectures: Sequence[Mapping[str, Any]]
+    observations: Sequence[Observation] = ()
+    left: Sequence[LeftTrial] = ()
+    best: tuple[float, int] | None = None
+    waiting: int = 0
+    running_elsewhere: int = 0
+    notes: Sequence[str] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Open:
+    spec: StudySpec
+    id: int
+    study: optuna.Study
+    architectures: list[dict[str, Any]]
+    delivered: set[int] = field(default_factory=set)  # numbers of trials that `ask` has returned
+    told: set[int] = field(default_factory=set)  # of these, those that this driver has given a final state
+    leases_seen: dict[str, tuple[Any, float]] = field(default_factory=dict)  # run -> (lease, since when it is so)
+
+
+class StudyStore:
+    """All studies of one driver. Operations raise StudyUnavailable while the storage is; each may be repeated.
+
+    owner: this driver process, unique. run: this run folder, unique among all that share the storage and the same
+    after a restart. folder: the run's folder, for a driver that takes over. lease_s: how long another driver's lease
+    must stand still (by this host's monotonic clock, so that wrong clocks do not matter) before it counts as gone.
+    warm_start: how many of the best trials of a finished study nearby a new study runs first.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        owner: str,
+        run: str,
+        functions: Functions,
+        seed: int = 0,
+        pruner: str = "median",
+        warm_start: int = 0,
+        folder: str | os.PathLike[str] | None = None,
+        lease_s: float = LEASE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.url, self.owner, self.run, self.functions = url, owner, run, functions
+        self.lease_s = lease_s
+        self._seed, self._pruner, self._warm_start, self._clock = seed, pruner, warm_start, clock
+        make_pruner(pruner)  # an unknown name is an error now, not at the first study
+        self._folder = None if folder is None else str(Path(folder).absolute())
+        self._rdb: Rdb | None = None
+        self._cached: Any = None
+        self._open: dict[str, _Open] = {}
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    def open(self, spec: StudySpec, candidates: Sequence[Mapping[str, Any]] = ()) -> OpenedStudy:
+        """Create the study or load it. Its list of architectures is kept as it was created."""
+        with translated():
+            rdb = self._connect()
+            study = optuna.create_study(
+                study_name=spec.name,
+                storage=self._cached,
+                direction="minimize",
+                load_if_exists=True,
+                pruner=make_pruner(self._pruner),  # one each: Hyperband keeps its brackets in it
+            )
+            study_id = self._cached.get_study_id_from_name(spec.name)
+            notes = []
+            given = [clean(architecture) for architecture in candidates]
+            architectures = rdb.remember(study_id, "architectures", given)
+            if architectures != given and given:
+                notes.append(
+                    f"{spec.name} keeps the {len(architectures)} architectures it was created with; "
+                    f"the present list of {len(given)} differs: use another --name for it"
+                )
+            context = rdb.remember(study_id, "context", clean(spec.context))
+            changed = sorted(k for k, v in clean(spec.context).items() if context.get(k, v) != v)
+            if changed:
+                notes.append(f"{spec.name} was created with other values of {', '.join(changed)}: results are mixed")
+            rdb.remember(study_id, "headroom", {"budget": spec.budget, "horizon": spec.horizon, "version": 1})
+            notes += self._begin_warm(spec, study_id, study, architectures)
+            opened = _Open(spec=spec, id=study_id, study=study, architectures=architectures)
+            if spec.name in self._open:  # opened again: what was asked stays asked
+                opened.delivered, opened.told = self._open[spec.name].delivered, self._open[spec.name].told
+            self._open[spec.name] = opened
+            self._renew(opened)
+            trials = study.get_trials(deepcopy=False)
+            running = [t for t in trials if t.state is TrialState.RUNNING and "run" in t.user_attrs]
+            return OpenedStudy(
+                spec=spec,
+                counted=rdb.counted(study_id),
+                completed=sum(t.state is TrialState.COMPLETE for t in trials),
+                architectures=architectures,
+                observations=[o for o in map(observation, trials) if o is not None],
+                left=[
+                    left_trial(spec.name, t, self._folder)
+                    for t in running
+                    if t.user_attrs["run"] == self.run and t.user_attrs["owner"] != self.owner
+                ],
+                best=min(
+                    ((t.value, t.number) for t in trials if t.state is TrialState.COMPLETE and t.value is not None),
+                    default=None,
+                ),
+                waiting=sum(t.state is TrialState.WAITING for t in trials),
+                running_elsewhere=sum(t.user_attrs["run"] != self.run for t in running),
+                notes=notes,
+            )
+
+    def _begin_warm(
+        self, spec: StudySpec, study_id: int, study: optuna.Study, architectures: Sequence[Mapping[str, Any]]
+    ) -> list[str]:
+        """Queue a finished sibling's best in a study without any trial; a note for the user when that was done."""
+        if not self._warm_start or study.get_trials(deepcopy=False):
+            return []
+        found = beginning(self._cached, replace(spec, context=clean(spec.context)), architectures, self._warm_start)
+        if found is None:
+            return []
+        queue = [(fixed, {"warm_start": f"{found.study}/{number}"}) for number, fixed in found.trials]
+        if not self._connect().enqueue_first(study_id, queue):
+            return []
+        return [f"{spec.name} begins with the best {len(queue)} trials of {found.study} (warm_start)"]
+
+    def _connect(self) -> Rdb:
+        if self._rdb is None:
+            rdb = Rdb(self.url)
+            self._rdb, self._cached = rdb, optuna.storages.get_storage(rdb.storage)
+        return self._rdb
+
+    def close(self) -> None:
+        """Give the connections back; the leases run out by themselves."""
+        if self._rdb is not None:
+            self._rdb.close()
+            self._rdb, self._cached = None, None
+
+    @property
+    def file(self) -> Pinned | None:
+        """The SQLite file that is open; None for a server, and before the first study was opened."""
+        return None if self._rdb is None else self._rdb.file
+
+    def rescue(self, target: Path) -> None:
+        """Write all that the SQLite database holds to a new file, also when its own was removed. Raises OSError."""
+        self._connect().rescue(target)
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+
+    def ask(self, command: AskTrial) -> TrialAsked | QuotaReached | None:
+        """Sample the next trial; waiting retries come first. None: others run what is left of the quota, ask later.
+
+        Only architectures that fit are proposed. What fits nowhere all the same is told PRUNED with a constraint and
+        does not count. Raises HeadroomError when no architecture fits, and what the user's sampler raises.
+        """
+        opened, rdb = self._open[command.study], self._connect()
+        fitting: Sequence[Mapping[str, Any]] | None = None
+        for _ in range(MAX_MISFITS):
+            begun = rdb.begin(
+                opened.id,
+                run=self.run,
+                owner=self.owner,
+                quota=opened.spec.quota,
+                delivered=opened.delivered,
+            )
+            if isinstance(begun, Full):
+                full = begun.counted >= opened.spec.quota
+                return QuotaReached(study=command.study, completed=rdb.completed(opened.id)) if full else None
+            try:
+                with translated():
+                    asked = self._sample(opened, begun, command, fitting)
+            except optuna.exceptions.UpdateFinishedTrialError as error:
+                raise NotOurs(str(error)) from error
+            except Exception as error:
+                if is_storage_error(error) or isinstance(error, NotOurs):
+                    raise  # the trial is not yet delivered: the next call goes on with it
+                if not hasattr(error, "needed_bytes"):
+                    self._tell_ask_failed(opened, begun, error)
+                    raise
+                fitting = self._reject(opened, begun, command, error)
+            else:
+                opened.delivered.add(begun.number)
+                return asked
+        raise HeadroomError(f"{MAX_MISFITS} proposals in a row do not fit {command.limit_bytes} bytes")
+
+    def _sample(
+        self, opened: _Open, begun: Begun, command: AskTrial, fitting: Sequence[Mapping[str, Any]] | None
+    ) -> TrialAsked:
+        # Seeded by the trial's number: a restart or a second driver with the same seed does not repeat proposals, and
+        # the same study gives the same ones.
+        seed = zlib.crc32(f"{self._seed}/{opened.spec.name}/{begun.number}".encode())
+        if fitting is None:
+            fitting = self._fitting(opened, command)
+        sampler = make_sampler(seed, fitting)
+        trial = begun_trial(opened.spec.name, self._cached, begun, sampler=sampler, pruner=opened.study.pruner)
+        context, previous = asked_context(opened.spec.context, command), begun.attrs.get("micro_batch")
+
+        def fit(params: Mapping[str, Any]) -> int | None:
+            fits = self._micro_batch(params, context, command)
+            # A resumed training keeps its micro-batch where it can: only then are its losses the same to the bit.
+            return min(fits, previous) if fits and previous else fits
+
+        # Bounded JSON from here on: what a user's sampler draws (numpy's numbers, say) must travel to the trial.
+        params = plain(dict(self.functions.sample(trial, context, opened.architectures, fit)))
+        footprint, family = self._footprint(params, context, command.correction)
+        epochs = params.get("epochs")
+        limit = context.get("max_epochs")
+        # The architecture is in the attributes of every study, whatever it was searched by.
+        shown = opened.architectures[0] if opened.architectures else {}
+        attrs = {
+            **{key: value for key, value in params.items() if key in shown or trial.params.get(key) != value},
+            "asked_unix": time.time(),
+            "attempt": begun.attrs.get("attempt", 1),
+            "footprint.predicted_bytes": footprint.host_bytes if footprint.is_known else None,
+            "footprint.prior_bytes": footprint.prior_bytes or None,
+            "footprint.prior_runtime_bytes": footprint.runtime_bytes or None,
+            "footprint.family": family,
+        }
+        assert self._rdb is not None
+        self._rdb.annotate(opened.id, begun.number, self.run, attrs)
+        return TrialAsked(
+            trial=TrialId(opened.spec.name, begun.number),
+            params=params,
+            footprint=footprint,
+            family=family,
+            attempt=attrs["attempt"],
+            resume_from=begun.attrs.get("resume_from"),
+            resume_host=begun.attrs.get("resume_host"),
+            retries=begun.attrs.get("retries", 0),
+            ran_s=begun.attrs.get("ran_s", 0.0),
+            max_epochs=min((e for e in (epochs, limit) if e), default=None),
+        )
+
+    def _micro_batch(self, params: Mapping[str, Any], context: Mapping[str, Any], command: AskTrial) -> int | None:
+        """The largest whose corrected footprint fits: said to the training side as a limit for its own answer."""
+        if self.functions.micro_batch is None:
+            return context.get("target_effective_batch")
+        limit, device_limit = command.limit_bytes, command.device_limit_bytes
+        if self.functions.estimate is not None:
+            smallest = self.functions.estimate({**params, "micro_batch": 1}, context)
+            runtime_bytes = int(smallest.get("runtime_bytes", 0))
+            limit = command.correction.largest_prior(limit, runtime_bytes)
+            if device_limit is not None and smallest.get("device_bytes") == smallest["host_bytes"]:
+                device_limit = command.correction.largest_prior(device_limit, runtime_bytes)
+        return self.functions.micro_batch(
+            params,
+            context,
+            limit,
+            device_limit_bytes=device_limit,
+            target_effective_batch=context.get("target_effective_batch", 256),
+        )
+
+    def _footprint(
+        self, params: Mapping[str, Any], context: Mapping[str, Any], correction: Correction
+    ) -> tuple[Footprint, str]:
+        if self.functions.estimate is None:
+            return Footprint.unknown(), f"unknown/{context.get('device', 'cpu')}"
+        estimate = self.functions.estimate(params, context)
+        prior = Footprint(
+            host_bytes=int(estimate["host_bytes"]),
+            device_bytes=int(estimate.get("device_bytes", 0)),
+            runtime_bytes=int(estimate.get("runtime_bytes", 0)),
+            components=dict(estimate.get("components", {})),
+        )
+        return correct(prior, correction), str(estimate["family"])
+
+    def _fitting(
+        self, opened: _Open, command: AskTrial, params: Mapping[str, Any] | None = None
+    ) -> list[Mapping[str, Any]]:
+        """The study's architectures that fit with these other parameters (or none), each with its index."""
+        context = asked_context(opened.spec.context, command)
+        indexed = [{"architecture": index, **architecture} for index, architecture in enumerate(opened.architectures)]
+        if self.functions.micro_batch is None:
+            return indexed
+        return [a for a in indexed if self._micro_batch({**(params or {}), **a}, context, command)]
+
+    def _reject(
+        self, opened: _Open, begun: Begun, command: AskTrial, misfit: Any
+    ) -> Sequence[Mapping[str, Any]] | None:
+        """Tell the sampler that this proposal is infeasible; return the architectures that do fit with the rest of it,
+        None where the study has no list of them."""
+        needed, params = int(misfit.needed_bytes), dict(getattr(misfit, "params", {}))
+        attrs = {
+            **params,
+            "stop_reason": "does_not_fit",
+            "does_not_fit.needed_bytes": needed,
+            "does_not_fit.limit_bytes": command.limit_bytes,
+        }
+        excess = max(needed / max(command.limit_bytes, 1) - 1, 1e-3)
+        assert self._rdb is not None
+        self._rdb.finish(opened.id, begun.number, self.run, TrialState.PRUNED, None, attrs, excess)
+        if not opened.architectures:
+            return None
+        fitting = self._fitting(opened, command, params)
+        if not fitting:
+            raise HeadroomError(
+                f"none of the {len(opened.architectures)} architectures of {opened.spec.name} fits "
+                f"{command.limit_bytes / 2**30:.2f} GiB: raise --memory-budget or leave this budget out"
+            )
+        return fitting
+
+    def _tell_ask_failed(self, opened: _Open, begun: Begun, error: Exception) -> None:
+        attrs = {"stop_reason": "ask_failed", "error": f"{type(error).__name__}: {error}"}
+        assert self._rdb is not None
+        self._rdb.finish(opened.id, begun.number, self.run, TrialState.FAIL, None, attrs, None)
+
+    # -- the course of a trial --------------------------------------------------------------------------------------
+
+    def report(self, attempt: AttemptId, values: Mapping[int, float]) -> bool:
+        """Write intermediate values, step -> value; True when the pruner, after the last of them, wants it stopped.
+
+        Raises NotOurs when the trial is no longer this driver's to run.
+        """
+        opened, rdb = self._open[attempt.trial.study], self._connect()
+        rdb.report(opened.id, attempt.trial.number, self.run, values)
+        if isinstance(opened.study.pruner, optuna.pruners.NopPruner):
+            return False
+        with translated():
+            return bool(opened.study.pruner.prune(opened.study, rdb.frozen(opened.id, attempt.trial.number)))
+
+    def tell(self, command: TellTrial, *, left: LeftTrial | None = None) -> FinalState:
+        """Attributes, then the final state, in one transaction. Returns the state that stands: an earlier one wins.
+
+        left: the trial is another run's and this is a takeover. Raises NotOurs when it may not be touched, or another
+        driver has queued it again.
+        """
+        opened, state, value, attrs = self._open[command.trial.study], command.state, command.value, command.attrs
+        if state is FinalState.COMPLETE and (value is None or math.isnan(value)):
+            state, attrs = FinalState.FAIL, {**attrs, "stop_reason": "no_value", "error": f"the result was {value}"}
+        stands = self._connect().finish(
+            opened.id,
+            command.trial.number,
+            self.run if left is None else left.run,
+            TrialState[state.value],
+            value,
+            attrs,
+            command.constraint,
+            None if left is None else left.lease,
+        )
+        opened.told.add(command.trial.number)
+        return FinalState(stands.name)
+
+    def enqueue_retry(self, command: EnqueueRetry, *, left: LeftTrial | None = None) -> int | None:
+        """Queue the trial again as attempt `command.attempt` and tell it FAIL (attribute `retried`: its successor).
+
+        Returns the successor's number, None when the trial has ended otherwise.
+        """
+        opened, rdb = self._open[command.trial.study], self._connect()
+        with translated():
+            attrs = rdb.frozen(opened.id, command.trial.number).user_attrs
+        successor = {
+            "attempt": command.attempt,
+            "retries": command.retries,
+            "ran_s": round(command.ran_s, 3) or None,
+            "resume_from": command.resume_from,
+            "resume_host": command.resume_host,
+            "micro_batch": attrs.get("micro_batch") if command.resume_from else None,
+        }
+        successor_number = rdb.requeue(
+            opened.id,
+            command.trial.number,
+            self.run if left is None else left.run,
+            attrs={**command.attrs, "retry_reason": command.reason},
+            successor_attrs={key: value for key, value in successor.items() if value is not None},
+            lease=None if left is None else left.lease,
+        )
+        opened.told.add(command.trial.number)
+        return successor_number
+
+    # -- leases -----------------------------------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Say in every study that this driver lives; to be called several times within `lease_s`."""
+        for opened in list(self._open.values()):
+            self._renew(opened)
+
+    def taken(self) -> list[TrialId]:
+        """Trials that this driver was given and somebody else has finished; each is told once."""
+        found = []
+        for name, opened in list(self._open.items()):
+            gone = self._connect().finished(opened.id, opened.delivered - opened.told)
+            opened.told |= gone
+            found += [TrialId(name, number) for number in sorted(gone)]
+        return found
+
+    def _renew(self, opened: _Open) -> None:
+        lease = {
+            "owner": self.owner,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "boot_id": boot_id(),
+            "unix": round(time.time(), 3),
+            "folder": self._folder,
+        }
+        self._connect().set_study_attr(opened.id, f"driver.{self.run}", lease)
+
+    def expired(self) -> list[LeftTrial]:
+        """RUNNING trials of other runs whose driver's lease has stood still for too long, to be taken over."""
+        found: list[LeftTrial] = []
+        now = self._clock()
+        for name, opened in list(self._open.items()):
+            with translated():
+                trials = opened.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            others = [t for t in trials if t.user_attrs.get("run", self.run) != self.run]
+            attrs = self._connect().study_attrs(opened.id) if others else {}
+            for trial in others:
+                run = trial.user_attrs["run"]
+                key = f"driver.{run}"
+                lease = attrs.get(key)
+                seen, since = opened.leases_seen.get(run, (lease, now))
+                if seen != lease:
+                    since = now
+                opened.leases_seen[run] = (lease, since)
+                limit = min(DEAD_GRACE_S, self.lease_s) if is_dead(lease) else self.lease_s
+                if now - since >= limit:
+                    folder = lease.get("folder") if lease else None
+                    found.append(left_trial(name, trial, folder, (key, lease)))
+        return found
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+
+    def rows(self, study: str) -> list[dict[str, Any]]:
+        """One mapping per trial, for results.csv: number, state, value, times, parameters, attributes."""
+        with translated():
+            return [row(trial) for trial in self._open[study].study.get_trials(deepcopy=False)]
+
+    def best(self, study: str) -> dict[str, Any] | None:
+        """The row of the COMPLETE trial with the smallest value; None while there is none."""
+        complete = [r for r in self.rows(study) if r["state"] == FinalState.COMPLETE.value]
+        return min(complete, key=lambda r: (r["value"], r["number"]), default=None)
+
+
+def asked_context(context: Mapping[str, Any], command: AskTrial) -> dict[str, Any]:
+    """The study's context and where the trial may run: what the training side sizes it for."""
+    runtime_bytes = command.correction.runtime_bytes
+    return {
+        **context,
+        **({"runtime_bytes": runtime_bytes} if runtime_bytes else {}),
+        **({"environments": list(command.environments)} if command.environments else {}),
+    }
+
+
+def make_pruner(name: str) -> optuna.pruners.BasePruner:
+    """`median`, `hyperband` or `none`; steps are epochs from 1."""
+    match name:
+        case "median":
+            return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner()
+        case "none":
+            return optuna.pruners.NopPruner()
+    raise HeadroomError(f"unknown pruner {name!r}: choose median, hyperband or none")

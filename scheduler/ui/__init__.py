@@ -1,0 +1,1 @@
+"""What people see: the terminal, the tables, the pictures behind both."""

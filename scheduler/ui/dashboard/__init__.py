@@ -1,0 +1,1 @@
+"""Headroom's page on the Dask dashboard."""

@@ -1,0 +1,118 @@
+"""What the page `/headroom` knows: per run its last snapshot, how it ended, and a history of its memory.
+
+Time is an argument; nothing is drawn or sent here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from scheduler.model import Json
+from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
+
+VERSION = 2  # of the message; a page left by another version of ours shows nothing rather than nonsense
+SILENT_AFTER_S = 10.0
+HISTORY_S = 1800.0
+HISTORY_STEP_S = 5.0
+MAX_RUNS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Totals over a run's workers at one moment (monotonic seconds of the Dask scheduler)."""
+
+    at: float
+    used_bytes: int
+    reserved_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One driver's run. seen: when its last snapshot came; ended: why it left, None while it has not said so."""
+
+    key: str
+    snapshot: Snapshot
+    first: float
+    seen: float
+    ended: str | None = None
+    history: deque[Point] = field(default_factory=deque)
+
+    def is_silent(self, now: float) -> bool:
+        return self.ended is None and now - self.seen > SILENT_AFTER_S
+
+    def state(self, now: float) -> tuple[str, str]:
+        """A few words and how to colour them: good, warn, bad or none."""
+        if self.ended is not None:
+            return f"ended: {self.ended}", ""
+        if self.is_silent(now):
+            return "stale", "bad"
+        return ("draining", "warn") if self.snapshot.draining else ("running", "good")
+
+    def points(self) -> list[Point]:
+        """The history and, as its last point, the present."""
+        return [*self.history, self._present()]
+
+    def take(self, snapshot: Snapshot, now: float) -> None:
+        self.snapshot, self.seen = snapshot, now
+        if not self.history or now - self.history[-1].at >= HISTORY_STEP_S:
+            self.history.append(self._present())
+        while self.history[0].at < now - HISTORY_S:
+            self.history.popleft()
+
+    def _present(self) -> Point:
+        workers = self.snapshot.workers
+        return Point(
+            at=self.seen,
+            used_bytes=sum(w.used_bytes or 0 for w in workers),
+            reserved_bytes=sum(w.reserved_bytes for w in workers),
+            capacity_bytes=self.snapshot.capacity_bytes,
+        )
+
+
+class Board:
+    """All runs that one Dask scheduler has heard of. Times are monotonic seconds, given by the caller."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, Run] = {}
+
+    def take(self, message: Json, now: float) -> None:
+        """One message of a driver. Raises ValueError, KeyError or TypeError when it is not one of ours."""
+        if message["version"] != VERSION:
+            raise ValueError(f"a driver's message has version {message['version']}, this page reads {VERSION}")
+        key, snapshot = str(message["key"]), _snapshot(message["snapshot"])
+        run = self._runs.get(key)
+        if run is None:
+            run = self._runs[key] = Run(key=key, snapshot=snapshot, first=now, seen=now)
+            self._succeed(run, now)
+        run.take(snapshot, now)
+        run.ended = message["ended"]
+
+    def runs(self, now: float) -> list[Run]:
+        """Those at work first, then the latest."""
+        return sorted(self._runs.values(), key=lambda r: (r.ended is not None or r.is_silent(now), -r.first))
+
+    def find(self, key: str, name: str, now: float) -> Run | None:
+        """The run with that key, or of that name, or else the first one; None when there is none."""
+        runs = self.runs(now)
+        named = (run for run in runs if run.snapshot.run == name)
+        return self._runs.get(key) or next(named, None) or next(iter(runs), None)
+
+    def _succeed(self, run: Run, now: float) -> None:
+        """A run that is started again takes the place, and the history, of its driver that is gone."""
+        for old in list(self._runs.values()):
+            is_over = old.ended is not None or old.is_silent(now)
+            if old is not run and is_over and old.snapshot.run == run.snapshot.run:
+                run.history = self._runs.pop(old.key).history
+        for old in self.runs(now)[MAX_RUNS:]:
+            del self._runs[old.key]
+
+
+def _snapshot(data: Json) -> Snapshot:
+    parts = {
+        "studies": tuple(StudyLine(**line) for line in data["studies"]),
+        "workers": tuple(WorkerLine(**line) for line in data["workers"]),
+        "trials": tuple(TrialLine(**line) for line in data["trials"]),
+    }
+    return Snapshot(**{**data, **parts})

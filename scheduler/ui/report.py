@@ -1,0 +1,229 @@
+"""Results: the table at the end, `results.csv` (a row per trial), `best/<study>.json`.
+
+Works on plain rows as `StudyStore.rows(study)` gives them: flat mappings with the keys `number`, `state` (RUNNING,
+COMPLETE, PRUNED, FAIL, WAITING), `value`, `started`, `ended`, `steps`, the sampled parameters and the trial's
+attributes (d_model, n_layers, n_heads, d_ff, param_count, micro_batch, `footprint.predicted_bytes`,
+`footprint.observed_peak_bytes`, `duration_s`, `stop_reason`, ...). No key but number and state must be there. Asks no
+study and knows no database.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from scheduler.model import StudySpec, WorkerFacts
+from scheduler.model.plain import line
+from scheduler.settings.run_folder import write_durably
+from scheduler.ui.console import duration
+from scheduler.units import gib
+from scheduler.workload.plan import Plan, StudyPlan
+
+Row = Mapping[str, Any]
+# The first columns of results.csv, in this order; what else the rows hold follows, sorted.
+COLUMNS = (
+    "study",
+    "budget",
+    "horizon",
+    "number",
+    "state",
+    "value",
+    "stop_reason",
+    "d_model",
+    "n_layers",
+    "n_heads",
+    "d_ff",
+    "param_count",
+    "micro_batch",
+    "accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "dropout",
+    "epochs",
+    "steps",
+    "attempts",
+    "duration_s",
+    "footprint.predicted_bytes",
+    "footprint.observed_peak_bytes",
+    "started",
+    "ended",
+)
+FINAL = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # state -> the table's word for it
+
+
+def finish(
+    folder: Path | None,
+    studies: Sequence[StudySpec],
+    rows: Mapping[str, Sequence[Row]],
+    *,
+    notes: Mapping[str, str] | None = None,
+    stream: TextIO | None = None,
+) -> None:
+    """Write results.csv and best/ into `folder` (None: nowhere), then print the table to `stream` (default: stdout).
+
+    rows: by the study's name. notes: a study's closing remark ("closed: 5 failures in a row: ..."). One of which no
+    trial completed says so, with the last error there was.
+    """
+    if folder is not None:
+        write_files(folder, studies, rows)
+    console = _console(stream)
+    console.print(results_table(studies, rows, {**barren(studies, rows), **(notes or {})}))
+    if folder is not None:
+        console.print(f"results in {folder}", soft_wrap=True, markup=False)
+
+
+def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> None:
+    """results.csv and best/<study>.json; each file is replaced as a whole. Raises OSError."""
+    write_durably(folder / "results.csv", to_csv(studies, rows))
+    (folder / "best").mkdir(parents=True, exist_ok=True)
+    for spec in studies:
+        best = best_row(rows.get(spec.name, ()))
+        if best is not None:
+            text = json.dumps({"study": spec.name, **best}, indent=1, sort_keys=True, default=str)
+            write_durably(folder / "best" / f"{spec.name}.json", text + "\n")
+
+
+def to_csv(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> str:
+    """The CSV text: one line per trial, empty where a trial lacks a value."""
+    full = [
+        {"study": spec.name, "budget": spec.budget, "horizon": spec.horizon, **row}
+        for spec in studies
+        for row in rows.get(spec.name, ())
+    ]
+    others = sorted({key for row in full for key in row} - set(COLUMNS))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, *others], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in full)
+    return text.getvalue()
+
+
+def best_row(rows: Iterable[Row]) -> Row | None:
+    """The completed trial with the smallest value, the earliest of equals; None while there is none."""
+    complete = [row for row in rows if row["state"] == "COMPLETE" and row.get("value") is not None]
+    return min(complete, key=lambda row: (row["value"], row["number"]), default=None)
+
+
+def results_table(
+    studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]], notes: Mapping[str, str] | None = None
+) -> Table:
+    """One line per study: how many trials ended how, and the best of them."""
+    # A trial that was interrupted and queued again is FAIL in the study, but nothing failed: its successor counts.
+    ended = {
+        spec.name: [row["state"] for row in rows.get(spec.name, ()) if row.get("retried") is None] for spec in studies
+    }
+    # Most runs have nothing pruned or failed; a terminal of 80 columns has no room for empty columns.
+    shown = ["COMPLETE", *(state for state in ("PRUNED", "FAIL") if any(state in states for states in ended.values()))]
+    table = _table(
+        "study", *(FINAL[state] for state in shown), "best loss", "trial", "d_model", "layers", "peak", "time"
+    )
+    if notes:
+        table.add_column("note", overflow="fold")
+    for spec in studies:
+        counts = [ended[spec.name].count(state) for state in shown]
+        best: Row = best_row(rows.get(spec.name, ())) or {}
+        value, peak, took = best.get("value"), best.get("footprint.observed_peak_bytes"), best.get("duration_s")
+        table.add_row(
+            spec.name,
+            f"{counts[0]}/{spec.quota}",
+            *(str(count or "") for count in counts[1:]),
+            "" if value is None else f"{value:.4f}",
+            str(best.get("number", "")),
+            str(best.get("d_model", "")),
+            str(best.get("n_layers", "")),
+            "" if peak is None else gib(int(peak)),
+            "" if took is None else duration(float(took)),
+            *([notes.get(spec.name, "")] if notes else []),
+        )
+    return table
+
+
+def barren(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """A remark for each study that has ended trials and not one of them COMPLETE."""
+    found = {}
+    for spec in studies:
+        ended = [row for row in rows.get(spec.name, ()) if row["state"] in FINAL and row.get("retried") is None]
+        if ended and not any(row["state"] == "COMPLETE" for row in ended):
+            said = next((row["error"] for row in reversed(ended) if row.get("error")), None)
+            last = line(said, 160) if said else str(ended[-1].get("stop_reason") or "unknown")
+            found[spec.name] = f"no trial completed; last: {last}"
+    return found
+
+
+def plan_table(plan: Plan) -> Table:
+    """The dry run's table: one line per study."""
+    table = _table("study", "trials", "fit", "never", "footprint", "micro-batch", "at once")
+    for study in plan.studies:
+        table.add_row(study.spec.name, str(study.spec.quota), str(study.fits), str(study.never), *_plan_cells(study))
+    return table
+
+
+def print_plan(plan: Plan, *, as_json: bool, stream: TextIO | None = None) -> None:
+    """Show the plan on `stream` (default: stdout), as tables or as one JSON object."""
+    console = _console(stream)
+    if as_json:
+        console.out(json.dumps(plan.to_json(), indent=2), highlight=False)
+        return
+    for room in plan.rooms:
+        console.print(
+            f"worker {room.facts.host}: memory budget {plan.memory_budget} of {_limit(room.facts)} -> "
+            f"capacity {gib(room.capacity_bytes)}, {gib(room.trial_bytes)} of it for trials; {room.facts.slots} slots",
+            soft_wrap=True,
+            markup=False,
+        )
+    console.print(plan_table(plan))
+    for runtime in plan.runtimes:
+        console.print(runtime, soft_wrap=True, markup=False)
+    for refusal in plan.refusals:
+        console.print(refusal, soft_wrap=True, markup=False)
+    console.print("dry run: nothing was started or written")
+
+
+def _limit(facts: WorkerFacts) -> str:
+    """What the worker may use, and what says so where it is not simply all of the RAM."""
+    size = gib(facts.worker_limit_bytes or facts.limit_bytes)
+    source = {"cgroup": "cgroup", "slurm": "Slurm's --mem", "dask": "dask worker --memory-limit"}.get(
+        facts.limit_source
+    )
+    return size if source is None else f"{size} ({source})"
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _console(stream: TextIO | None) -> Console:
+    """As wide as the terminal; into a file or pipe as wide as it needs, since nothing there wraps or cuts."""
+    console = Console(file=stream, highlight=False)
+    return console if console.is_terminal else Console(file=stream, highlight=False, width=200)
+
+
+def _plan_cells(study: StudyPlan) -> tuple[str, str, str]:
+    if study.refusal is not None:
+        least = "" if study.smallest_bytes is None else f"from {gib(study.smallest_bytes)}"
+        return least, "", "refused"
+    if study.footprint_bytes is None or study.at_once is None:
+        return "unknown: measured alone first", "", ""
+    low, high = study.footprint_bytes
+    batch = "" if study.micro_batch is None else _range(*study.micro_batch)
+    return f"{gib(low)} to {gib(high)}", batch, _range(*study.at_once)
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True, default=str) if isinstance(value, dict | list | tuple) else value

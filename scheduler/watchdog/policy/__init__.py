@@ -1,0 +1,1 @@
+"""What the watchdog decides by: samples in, verdicts out. Pure."""

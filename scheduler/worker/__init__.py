@@ -1,0 +1,1 @@
+"""What runs on a worker, without Dask: the agent and its trial processes."""

@@ -1,0 +1,225 @@
+"""The agent's mail: its letters to the driver, the driver's to it, and the Dask workers that carry them.
+
+Covers the agent's socket, who carries letters now (any worker of this driver on this host may), carrying them again,
+and what a carrier says for itself. A carrier that is stuck holds up nobody: it has a thread of its own. What the
+letters say is the agent's business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from scheduler.host.agent_folder import Connection
+from scheduler.model import Json
+from scheduler.model.mailbox import Inbox, Letter, Outbox
+
+PER_FRAME = 100  # letters
+AGAIN_AFTER_S = 5.0  # unacknowledged letters are carried again
+
+
+@dataclass(slots=True, kw_only=True)
+class _Carrier:
+    """A connected Dask worker. sent: the last letter that was handed to it; the rest is what it is still owed."""
+
+    connection: Connection
+    greeted: bool = False
+    owner: bool = False
+    sent: int = 0
+    owed_receipt: bool = False
+    news: Json | None = None
+    closed: bool = False
+
+
+class Mail:
+    """Serves an agent's socket from threads of its own.
+
+    hello: what the driver must know to take this agent for one. on_letter: takes what the driver says, in order.
+    on_carrier: takes what a carrier says for itself (`leave`, `dismiss`). on_heard: called at each sign of life of the
+    driver.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        *,
+        agent: str,
+        hello: Json,
+        on_letter: Callable[[Json], None],
+        on_carrier: Callable[[Json], None],
+        on_heard: Callable[[], None],
+    ) -> None:
+        self._listener, self._agent, self._hello = listener, agent, hello
+        self._on_letter, self._on_carrier, self._on_heard = on_letter, on_carrier, on_heard
+        self._outbox, self._inbox = Outbox(), Inbox()
+        self._carriers: list[_Carrier] = []
+        self._changed = threading.Condition()
+        self._reading = threading.Lock()  # letters are read in order, whoever brings them
+        self._moved_at = time.monotonic()  # the last acknowledgement that was news, or the last time all was said again
+
+    def start(self) -> None:
+        threading.Thread(target=self._accept, args=(self._listener,), name="headroom-mail", daemon=True).start()
+
+    def listen(self, listener: socket.socket) -> None:
+        """Take carriers by another socket from now on; those that are connected stay."""
+        former, self._listener = self._listener, listener
+        with contextlib.suppress(OSError):
+            former.shutdown(socket.SHUT_RDWR)  # or the thread in `accept` would never know
+        former.close()
+        self.start()
+
+    # -- the agent's side -------------------------------------------------------------------------------------------
+
+    def post(self, message: Json, *, droppable: bool = False) -> None:
+        """A letter to the driver: kept until it has it. droppable: may go when thousands of letters wait."""
+        with self._changed:
+            if not self._outbox:
+                self._moved_at = time.monotonic()
+            self._outbox.post(message, droppable=droppable)
+            self._changed.notify_all()
+
+    def news(self, message: Json) -> None:
+        """Something of the moment, kept until the next: whoever misses it misses nothing."""
+        with self._changed:
+            for carrier in self._carriers:
+                carrier.news = message
+            self._changed.notify_all()
+
+    @property
+    def has_carrier(self) -> bool:
+        with self._changed:
+            return any(carrier.greeted for carrier in self._carriers)
+
+    @property
+    def unread(self) -> int:
+        """Letters that the driver has not acknowledged."""
+        with self._changed:
+            return len(self._outbox)
+
+    def close(self, why: str, *, for_good: bool) -> None:
+        """Say goodbye and stop. for_good: the driver is gone, nobody is to take this agent's place."""
+        with self._changed:
+            carriers, self._carriers = self._carriers, []
+            for carrier in carriers:
+                carrier.closed = True
+            self._changed.notify_all()
+        for carrier in carriers:
+            with contextlib.suppress(OSError):
+                carrier.connection.send({"agent": self._agent, "bye": why, "for_good": for_good})
+            carrier.connection.close()
+        with contextlib.suppress(OSError):
+            self._listener.close()
+
+    # -- threads ----------------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connected, _ = listener.accept()
+            except OSError:
+                return
+            carrier = _Carrier(connection=Connection(connected))
+            with self._changed:
+                self._carriers.append(carrier)
+            for work in (self._read, self._write):
+                threading.Thread(target=work, args=(carrier,), name="headroom-carrier", daemon=True).start()
+
+    def _read(self, carrier: _Carrier) -> None:
+        for frame, _ in carrier.connection.frames():
+            if "carrier" in frame:
+                self._greet(carrier, bool(frame.get("owner")))
+            if "heard" in frame:
+                self._take(frame)
+            if "leave" in frame or "dismiss" in frame:
+                self._on_carrier(frame)
+        self._drop(carrier)
+
+    def _greet(self, carrier: _Carrier, owner: bool) -> None:
+        """It carries from now on, and says again all that is not acknowledged: nobody knows what became of that."""
+        with self._changed:
+            carrier.greeted = carrier.owed_receipt = True
+            carrier.owner, carrier.sent = owner, 0
+            if carrier in self._carriers:
+                self._carriers.remove(carrier)
+                self._carriers.append(carrier)
+            self._changed.notify_all()
+
+    def _take(self, frame: Json) -> None:
+        self._on_heard()
+        with self._reading:
+            with self._changed:
+                self._acknowledged(frame.get("heard"))
+                bodies = []
+                for data in frame.get("letters") or ():
+                    with contextlib.suppress(TypeError, ValueError):
+                        bodies += self._inbox.take(Letter.from_json(data))
+                if frame.get("letters") and (current := self._current()) is not None:
+                    current.owed_receipt = True
+                self._changed.notify_all()
+            for body in bodies:
+                try:
+                    self._on_letter(body)
+                except Exception:  # whatever one letter runs into: the next ones must be read
+                    traceback.print_exc()
+
+    def _acknowledged(self, number: Any) -> None:
+        before = len(self._outbox)
+        if isinstance(number, int):
+            self._outbox.acknowledged(number)
+        now = time.monotonic()
+        if len(self._outbox) != before or not self._outbox:
+            self._moved_at = now
+        elif now - self._moved_at > AGAIN_AFTER_S and (current := self._current()) is not None:
+            self._moved_at, current.sent = now, 0
+
+    def _write(self, carrier: _Carrier) -> None:
+        while True:
+            with self._changed:
+                while not carrier.closed and (frame := self._owed(carrier)) is None:
+                    self._changed.wait()
+                if carrier.closed:
+                    return
+            try:
+                assert frame is not None
+                carrier.connection.send(frame)
+            except OSError:
+                self._drop(carrier)
+                return
+
+    def _owed(self, carrier: _Carrier) -> Json | None:
+        """What this carrier is to be handed now; None when nothing."""
+        if carrier is not self._current():
+            return None
+        letters = [letter.to_json() for letter in self._outbox.waiting() if letter.number > carrier.sent][:PER_FRAME]
+        if not (letters or carrier.news or carrier.owed_receipt):
+            return None
+        frame: Json = {"agent": self._agent, "hello": self._hello, "heard": self._inbox.heard}
+        if letters:
+            frame["letters"] = letters
+            carrier.sent = letters[-1][0]
+        if carrier.news is not None:
+            frame["news"] = carrier.news
+        carrier.owed_receipt, carrier.news = False, None
+        return frame
+
+    def _current(self) -> _Carrier | None:
+        """The worker that has this agent for its own, else the last that came."""
+        greeted = [carrier for carrier in self._carriers if carrier.greeted]
+        return next((carrier for carrier in reversed(greeted) if carrier.owner), greeted[-1] if greeted else None)
+
+    def _drop(self, carrier: _Carrier) -> None:
+        carrier.connection.close()
+        with self._changed:
+            was_current = carrier is self._current()
+            carrier.closed = True
+            if carrier in self._carriers:
+                self._carriers.remove(carrier)
+            if was_current and (current := self._current()) is not None:
+                current.sent, current.owed_receipt = 0, True  # the driver must hear which way it goes now
+            self._changed.notify_all()

@@ -1,0 +1,1 @@
+"""What is run: the training's functions, the studies, and the plan for them."""

@@ -1,0 +1,408 @@
+"""The page /headroom: on real Dask schedulers, over real HTTP, and as a browser shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster, Worker
+
+from scheduler.cluster import agent_plugin, dashboard
+from scheduler.cluster.client import Cluster
+from scheduler.cluster.dashboard import HeadroomPage, PageFeed
+from scheduler.host import vitals
+from scheduler.host.agent_folder import AgentFolder, Connection
+from scheduler.host.registry import HostRegistry
+from scheduler.model import Json
+from scheduler.ui.dashboard import page
+from scheduler.ui.dashboard.runs import VERSION, Board, Point
+from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
+from scheduler.units import GIB
+from tests import browser
+from tests import builders as b
+
+WAIT_S = 30.0
+
+
+def worker(name: str = "mac-studio", **changes: Any) -> WorkerLine:
+    """A worker with 100 GiB, of which 60 are reserved and 40 used."""
+    line = WorkerLine(
+        address="tcp://10.0.0.7:41233",
+        host=name,
+        capacity_bytes=100 * GIB,
+        reserved_bytes=60 * GIB,
+        used_bytes=40 * GIB,
+        slots=8,
+        free_slots=5,
+    )
+    return dataclasses.replace(line, **changes)
+
+
+def trial(attempt: str = "phase6a_2B_h1/3/1", **changes: Any) -> TrialLine:
+    """A trial that uses 30 of its 40 GiB, in epoch 4 of 75."""
+    line = TrialLine(
+        attempt=attempt,
+        worker="tcp://10.0.0.7:41233",
+        reserved_bytes=40 * GIB,
+        used_bytes=30 * GIB,
+        running_s=7625.0,
+        epoch=4,
+        epochs=75,
+        value=0.61234,
+    )
+    return dataclasses.replace(line, **changes)
+
+
+def full(run: str = "phase6a") -> Snapshot:
+    """A busy run: three workers in all conditions, 9 trials, 12 studies in all conditions."""
+    studies = [
+        StudyLine(name=f"{run}_{budget}_h{horizon}", done=done, quota=50, running=1, best=0.6 - done / 500)
+        for budget, done in (("2M", 41), ("20M", 18), ("200M", 3), ("2B", 0))
+        for horizon in (1, 3, 5)
+    ]
+    studies[7] = dataclasses.replace(studies[7], running=0, waiting="waits for memory (needs 31.2 GiB)")
+    studies[9] = dataclasses.replace(studies[9], best=None, waiting="waits for memory that other programs hold")
+    studies[11] = dataclasses.replace(studies[11], running=0, closed="5 trials in a row failed: ValueError: NaN loss")
+    second = worker("node-02", address="tcp://10.0.0.8:40001", reserved_bytes=20 * GIB, used_bytes=26 * GIB)
+    third = worker("node-03", address="tcp://10.0.0.9:40001", pressure="hard", closed_reason="swap above 25 %")
+    return Snapshot(
+        run=run,
+        studies=tuple(studies),
+        workers=(worker(), dataclasses.replace(second, pressure="elevated"), third),
+        trials=(
+            trial(),
+            trial(f"{run}_20M_h3/18/2", used_bytes=46 * GIB, epochs=None, value=None, running_s=42.0),
+            *(
+                trial(f"{run}_2M_h{h}/4{n}/1", reserved_bytes=GIB // 2, used_bytes=GIB // 3)
+                for h in (1, 3, 5)
+                for n in (1, 2)
+            ),
+            trial(f"{run}_200M_h5/3/1", worker="tcp://10.0.0.9:40001", reserved_bytes=4 * GIB, used_bytes=3 * GIB),
+        ),
+        elapsed_s=93784.0,
+    )
+
+
+def message(snapshot: Snapshot, key: str = "phase6a-1", ended: str | None = None) -> Json:
+    """What a driver sends."""
+    return {"version": VERSION, "key": key, "ended": ended, "snapshot": dataclasses.asdict(snapshot)}
+
+
+# -- the board and the HTML, without a cluster ----------------------------------------------------------------------
+
+
+def test_size_and_duration_read_well() -> None:
+    """Numbers keep three places, an unknown size is not zero, and long times have two parts."""
+    assert [page.size(n) for n in (None, 0, GIB // 2, 31 * GIB, 1500 * GIB)] == ["?", "0.00", "0.50", "31.0", "1500"]
+    assert [page.duration(s) for s in (4.2, 185, 7625, 93784)] == ["4 s", "3 min 05 s", "2 h 07 min", "1 d 02 h"]
+
+
+@pytest.mark.parametrize(
+    ("used", "reserved", "widths"),
+    [
+        (30, 40, {"used": "30.00", "reserved": "10.00"}),
+        (50, 40, {"used": "40.00", "over": "10.00"}),
+        (None, 40, {"reserved": "40.00"}),
+        (0, 0, {}),
+    ],
+)
+def test_a_bar_stacks_used_over_and_reserved(used: int | None, reserved: int, widths: dict[str, str]) -> None:
+    """Use up to the reservation, use beyond it and the unused rest lie side by side and never count twice."""
+    drawn = page.bar(used, reserved, 100)
+    assert drawn.count("<i ") == len(widths)
+    for name, width in widths.items():
+        assert f'<i class="{name}" style="width:{width}%">' in drawn
+
+
+def test_text_from_outside_is_escaped() -> None:
+    """Neither a host's name, nor a study's reason, nor a run's name can bring markup into the page."""
+    evil = "<script>alert(1)</script>"
+    study = StudyLine(name=evil, done=0, quota=1, waiting=evil, best=None)
+    shot = Snapshot(run=evil, studies=(study,), workers=(worker(evil, closed_reason=evil),), trials=(trial(evil),))
+    board = Board()
+    board.take(message(shot, key=evil), 0.0)
+    board.take(message(shot, key=evil + "2"), 0.0)
+    drawn = page.head(board, board.find("", "", 0.0), 0.0) + page.workers(shot) + page.below(shot)
+    assert "<script" not in drawn
+    assert "&lt;script&gt;" in drawn
+
+
+def test_a_thousand_workers_are_cut_to_what_can_be_read() -> None:
+    """The page stays small on a large cluster and says how much it leaves out."""
+    shot = Snapshot(run="r", workers=tuple(worker(f"n{i}") for i in range(1000)), trials=(trial(),) * 300)
+    drawn = page.workers(shot) + page.below(shot)
+    assert "… and 968 more workers" in drawn
+    assert "… and 236 more trials" in drawn
+    assert len(drawn) < 200_000
+
+
+def test_a_silent_driver_is_called_stale_and_one_that_left_ended() -> None:
+    """Ten seconds without news make a run stale; a farewell does not."""
+    board = Board()
+    board.take(message(full()), 100.0)
+    run = board.find("", "", 100.0)
+    assert run is not None
+    assert run.state(109.0) == ("running", "good")
+    assert run.state(111.0) == ("stale", "bad")
+    assert "No news from the driver for 1 min 00 s" in page.head(board, run, 160.0)
+    board.take(message(full(), ended="all studies reached their quota"), 112.0)
+    assert run.state(999.0) == ("ended: all studies reached their quota", "")
+    assert "No news" not in page.head(board, run, 999.0)
+
+
+def test_history_keeps_half_an_hour() -> None:
+    """One point each 5 s for 30 min, the present as the last; nothing grows over days."""
+    board = Board()
+    small = message(Snapshot(run="r", workers=full().workers))
+    for second in range(4000):
+        board.take(small, float(second))
+    run = board.find("", "", 4000.0)
+    assert run is not None
+    points = run.points()
+    assert len(points) in (361, 362)
+    assert points[0].at >= 3999 - 1800
+    assert points[-1].at == 3999.0
+    assert points[-1].used_bytes == 106 * GIB
+
+
+def test_a_run_started_again_takes_its_place() -> None:
+    """The new driver inherits the history of the one that is gone, also in a page that is open; a live one is kept."""
+    board = Board()
+    board.take(message(full(), key="phase6a-1"), 0.0)
+    board.take(message(full("other"), key="other-1"), 0.0)
+    board.take(message(full(), key="phase6a-2"), 5.0)
+    assert len(board.runs(5.0)) == 3
+    board.take(message(full(), key="phase6a-3"), 30.0)
+    assert {run.key for run in board.runs(30.0)} == {"phase6a-3", "other-1"}
+    found = board.find("phase6a-1", "phase6a", 30.0)
+    assert found is not None
+    assert found.key == "phase6a-3"
+    assert found.history[0].at in (0.0, 5.0)
+
+
+def test_a_board_forgets_old_runs() -> None:
+    """A cluster that lives for months keeps the latest 20."""
+    board = Board()
+    for n in range(50):
+        board.take(message(full(f"run{n}"), key=str(n), ended="done"), float(n))
+    assert [run.key for run in board.runs(50.0)] == [str(n) for n in range(49, 29, -1)]
+
+
+def test_the_page_outlives_a_message_it_cannot_read(caplog: pytest.LogCaptureFixture) -> None:
+    """A driver of another version, or garbage on our topic, is logged once and otherwise ignored."""
+    plugin = HeadroomPage()
+    plugin.board, plugin._failed, plugin._scheduler = Board(), False, None
+    for bad in ({"version": 99}, {}, None, "text", {"version": VERSION, "key": "a", "snapshot": {"run": 1}}):
+        plugin.log_event(dashboard.TOPIC, bad)
+    assert len([r for r in caplog.records if r.name == "scheduler.cluster.dashboard"]) == 1
+
+
+# -- on a real cluster ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def local() -> Iterator[LocalCluster]:
+    """A Dask scheduler with its dashboard and no worker."""
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50) as cluster:
+        yield cluster
+
+
+def board_of(local: LocalCluster) -> Board:
+    return local.scheduler.plugins[HeadroomPage.name].board
+
+
+def connect(local: LocalCluster) -> Cluster:
+    """A driver's connection, over TCP as to any cluster."""
+    return Cluster.connect(local.scheduler_address, topic="test")
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read().decode()
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    """Return once `condition()` holds; fail after 30 s."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_two_drivers_share_one_page(local: LocalCluster) -> None:
+    """Two drivers register and feed one page: both runs are on it, the scheduler keeps no old snapshot, Dask's own
+    pages go on and link to ours, and the page outlives the drivers."""
+    failures: list[dict[str, Any]] = []
+    clusters = [connect(local), connect(local)]
+    feeds = [PageFeed(c, key=f"k{i}", log=lambda e, **f: failures.append(f)) for i, c in enumerate(clusters)]
+    link = local.dashboard_link
+    urls = [feed.start(link) for feed in feeds]
+    assert urls == [link.replace("/status", "/headroom")] * 2
+    assert "Headroom" in get(urls[0])
+    assert 'href="headroom"' in get(link)
+    for n in range(5):
+        for i, feed in enumerate(feeds):
+            feed.update(dataclasses.replace(full(f"run{i}"), elapsed_s=float(n)))
+    feeds[0].end("all studies reached their quota")
+    feeds[1].end("stopped")
+    for cluster in clusters:
+        cluster.close()
+    now = time.monotonic()
+    assert {run.key: run.state(now)[0] for run in board_of(local).runs(now)} == {
+        "k0": "ended: all studies reached their quota",
+        "k1": "ended: stopped",
+    }
+    assert local.scheduler.get_events(dashboard.TOPIC) == ()
+    assert "Headroom" in get(urls[0])
+    assert failures == []
+
+
+def test_a_scheduler_without_bokeh_costs_one_line(local: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the page cannot be, the driver says so once and names Dask's own page; updates and the end cost nothing."""
+    monkeypatch.setitem(sys.modules, "bokeh.server.tornado", None)
+    failures: list[dict[str, Any]] = []
+    cluster = connect(local)
+    feed = PageFeed(cluster, key="k", log=lambda event, **fields: failures.append({"event": event, **fields}))
+    assert feed.start(local.dashboard_link) == local.dashboard_link
+    feed.update(full())
+    begun = time.monotonic()
+    feed.end("done")
+    assert time.monotonic() - begun < 0.5
+    cluster.close()
+    assert [failure["event"] for failure in failures] == ["dashboard.no_page"]
+    assert "has no bokeh" in failures[0]["error"]
+
+
+def test_a_scheduler_that_is_gone_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The feed of a dead scheduler neither raises nor waits long, and logs one line."""
+    monkeypatch.setattr(dashboard, "FAREWELL_S", 0.5)
+    failures: list[dict[str, Any]] = []
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50) as local:
+        cluster = connect(local)
+        feed = PageFeed(cluster, key="k", log=lambda event, **fields: failures.append({"event": event, **fields}))
+        feed.start(local.dashboard_link)
+    begun = time.monotonic()
+    for _ in range(100):
+        feed.update(full())
+    feed.end("done")
+    cluster.close()
+    assert time.monotonic() - begun < 8
+    assert len(failures) <= 1
+
+
+def test_dask_shows_the_trials_memory(tmp_path: Path) -> None:
+    """With our agent on it, a worker's memory on Dask's own pages is that of its whole tree of processes, the warm
+    spare with torch among it; without, the worker's own again."""
+    context = {"device": "cpu", "threads": 1, "allocator": "auto"}
+    config = b.agent_config(topic="memory", run_id="memory", context=context, preload=None, vitals_every_s=0.1)
+    with (
+        LocalCluster(
+            n_workers=1,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            memory_limit=4 * GIB,
+            dashboard_address="127.0.0.1:0",
+            local_directory=str(tmp_path),
+            silence_logs=50,
+        ) as local,
+        Client(local, set_as_default=False) as client,
+    ):
+        (state,) = local.scheduler.workers.values()
+        own = client.run(own_rss)[state.address]
+        client.run(agent_plugin.install, dataclasses.asdict(config))
+        wait_until(lambda: state.metrics["memory"] > own + 100 * 2**20)
+        drawn = get(local.dashboard_link.replace("/status", "/info/main/workers.html"))
+        shown = int(re.search(r'<progress class="progress" value="(\d+)"', drawn)[1])
+        assert shown > own + 100 * 2**20
+        client.run(agent_plugin.remove, config.topic)
+        wait_until(lambda: state.metrics["memory"] < own + 50 * 2**20)
+        folder = AgentFolder(HostRegistry.default())
+        (entry,) = folder.agents(vitals.lives)
+        Connection.to(entry.address).send({"dismiss": "the test is over"})
+        wait_until(lambda: not list(folder.agents(vitals.lives)))
+
+
+def own_rss(dask_worker: Worker) -> int:
+    return dask_worker.monitor.proc.memory_info().rss
+
+
+# -- in a browser ---------------------------------------------------------------------------------------------------
+
+needs_browser = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
+
+# Pairs of pieces of text (leaf elements of our parts) whose boxes overlap, or that stick out of the window.
+COLLISIONS = """
+(() => {
+  const boxes = deepAll("td, th, b, .muted, .badge, h1, h2").filter((n) => !n.children.length && n.textContent.trim())
+    .map((n) => [n.textContent.trim(), n.getBoundingClientRect()]).filter(([, r]) => r.width)
+  const found = []
+  boxes.forEach(([text, a], i) => {
+    if (a.left < 0 || a.right > window.innerWidth + 1) found.push("outside: " + text)
+    for (const [other, b] of boxes.slice(i + 1))
+      if (a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 1 && b.top < a.bottom - 1)
+        found.push(text + " / " + other)
+  })
+  return found
+})()
+"""
+
+
+def remember_a_morning(board: Board) -> None:
+    """Give the one run on the board half an hour of history, so that there is a line to look at."""
+    run = board.find("", "", 0.0)
+    assert run is not None
+    now = run.history[0].at
+    for minutes in range(29, 0, -1):
+        used = (60 + minutes * 7 % 40) * GIB
+        point = Point(at=now - 60 * minutes, used_bytes=used, reserved_bytes=140 * GIB, capacity_bytes=300 * GIB)
+        run.history.insert(len(run.history) - 1, point)
+
+
+@needs_browser
+def test_a_person_sees_the_run(local: LocalCluster, tmp_path: Path) -> None:
+    """In a browser: the empty page, then a busy run whose numbers, reasons and bars are readable and do not overlap
+    at 1280x800, its history drawn, then a second run beside it, and at last that the scheduler is gone."""
+
+    async def look() -> None:
+        with Client(local.scheduler_address, set_as_default=False) as client:
+            await asyncio.to_thread(client.register_plugin, HeadroomPage())
+            url = local.dashboard_link.replace("/status", "/headroom")
+            async with browser.browse(url, tmp_path) as tab:
+                await tab.wait_for("No run has reported")
+                await tab.screenshot(tmp_path / "empty.png")
+                await asyncio.to_thread(client.log_event, dashboard.TOPIC, message(full()))
+                remember_a_morning(board_of(local))
+                await tab.wait_for("phase6a")
+                for words in (
+                    "186 / 600 trials done 9 running 160.0 GiB headroom 1 d 02 h elapsed",
+                    "mac-studio tcp://10.0.0.7:41233 pressure normal 5 of 8 slots free",
+                    "capacity 100.0 GiB reserved 60.0 GiB used 40.0 GiB headroom 40.0 GiB",
+                    "pressure hard closed: swap above 25 %",
+                    "2B_h1/3/1 mac-studio 30.0 / 40.0 4 / 75 0.6123 2 h 07 min",
+                    "200M_h3 3 / 50 – 0.594 waits for memory (needs 31.2 GiB)",
+                    "closed: 5 trials in a row failed: ValueError: NaN loss",
+                ):
+                    assert words in await tab.wait_for(words)  # the parts of the page are filled one after another
+                assert await tab.value(COLLISIONS) == []
+                assert await tab.value("document.documentElement.scrollWidth <= window.innerWidth")
+                used = await tab.value("deepAll('.worker .bar .used')[0].getBoundingClientRect().width")
+                whole = await tab.value("deepAll('.worker .bar')[0].getBoundingClientRect().width")
+                assert used == pytest.approx(0.4 * whole, rel=0.02)
+                assert await tab.value("deepAll('canvas').some((c) => c.width > 300 && c.height > 100)")
+                await tab.screenshot(tmp_path / "busy.png")
+                await asyncio.to_thread(client.log_event, dashboard.TOPIC, message(full("other"), key="other-1"))
+                await tab.wait_for("Runs on this cluster: other running phase6a running")
+                await tab.screenshot(tmp_path / "two.png")
+                await asyncio.to_thread(local.close)
+                await tab.wait_for("Connection lost at")
+                await tab.screenshot(tmp_path / "lost.png")
+
+    asyncio.run(look())

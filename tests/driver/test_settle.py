@@ -1,0 +1,227 @@
+"""What becomes of trials that a dead driver left: the rule as a table, the reader on real folders, a real process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler.core.fault import RetryPolicy
+from scheduler.driver import recovery
+from scheduler.host import vitals
+from scheduler.host.registry import HostRegistry, Registration
+from scheduler.model import AttemptId, EnqueueRetry, FinalState, TellTrial, TrialId
+from scheduler.model.messages import last
+from scheduler.study.store import LeftTrial
+from tests.study.test_study import ARCHITECTURES, STUDY, ask, spec, states, store_at
+
+TRIAL = TrialId(STUDY, 0)
+POLICY = RetryPolicy(max_retries=3)
+KILL = {"kill_id": "k1", "rule": "stalled", "reason": "stalled", "evidence": {"cpu": 0.0}, "seconds": 600.0}
+
+
+def result(stop_reason: str = "completed", value: float | None = 0.5) -> dict[str, Any]:
+    """The last line of a trial process, which was asked to leave where it says that it was interrupted."""
+    body = {"value": value, "epochs": 4, "stop_reason": stop_reason}
+    asked = "drain" if stop_reason == "interrupted" else None
+    return {"type": "result", "result": body, "peak_bytes": 700, "duration_s": 9.0, "asked": asked}
+
+
+ERROR = {"type": "error", "error": "ValueError: x", "traceback": "Traceback ...\nValueError: x", "peak_bytes": 600}
+DECIDED = TellTrial(trial=TRIAL, state=FinalState.FAIL, value=None, attrs={"error": "SIGSEGV"})
+
+
+def remains_of(**found: Any) -> recovery.Remains:
+    """What an attempt left, its final message as it is read from the disk."""
+    if "result" in found:
+        found["result"] = last(found["result"])
+    return recovery.Remains(**found)
+
+
+def left(**more: Any) -> LeftTrial:
+    """A RUNNING trial of a dead driver."""
+    return LeftTrial(**{"trial": TRIAL, "run": "run1", **more})
+
+
+@pytest.mark.parametrize(
+    ("remains", "trial", "decided", "expected"),
+    [
+        (dict(attempt=1, result=result()), {}, None, "COMPLETE 0.5"),
+        (dict(attempt=1, result=result("early_stopping")), {}, None, "COMPLETE 0.5"),
+        (dict(attempt=1, result=result(), kill=KILL), {}, None, "COMPLETE 0.5"),
+        (dict(attempt=1, result=result(), process=(1, 2.0)), {}, None, "COMPLETE 0.5"),
+        (dict(attempt=1, result=result(value=None)), {}, None, "FAIL None"),
+        (dict(attempt=1, result=result("pruned")), {}, None, "PRUNED None"),
+        (dict(attempt=2, result=result("interrupted"), checkpoint="/c"), {}, None, "retry 3 /c interrupted"),
+        (dict(attempt=9, result=result("interrupted")), {"retries": 9}, None, "retry 10 None interrupted"),
+        (dict(attempt=1, result=ERROR), {}, None, "FAIL None"),
+        (dict(attempt=1, kill=KILL), {}, None, "PRUNED None"),
+        (dict(attempt=1, kill=KILL | {"reason": "overshoot"}), {}, None, "PRUNED None"),
+        (dict(attempt=1, kill=KILL | {"reason": "lost"}), {}, None, "retry 2 None lost"),
+        (dict(attempt=1, checkpoint="/c"), {}, None, "retry 2 /c lost"),
+        (dict(attempt=2), {"attempt": 2, "retries": 1, "attrs": {"resume_from": "/b"}}, None, "retry 3 /b lost"),
+        (dict(attempt=3), {}, None, "retry 4 None lost"),
+        (dict(attempt=4), {}, None, "FAIL None"),
+        (dict(attempt=4), {"attempt": 4, "retries": 3}, None, "FAIL None"),
+        (dict(attempt=4), {"attempt": 4, "retries": 0}, None, "retry 5 None lost"),
+        (dict(attempt=9, retries=2), {}, None, "retry 10 None lost"),
+        (dict(attempt=9, retries=3), {}, None, "FAIL None"),
+        (dict(attempt=9, retries=3, checkpoint="/c", progress=True), {}, None, "retry 10 /c lost"),
+        (
+            dict(attempt=1, kill=KILL | {"reason": "evicted", "within_promise": True}),
+            {},
+            None,
+            "retry 2 None preempted",
+        ),
+        (dict(attempt=0), {}, None, "retry 1 None not started"),
+        (dict(attempt=0), {"attempt": 3, "attrs": {"resume_from": "/b"}}, None, "retry 3 /b not started"),
+        (dict(reachable=False), {"attempt": 2}, None, "retry 3 None lost"),
+        (dict(attempt=1, process=(77, 5.0)), {}, None, "end 77"),
+        (dict(attempt=1, process=(77, 5.0)), {}, DECIDED, "end 77"),
+        (dict(attempt=1), {}, DECIDED, "FAIL None"),
+    ],
+)
+def test_the_rule(remains: dict[str, Any], trial: dict[str, Any], decided: Any, expected: str) -> None:
+    """What was decided, then a durable result, then a kill, then a lost attempt; a live process is ended first."""
+    verdict = recovery.decide(left(**trial), remains_of(**remains), POLICY, decided)
+    match verdict:
+        case TellTrial():
+            said = f"{verdict.state.value} {verdict.value}"
+        case EnqueueRetry():
+            said = f"retry {verdict.attempt} {verdict.resume_from} {verdict.reason}"
+        case recovery.EndProcess():
+            said = f"end {verdict.pid}"
+    assert said == expected
+
+
+def test_a_settled_trial_tells_its_story() -> None:
+    """Peak, duration, evidence and reason are the same attributes that a living driver writes."""
+    done = recovery.decide(left(), remains_of(attempt=2, result=result()), POLICY)
+    assert isinstance(done, TellTrial)
+    assert done.attrs["footprint.observed_peak_bytes"] == 700
+    assert (done.attrs["duration_s"], done.attrs["attempts"], done.attrs["stop_reason"]) == (9.0, 2, "completed")
+    killed = recovery.decide(left(), recovery.Remains(attempt=1, kill=KILL | {"reason": "evicted"}), POLICY)
+    assert isinstance(killed, TellTrial)
+    assert killed.constraint is not None and killed.constraint > 0
+    assert (killed.attrs["watchdog.reason"], killed.attrs["watchdog.kill_id"]) == ("evicted", "k1")
+
+
+def test_the_children_of_a_settled_trial_count() -> None:
+    """What its last message says of processes that it has waited for is in the peak that the next driver learns."""
+    last_words = {**result(), "children_peak_bytes": 5000}
+    done = recovery.decide(left(), remains_of(attempt=1, result=last_words), POLICY)
+    assert isinstance(done, TellTrial) and done.attrs["footprint.observed_peak_bytes"] == 5700
+
+
+def folder_of(run: Path, attempt: int, **files: Any) -> Path:
+    """An attempt's folder with these files in it."""
+    folder = run / "attempts" / AttemptId(TRIAL, attempt).slug
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+def test_the_newest_attempt_counts_and_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
+    """Attempt 10 is newer than 9; one that died before its first checkpoint goes on from the one before."""
+    evidence = recovery.Evidence()
+    assert not evidence.of(TRIAL, tmp_path).reachable
+    folder_of(tmp_path, 9, checkpoint__pt="x")
+    folder_of(tmp_path, 10, trial__log="last words")
+    remains = evidence.of(TRIAL, tmp_path)
+    assert (remains.attempt, remains.result, remains.log_tail) == (10, None, "last words")
+    assert remains.checkpoint is not None and remains.checkpoint.endswith(".a9/checkpoint.pt")
+    assert evidence.of(TrialId(STUDY, 1), tmp_path) == recovery.Remains()
+
+
+def test_a_torn_result_is_no_result(tmp_path: Path) -> None:
+    """Half a line is not a result; the attempt counts as lost."""
+    folder_of(tmp_path, 1, result__json='{"type": "result", "resu')
+    assert recovery.Evidence().of(TRIAL, tmp_path).result is None
+
+
+def test_kills_are_found_in_the_hosts_journal(tmp_path: Path) -> None:
+    """A kill that was carried out is evidence; one that was only intended or was called off is not."""
+    registry, folder = HostRegistry(tmp_path / "host"), folder_of(tmp_path, 1)
+    evidence = recovery.Evidence(registry=registry)
+    story: dict[str, Any] = {"attempt": f"{TRIAL}/1", "pid": 1, "rule": "stalled", "reason": "stalled"}
+    registry.record("k1", "intent", 1.0, folder=str(folder), **story)
+    assert evidence.of(TRIAL, tmp_path).kill == {}
+    registry.record("k1", "term", 2.0)
+    assert evidence.of(TRIAL, tmp_path).kill["kill_id"] == "k1"
+    registry.record("k1", "aborted", 3.0)
+    assert evidence.of(TRIAL, tmp_path).kill == {}
+    registry.record("k2", "intent", 4.0, folder="/another/run", **story)
+    registry.record("k2", "kill", 5.0)
+    assert evidence.of(TRIAL, tmp_path).kill == {}, "an attempt of the same name in another run"
+
+
+def test_a_process_that_outlived_its_driver_is_ended_first(tmp_path: Path) -> None:
+    """The trial is given away only once its old process is gone, and nothing else is killed."""
+    registry, folder = HostRegistry(tmp_path / "host"), folder_of(tmp_path, 1)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    bystander = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        for process, born in ((child, vitals.start_time(child.pid)), (bystander, 1.0)):
+            registry.register(
+                Registration(
+                    attempt=f"{TRIAL}/1",
+                    slug=folder.name,
+                    pid=process.pid,
+                    start_time=born or 0.0,
+                    reservation_bytes=1,
+                    folder=str(folder),
+                )
+            )
+        evidence = recovery.Evidence(registry=registry, start_time=_unless_reaped(child))
+        verdict = recovery.settle(left(folder=str(tmp_path)), evidence, POLICY)
+        assert isinstance(verdict, EnqueueRetry) and verdict.reason == "lost"
+        assert child.wait(10) == -9
+        assert bystander.poll() is None, "its number was registered, but it was born at another time"
+    finally:
+        for process in (child, bystander):
+            process.kill()
+            process.wait()
+
+
+def _unless_reaped(child: subprocess.Popen[bytes]) -> Any:
+    """`vitals.start_time`, reaping the child as init would: a zombie still has its number."""
+
+    def start_time(pid: int) -> float | None:
+        child.poll()
+        return vitals.start_time(pid)
+
+    return start_time
+
+
+def test_resume_settles_and_runs_nothing_twice(tmp_path: Path) -> None:
+    """A driver died with a finished, a killed, a lost and an unlaunched trial: each ends as the rule says, once."""
+    file = tmp_path / "study.db"
+    first = store_at(file, folder=tmp_path)
+    first.open(spec(), ARCHITECTURES)
+    done, lost, killed, unlaunched = (ask(first).trial for _ in range(4))
+    first.close()
+    for trial, files in (
+        (done, {"result.json": result()}),
+        (lost, {"checkpoint.pt": "x"}),
+        (killed, {"kill.json": KILL}),
+    ):
+        folder = tmp_path / "attempts" / AttemptId(trial, 1).slug
+        folder.mkdir(parents=True)
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content))
+    for owner in ("driver2", "driver3"):  # the second resume finds nothing left to do
+        store = store_at(file, owner=owner, folder=tmp_path)
+        opened = recovery.resume(store, spec(), ARCHITECTURES, evidence=recovery.Evidence(), policy=POLICY)
+        assert (opened.counted, opened.waiting, list(opened.left)) == (2, 2, [])
+        assert states(file) == ["COMPLETE", "FAIL", "PRUNED", "FAIL", "WAITING", "WAITING"]
+        rows = store.rows(STUDY)
+        assert [row.get("retried") for row in rows] == [None, 4, None, 5, None, None]
+        assert rows[4]["resume_from"].endswith("checkpoint.pt") and rows[4]["attempt"] == 2
+        assert rows[5]["attempt"] == 1 and rows[5]["retry_of"] == unlaunched.number
+        store.close()

@@ -1,0 +1,194 @@
+"""What the end of an attempt means (`conclude`), and the trial process seen through its pipes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scheduler.model import ExitReason
+from scheduler.model.messages import last
+from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, conclude, tail
+from tests.waiting import wait_until
+
+RESULT = {"type": "result", "result": {"value": 0.5, "epochs": 3, "stop_reason": "completed"}, "peak_bytes": 100}
+STOPPED = {"stop_reason": "interrupted"}
+KILL = {"kill_id": "k", "rule": "silent", "reason": "stalled"}
+
+
+def with_last(seen: dict) -> dict:
+    """The witness's fields, the final message parsed as the agent parses it."""
+    return {**seen, "last": last(seen["last"])} if "last" in seen else seen
+
+
+# Seen within its promise a second before the kernel killed it.
+LEAPT = {"oom_killed": True, "peak_bytes": 1, "allowed_bytes": 8}
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason", "detail"),
+    [
+        ({"last": RESULT, "exit_status": 0}, ExitReason.COMPLETED, "completed"),
+        ({"last": RESULT, "kill": KILL, "exit_status": -9}, ExitReason.COMPLETED, "completed"),
+        ({"last": {**RESULT, "result": {"stop_reason": "pruned"}}}, ExitReason.PRUNED, "pruned"),
+        ({"last": {**RESULT, "result": STOPPED, "asked": "drain"}}, ExitReason.INTERRUPTED, "interrupted"),
+        ({"last": {**RESULT, "result": STOPPED}, "asked": "drain"}, ExitReason.INTERRUPTED, "interrupted"),
+        ({"last": {**RESULT, "result": STOPPED}, "asked": "timeout"}, ExitReason.TIMED_OUT, "interrupted"),
+        ({"last": {**RESULT, "result": STOPPED}, "asked": "prune"}, ExitReason.PRUNED, "interrupted"),
+        ({"last": RESULT, "asked": "timeout"}, ExitReason.COMPLETED, "completed"),
+        ({"last": {**RESULT, "result": STOPPED}}, ExitReason.FAILED, "nobody asked it to leave"),
+        ({"last": {**RESULT, "result": {**STOPPED, "value": 0.5}}}, ExitReason.COMPLETED, "interrupted"),
+        ({"last": {"type": "error", "error": "x", "started": False}}, ExitReason.NOT_STARTED, "x"),
+        ({"last": {"type": "error", "error": "x", "no_room": True}}, ExitReason.NO_ROOM, "x"),
+        ({"ended_by": "timeout", "exit_status": -9}, ExitReason.TIMED_OUT, "timeout"),
+        ({"kill": {"reason": "nonsense"}, "exit_status": 3}, ExitReason.FAILED, "exit status 3"),
+        ({"last": {**RESULT, "result": {"value": "high"}}}, ExitReason.FAILED, "the value 'high', not a number"),
+        ({"last": {"type": "error", "error": "ValueError: bad"}}, ExitReason.FAILED, "ValueError: bad"),
+        ({"kill": KILL, "exit_status": -15}, ExitReason.STALLED, "watchdog: silent"),
+        ({"ended_by": "orphaned", "exit_status": -9}, ExitReason.LOST, "orphaned"),
+        ({"ended_by": "SIGTERM", "exit_status": -9}, ExitReason.INTERRUPTED, "SIGTERM"),
+        ({"oom_killed": True, "exit_status": -9}, ExitReason.KERNEL_OOM, "out of memory"),
+        ({"oom_killed": True, "peak_bytes": 9, "allowed_bytes": 8}, ExitReason.KERNEL_OOM, "out of memory"),
+        ({"oom_killed": True, "peak_bytes": 8, "allowed_bytes": 8}, ExitReason.PREEMPTED, "within its promise"),
+        ({**LEAPT, "freed_bytes": 9}, ExitReason.KERNEL_OOM, "out of memory"),
+        ({**LEAPT, "freed_bytes": 7}, ExitReason.PREEMPTED, "within its promise"),
+        ({"kill": KILL | {"reason": "evicted", "within_promise": True}}, ExitReason.PREEMPTED, "watchdog: silent"),
+        ({"kill": KILL | {"reason": "evicted", "within_promise": False}}, ExitReason.EVICTED, "watchdog: silent"),
+        ({"kill": KILL | {"within_promise": True}}, ExitReason.STALLED, "watchdog: silent"),
+        ({"exit_status": -signal.SIGSEGV}, ExitReason.FAILED, "SIGSEGV"),
+        ({"exit_status": 7}, ExitReason.FAILED, "exit status 7"),
+        ({"exit_status": None}, ExitReason.FAILED, "would not die"),
+    ],
+)
+def test_conclude(seen: dict, reason: ExitReason, detail: str) -> None:
+    """Each way to end has one reason; a durable result wins over a kill that came too late."""
+    outcome = conclude(Witness(**with_last(seen)))
+    assert outcome.reason is reason
+    assert detail in outcome.detail
+
+
+def test_conclude_keeps_the_largest_peak() -> None:
+    """The peak is the larger of what was sampled and what the process said last."""
+    assert conclude(Witness(last=last(RESULT), peak_bytes=50)).peak_bytes == 100
+    assert conclude(Witness(last=last(RESULT), peak_bytes=500)).peak_bytes == 500
+    assert conclude(Witness(exit_status=1)).peak_bytes is None
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Write a stand-in for the trial's module: real processes, made to misbehave."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(body: str) -> TrialProcess:
+        (tmp_path / "stand_in.py").write_text("import sys, os, time, json\n" + textwrap.dedent(body))
+        return TrialProcess(environment={}, log=tmp_path / "log", module="stand_in")
+
+    return write
+
+
+def test_process_that_dies_before_ready_is_explained(module) -> None:
+    """The error says that it died, how, and what it wrote last."""
+    process = module("sys.exit('no such device')")
+    with pytest.raises(TrialStartError, match=r"ended with status 1.*no such device"):
+        process.wait_ready(30)
+    process.close()
+
+
+def test_process_that_never_gets_ready_is_ended(module) -> None:
+    """A process that says nothing is killed at the deadline."""
+    process = module("time.sleep(600)")
+    with pytest.raises(TrialStartError, match="did not get ready"):
+        process.wait_ready(1)
+    assert process.close() == -signal.SIGKILL
+
+
+def test_messages_end_with_the_process_although_a_grandchild_holds_the_pipe(module) -> None:
+    """A forked grandchild that keeps stdout open must not keep the slot."""
+    process = module(
+        """
+        print(json.dumps({"type": "ready"}), flush=True)
+        if os.fork() == 0:
+            time.sleep(600)
+        print(json.dumps({"type": "result", "pid": os.getpid()}), flush=True)
+        os._exit(0)
+        """
+    )
+    started = time.monotonic()
+    assert [message["type"] for message in process.messages()] == ["ready", "result"]
+    assert time.monotonic() - started < 30
+    assert process.close() == 0
+    wait_until(lambda: not _session(process.pid), "the grandchild of the session is dead")
+
+
+def test_lines_that_are_no_protocol_are_dropped(module) -> None:
+    """Half a line, binary rubbish and other JSON do not disturb what follows."""
+    process = module(
+        r"""
+        os.write(1, b'\xff\xfe rubbish\n[1, 2]\n"text"\n{"type": "progress", "step": 1}\n{"type": "torn')
+        """
+    )
+    assert [message["type"] for message in process.messages()] == ["progress"]
+    process.close()
+
+
+def test_send_to_a_dead_process_is_false(module) -> None:
+    """Whoever writes to a trial that is gone is told so, not interrupted."""
+    process = module("pass")
+    assert list(process.messages()) == []
+    assert process.send({"cmd": "stop"}) is False
+    process.close()
+
+
+def test_kill_takes_the_whole_session(module) -> None:
+    """SIGKILL reaches children in the same session too."""
+    process = module(
+        """
+        import subprocess
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        print(json.dumps({"type": "ready", "child": child.pid}), flush=True)
+        time.sleep(600)
+        """
+    )
+    child = psutil.Process(process.wait_ready(30)["child"])
+    process.kill()
+    assert process.close() == -signal.SIGKILL
+    wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child is dead")
+
+
+def test_a_closed_process_signals_nobody(module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is reaped its number may belong to another process: neither kill nor close touches it again."""
+    process = module("pass")
+    assert process.close() == 0
+    sent: list[int] = []
+    monkeypatch.setattr("os.killpg", lambda pid, number: sent.append(pid))
+    monkeypatch.setattr("os.kill", lambda pid, number: sent.append(pid))
+    process.kill()
+    assert process.close() == 0
+    assert sent == []
+
+
+def test_tail_of_a_long_file(tmp_path: Path) -> None:
+    """The last bytes, whatever they are; nothing when there is no file."""
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * 10_000 + b"\xffend")
+    assert tail(path, 4).endswith("end")
+    assert tail(tmp_path / "none") == ""
+
+
+def _session(pid: int) -> list[int]:
+    if sys.platform != "linux":
+        return []
+    found = []
+    for process in psutil.process_iter(["pid", "status"]):
+        try:
+            stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(stat[3]) == pid and stat[0] != "Z":
+            found.append(process.pid)
+    return found
