@@ -40,7 +40,7 @@ def look(folders):  # type: ignore[no-untyped-def]  # sent as text to any Python
         try:
             with open(os.path.join(folder, "__init__.py")) as file:
                 written = re.search(r'^__version__ = "(.*)"', file.read(), re.M)
-            if written and os.path.exists(os.path.join(folder, "agent_process.py")):
+            if written and os.path.exists(os.path.join(folder, "worker", "agent_process.py")):
                 answer["version"] = written.group(1)
         except OSError as error:
             answer["problems"].append(str(error))

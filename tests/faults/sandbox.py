@@ -169,7 +169,7 @@ class Sandbox:
     def start_scheduler(self, port: int) -> subprocess.Popen[Any]:
         """`dask scheduler` on the loopback."""
         arguments = ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
-        with open(self.root / "scheduler.ui.log", "ab") as log:
+        with open(self.root / "scheduler.log", "ab") as log:
             return self.spawn([sys.executable, "-m", "dask", "scheduler", *arguments], log)
 
     def start_worker(self, address: str, memory_limit: str = "0") -> subprocess.Popen[Any]:
