@@ -22,6 +22,7 @@ from scheduler.model.commands import (
     StopAttempt,
     TellTrial,
 )
+from scheduler.model.errors import HeadroomError, NothingFits, UsageError
 from scheduler.model.events import (
     AskFailed,
     AttemptEnded,
@@ -42,36 +43,21 @@ from scheduler.model.events import (
     WorkerLost,
     WorkerVitals,
 )
-from scheduler.model.nouns import (
-    MEMORY_REASONS,
-    WATCHDOG_REASONS,
-    Admit,
-    AttemptId,
+from scheduler.model.ids import AttemptId, TrialId
+from scheduler.model.memory import (
     Correction,
-    Decision,
-    Defer,
     DevicePool,
     Environment,
-    ExitReason,
-    FinalState,
     Footprint,
     FootprintSource,
-    HeadroomError,
-    Json,
-    NothingFits,
     Observation,
-    Outcome,
     Pressure,
-    Reject,
-    Running,
-    StudySpec,
-    TrialId,
-    TrialState,
-    UsageError,
-    Waiting,
     WorkerFacts,
     WorkerView,
 )
+from scheduler.model.outcome import MEMORY_REASONS, WATCHDOG_REASONS, ExitReason, FinalState, Outcome, TrialState
+from scheduler.model.queue import Admit, Decision, Defer, Reject, Running, Waiting
+from scheduler.model.study import Json, StudySpec
 
 __all__ = [
     "MEMORY_REASONS",

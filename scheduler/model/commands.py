@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.model.nouns import AttemptId, Correction, FinalState, Footprint, TrialId
+from scheduler.model.ids import AttemptId, TrialId
+from scheduler.model.memory import Correction, Footprint
+from scheduler.model.outcome import FinalState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,17 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.model.nouns import (
-    AttemptId,
-    FinalState,
-    Footprint,
-    Observation,
-    Outcome,
-    Pressure,
-    StudySpec,
-    TrialId,
-    WorkerFacts,
-)
+from scheduler.model.ids import AttemptId, TrialId
+from scheduler.model.memory import Footprint, Observation, Pressure, WorkerFacts
+from scheduler.model.outcome import FinalState, Outcome
+from scheduler.model.study import StudySpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

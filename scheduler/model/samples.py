@@ -1,6 +1,6 @@
 """What the watchdog sees: one reading of the host, one of a trial's process tree, and the two together.
 
-Covers the nouns that travel from the vitals adapter (which measures) to `policy.eviction` (which judges), and their
+Covers what travels from `host.vitals` (which measures) to `watchdog.policy.eviction` (which judges), and their
 JSON form, which recorded traces use. None always means "could not be read": it is never turned into zero.
 Holds no judgement, reads nothing itself.
 

@@ -1,0 +1,68 @@
+"""Placement's view: a trial that waits, an attempt that runs, and what was decided about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from scheduler.model.ids import AttemptId, TrialId
+from scheduler.model.memory import Footprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A trial that has been sampled and waits to be placed.
+
+    share: its study's part of the fair share already used (finished and running trials over quota); smaller first.
+    expected_s: predicted duration, None when nothing is known yet.
+    prefer_host: the host that has its checkpoint; until the instant prefer_until it waits for room there.
+    """
+
+    trial: TrialId
+    footprint: Footprint
+    slots: int
+    since: float
+    share: float
+    expected_s: float | None = None
+    prefer_host: str | None = None
+    prefer_until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A running attempt as placement sees it. expected_end: instant it will probably end, None when unknown."""
+
+    attempt: AttemptId
+    worker: str
+    reserved_bytes: int
+    device_reserved_bytes: int
+    slots: int
+    expected_end: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Yes: reserve this much on this worker."""
+
+    worker: str
+    host_bytes: int
+    device_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Not now. `reason` is a constant word for the log, `numbers` what led there."""
+
+    reason: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Never, on any worker there is."""
+
+    reason: str
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+Decision = Admit | Defer | Reject
