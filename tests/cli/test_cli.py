@@ -206,9 +206,9 @@ EXIT_CODES = {
     "1 the Dask scheduler was away": "faults/test_resume.py::test_the_loss_of_the_dask_scheduler_is_a_clear_end",
     "1 the results could not be written": "faults/test_ends.py::test_results_that_cannot_be_written_are_no_success",
     "1 the run folder or the SQLite": "faults/test_folders.py::test_a_run_folder_that_is_removed_ends_the_run",
-    "2 wrong usage or configuration": "test_cli.py::test_bad_arguments_are_one_line_exit_2_and_nothing_written",
-    "2 the objective cannot be imported": "test_cli.py::test_an_objective_that_cannot_be_imported_is_refused",
-    "3 nothing can fit": "test_cli.py::test_a_budget_below_the_smallest_trial_is_exit_3",
+    "2 wrong usage or configuration": "cli/test_cli.py::test_bad_arguments_are_one_line_exit_2_and_nothing_written",
+    "2 the objective cannot be imported": "cli/test_cli.py::test_an_objective_that_cannot_be_imported_is_refused",
+    "3 nothing can fit": "cli/test_cli.py::test_a_budget_below_the_smallest_trial_is_exit_3",
     "124 stopped by `--timeout`": "faults/test_ends.py::test_the_limit_of_the_command_drains_it_with_124",
     "130 stopped by the user": "faults/test_resume.py::test_a_stop_drains_and_the_next_start_goes_on",
 }
