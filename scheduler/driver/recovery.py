@@ -24,7 +24,8 @@ from typing import Any
 from scheduler.core import fault
 from scheduler.core.attributes import ended_line, final_attrs
 from scheduler.driver import decisions
-from scheduler.host.registry import HostRegistry, durable_result, read_json
+from scheduler.files.durable import read_json, tail
+from scheduler.host.registry import HostRegistry, durable_result
 from scheduler.model import (
     AttemptId,
     EnqueueRetry,
@@ -40,7 +41,7 @@ from scheduler.model import (
 from scheduler.model.messages import Last, finite
 from scheduler.model.plain import plain
 from scheduler.study.store import LeftTrial, NotOurs, OpenedStudy, StudyStore
-from scheduler.worker.trial_process import Witness, conclude, tail
+from scheduler.worker.trial_process import Witness, conclude
 
 END_TIMEOUT_S = 10.0
 _POLL_S = 0.05

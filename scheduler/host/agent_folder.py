@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from scheduler.host.registry import HostRegistry, boot_id, read_json, write_json
+from scheduler.files.durable import read_json, write_json
+from scheduler.host.registry import HostRegistry, boot_id
 from scheduler.model import Json
 
 Lives = Callable[[int, float], bool]  # (pid, start time) -> whether this very process runs (`vitals.lives`)

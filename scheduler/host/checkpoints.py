@@ -10,7 +10,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from scheduler.host.registry import read_json
+from scheduler.files.durable import read_json
 from scheduler.model import AttemptId, TrialId
 
 PATTERN = "checkpoint.pt*"  # with the halves that a killed process left behind

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from scheduler.files.private import opener
+from scheduler.files.durable import create
 from scheduler.host.registry import boot_id
 
 NAME = "claim"
@@ -42,14 +42,7 @@ def claim(
                 raise OSError(errno.EBUSY, f"in use by another run ({other[:8]})", os.fspath(folder))
             note(f"{folder} was left by another run: it is now {_set_aside(folder, other)}")
             folder.mkdir(mode=0o700, exist_ok=True)
-    try:
-        with open(folder / NAME, "x", opener=opener) as file:
-            file.write(f"{os.getpid()} {boot_id()} {run_id}\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
-    return True
+    return create(folder / NAME, f"{os.getpid()} {boot_id()} {run_id}\n")
 
 
 def _run_of(folder: Path) -> str | None:

@@ -18,12 +18,12 @@ import json
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from scheduler.files.durable import read_json, sync_folder, write, write_json
 from scheduler.files.private import FLAGS, opener, own_folder
 from scheduler.model import Pressure, UsageError, messages
 
@@ -350,12 +350,7 @@ class HostRegistry:
         kept = [s for i, s in enumerate(stories) if not s.finished or i >= len(stories) - _JOURNAL_KEEPS]
         text = "".join(json.dumps(dict(line)) + "\n" for story in kept for line in story.records)
         with contextlib.suppress(OSError):
-            with open(path + ".tmp", "w", encoding="utf-8", opener=opener) as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(path + ".tmp", path)
-            sync_folder(self.root)
+            write(path, text, durable=True)
 
     def keep_spare(self) -> None:
         """Reserve the room that `record(last_resort=True)` may fall back on."""
@@ -395,42 +390,6 @@ def _story(kill_id: str, lines: list[dict[str, Any]]) -> KillStory:
         records=tuple(lines),
         seconds=seconds,
     )
-
-
-def sync_folder(path: str) -> None:
-    """Force a folder's entries to the disk; does nothing where folders cannot be opened."""
-    with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def write_json(path: str, data: Any, *, durable: bool = False) -> None:
-    """Write a JSON file whole: a reader sees the old one or the new one. durable: also force it to the disk."""
-    temporary = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8", opener=opener) as file:
-            file.write(json.dumps(data, default=str))
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):  # on a full disk a left-over file would make things worse
-            os.unlink(temporary)
-        raise
-
-
-def read_json(path: str) -> dict[str, Any] | None:
-    """A JSON object from a file, None when it is missing, unreadable or not an object."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            data = json.load(file)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
 
 
 def durable_result(folder: str | os.PathLike[str]) -> messages.Last | None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from scheduler.host.registry import read_json, write_json
+from scheduler.files.durable import read_json, write_json
 from scheduler.model import Environment
 
 FILE = "runtimes.json"

@@ -7,7 +7,6 @@ Locks, journal and attempts in the same folder are others' business.
 from __future__ import annotations
 
 import json
-import os
 import re
 import uuid
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from scheduler import masking
-from scheduler.files.private import opener
+from scheduler.files.durable import write
 from scheduler.model import UsageError
 from scheduler.settings.schema import Settings
 
@@ -56,10 +55,9 @@ def prepare(settings: Settings) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)  # one that is shared on purpose stays as it is
         (folder / "attempts").mkdir(mode=0o700, exist_ok=True)
         meaning = {**_read_meaning(folder / "meaning.json"), **settings.meaning()}
-        write_durably(folder / "meaning.json", json.dumps(meaning, indent=1, sort_keys=True) + "\n")
-        write_durably(
-            folder / "settings.yaml", HEAD + (LEFT_OUT if has_secret(settings) else "") + resolved_yaml(settings)
-        )
+        write(folder / "meaning.json", json.dumps(meaning, indent=1, sort_keys=True) + "\n", durable=True)
+        text = HEAD + (LEFT_OUT if has_secret(settings) else "") + resolved_yaml(settings)
+        write(folder / "settings.yaml", text, durable=True)
     except OSError as error:
         raise UsageError(
             f"cannot write the run folder {folder}: {error.strerror or error}; give another --runs-dir"
@@ -74,7 +72,7 @@ def run_id(folder: Path) -> str:
     """
     path = folder / "run_id"
     if not path.exists():
-        write_durably(path, uuid.uuid4().hex + "\n")
+        write(path, uuid.uuid4().hex + "\n", durable=True)
     found = path.read_bytes().strip()
     if not re.fullmatch(rb"[0-9a-f]{32}", found):
         raise UsageError(
@@ -90,24 +88,6 @@ def has_secret(settings: Settings) -> bool:
 def resolved_yaml(settings: Settings) -> str:
     """The settings as YAML text, without passwords."""
     return yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True, width=110)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a file's content: whoever reads it, also after a power cut, sees the old or the new text in full.
-
-    It is for this user's eyes only.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8", opener=opener) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_meaning(path: Path) -> dict[str, Mapping[str, Any]]:

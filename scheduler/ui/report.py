@@ -19,9 +19,9 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from scheduler.files.durable import write
 from scheduler.model import StudySpec, WorkerFacts
 from scheduler.model.plain import line
-from scheduler.settings.run_folder import write_durably
 from scheduler.ui.console import duration
 from scheduler.units import gib
 from scheduler.workload.plan import Plan, StudyPlan
@@ -82,13 +82,13 @@ def finish(
 
 def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> None:
     """results.csv and best/<study>.json; each file is replaced as a whole. Raises OSError."""
-    write_durably(folder / "results.csv", to_csv(studies, rows))
+    write(folder / "results.csv", to_csv(studies, rows), durable=True)
     (folder / "best").mkdir(parents=True, exist_ok=True)
     for spec in studies:
         best = best_row(rows.get(spec.name, ()))
         if best is not None:
             text = json.dumps({"study": spec.name, **best}, indent=1, sort_keys=True, default=str)
-            write_durably(folder / "best" / f"{spec.name}.json", text + "\n")
+            write(folder / "best" / f"{spec.name}.json", text + "\n", durable=True)
 
 
 def to_csv(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> str:

@@ -13,7 +13,8 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from scheduler.host.registry import HostRegistry, KillStory, boot_id, read_json, write_json
+from scheduler.files.durable import read_json, write_json
+from scheduler.host.registry import HostRegistry, KillStory, boot_id
 from scheduler.host.signals import Identity, StackRequest, failpoint, release_memory, send_all
 from scheduler.model import Pressure
 from scheduler.model.samples import HostMemory

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.core.leaving import allowance_s
+from scheduler.files.durable import read_json, tail, write_json
 from scheduler.host import bounds, runtimes, vitals
 from scheduler.host.claim import claim
 from scheduler.host.promises import NoRoom, Promises
-from scheduler.host.registry import HostRegistry, KillStory, Registration, durable_result, read_json, write_json
+from scheduler.host.registry import HostRegistry, KillStory, Registration, durable_result
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
 from scheduler.watchdog import watchdog
@@ -35,7 +36,7 @@ from scheduler.watchdog.policy.thresholds import Thresholds
 from scheduler.worker import door
 from scheduler.worker.families import Families
 from scheduler.worker.tree_peak import with_children
-from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, check_objective, conclude, tail
+from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, check_objective, conclude
 from scheduler.worker.warm_spare import WarmSpare
 
 KILL_STORY_TIMEOUT_S = 40.0  # the watchdog gives the memory 30 s to come back

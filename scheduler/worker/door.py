@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from scheduler.files.durable import write
 from scheduler.model import HeadroomError
 
 FIRST_LOOK_S = 1.0
@@ -106,10 +107,7 @@ def folders(paths: Sequence[Path]) -> Probe:
                 path.mkdir(parents=True, exist_ok=True)
                 made = tempfile.mkdtemp(prefix=".probe-", dir=path)
                 try:
-                    with open(os.path.join(made, "file"), "wb") as file:
-                        file.write(b"\0" * PROBE_BYTES)
-                        file.flush()
-                        os.fsync(file.fileno())
+                    write(os.path.join(made, "file"), "\0" * PROBE_BYTES, durable=True)
                 finally:
                     shutil.rmtree(made, ignore_errors=True)
 

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scheduler.files.durable import tail
 from scheduler.model import MEMORY_REASONS, ExitReason, HeadroomError, Json, Outcome
 from scheduler.model.messages import Last, finite
 from scheduler.model.plain import line, plain, text
 from scheduler.worker.tree_peak import TreePeak, with_children
 
-LOG_TAIL_BYTES = 4096
 CHECK_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
 CHECK_TRIES = 3
 MAX_LINE_BYTES = 4 * 2**20  # a result at its bounds (`training.plain`) is shorter, all of it escaped
@@ -331,14 +331,3 @@ def describe_status(status: int | None) -> str:
         return f"killed by {signal.Signals(-status).name}"
     except ValueError:
         return f"killed by signal {-status}"
-
-
-def tail(path: Path, size: int = LOG_TAIL_BYTES) -> str:
-    """The last bytes of a file as text; empty when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - size))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

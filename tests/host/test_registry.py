@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from scheduler.files.durable import read_json, write_json
 from scheduler.host import registry as registry_module
-from scheduler.host.registry import HostReading, HostRegistry, Registration, boot_id, read_json, write_json
+from scheduler.host.registry import HostReading, HostRegistry, Registration, boot_id
 from scheduler.model import HeadroomError, Pressure, UsageError
 from scheduler.watchdog import watchdog
 from scheduler.watchdog.election import Election
@@ -236,27 +236,6 @@ def test_compacting_keeps_what_is_unfinished(registry: HostRegistry, monkeypatch
     registry.compact()
     assert [story.kill_id for story in registry.kills()] == ["k3", "k15", "k16", "k17", "k18", "k19"]
     assert all(story.finished for story in registry.kills()[1:])
-
-
-def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
-    """Under constant rewriting every read gives a whole object."""
-    path, stop = str(tmp_path / "x.json"), threading.Event()
-    write_json(path, {"n": 0, "pad": "x" * 5000})
-
-    def rewrite() -> None:
-        n = 0
-        while not stop.is_set():
-            n += 1
-            write_json(path, {"n": n, "pad": "x" * (n % 5000)})
-
-    thread = threading.Thread(target=rewrite)
-    thread.start()
-    try:
-        assert all(read_json(path) is not None for _ in range(500))
-    finally:
-        stop.set()
-        thread.join()
-    assert os.listdir(tmp_path) == ["x.json"]
 
 
 def test_thresholds_change_is_noticed(registry: HostRegistry) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from scheduler.host.registry import HostRegistry, read_json
+from scheduler.files.durable import read_json
+from scheduler.host.registry import HostRegistry
 from scheduler.model import ExitReason, Json, Outcome
 from scheduler.worker.agent import Agent
 from tests import builders as b

@@ -13,7 +13,7 @@ import pytest
 
 from scheduler.model import ExitReason
 from scheduler.model.messages import last
-from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, conclude, tail
+from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, conclude
 from tests.waiting import wait_until
 
 RESULT = {"type": "result", "result": {"value": 0.5, "epochs": 3, "stop_reason": "completed"}, "peak_bytes": 100}
@@ -170,14 +170,6 @@ def test_a_closed_process_signals_nobody(module, monkeypatch: pytest.MonkeyPatch
     process.kill()
     assert process.close() == 0
     assert sent == []
-
-
-def test_tail_of_a_long_file(tmp_path: Path) -> None:
-    """The last bytes, whatever they are; nothing when there is no file."""
-    path = tmp_path / "log"
-    path.write_bytes(b"x" * 10_000 + b"\xffend")
-    assert tail(path, 4).endswith("end")
-    assert tail(tmp_path / "none") == ""
 
 
 def _session(pid: int) -> list[int]:
