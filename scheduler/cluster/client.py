@@ -106,6 +106,7 @@ class Cluster:
         self._look_at = 0.0
         self._closing = False
         self._wants_dashboard = True
+        self._subscribed: Any = None  # the connection on which the scheduler was told what we listen to
         self._plugin_config: Json | None = None
         self._security: Security | None = None
 
@@ -168,6 +169,15 @@ class Cluster:
     def is_connected(self) -> bool:
         """False once the scheduler is gone (the client then tries to reconnect)."""
         return self._client.status == "running"
+
+    @property
+    def is_subscribed(self) -> bool:
+        """Whether the scheduler was told over this very connection what we listen to.
+
+        A scheduler that is killed and started again within a second is reconnected to before anybody sees
+        `is_connected` False; the new one tells us nothing until `rejoin`.
+        """
+        return self._subscribed is not None and self._client.scheduler_comm is self._subscribed
 
     @property
     def is_ours(self) -> bool:
@@ -238,6 +248,7 @@ class Cluster:
             self._call(_all(removals)).result(REMOVE_TIMEOUT_S)
 
     def _subscribe(self) -> None:
+        self._subscribed = self._client.scheduler_comm  # before: what is said while it is lost does not count
         self._client.subscribe_topic(self._topic, self._on_event)
         self._client.subscribe_topic("all", self._on_cluster_event)
 

@@ -148,19 +148,22 @@ class Dispatcher:
             self.recorder.drain()
 
     def _watch_connection(self, now: float) -> None:
-        """Before each event: a trial that was lost with the connection must not be launched again without one."""
+        """Before each event: a trial that was lost with the connection must not be launched again without one.
+
+        A connection that was lost and found again since the last look counts as lost: it may lead to another scheduler.
+        """
+        if self._connected and not (self.cluster.is_connected and self.cluster.is_subscribed):
+            self._connected, self._connected_at = False, now  # the driver itself may have been away until now
+            self._log("cluster.disconnected", durable=True, held_s=self._away_timeout_s)
+            for view in self.brain.ledger.views():  # at once: the fleet's own word for it comes through the queue
+                self._take(m.WorkerLost(worker=view.address), now)
+            self.fleet.disconnected()
         if self.cluster.is_connected:
             if not self._connected:
                 self._log("cluster.back", after_s=round(now - self._connected_at, 1))
                 self.cluster.rejoin()
             self._connected, self._connected_at = True, now
             return
-        if self._connected:
-            self._connected, self._connected_at = False, now  # the driver itself may have been away until now
-            self._log("cluster.disconnected", durable=True, held_s=self._away_timeout_s)
-            for view in self.brain.ledger.views():  # at once: the fleet's own word for it comes through the queue
-                self._take(m.WorkerLost(worker=view.address), now)
-            self.fleet.disconnected()
         if now - self._connected_at > self._away_timeout_s:
             self._give_up("cluster.lost", "the loss of the Dask scheduler", after_s=round(now - self._connected_at, 1))
 

@@ -45,7 +45,7 @@ class FakeCluster:
     is_ours = False
 
     def __init__(self) -> None:
-        self.is_connected = True
+        self.is_connected = self.is_subscribed = True
         self.in_reach = 1
         self.calls: list[str] = []
         self.tasks: list[dict[str, Any]] = []
@@ -62,6 +62,7 @@ class FakeCluster:
     def rejoin(self) -> None:
         """Note it."""
         self.calls.append("rejoin")
+        self.is_subscribed = True
 
     def revive(self) -> None:
         """Note it."""
@@ -279,6 +280,24 @@ def test_a_scheduler_that_is_away_for_a_while_ends_nothing(tmp_path: Path, quick
         loop.complete("study/0/1")
 
     ticks(loop, gone, lambda: None, lambda: None, back)
+    assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 0
+    assert loop.cluster.calls == ["disconnected", "rejoin"]
+    assert len(loop.cluster.tasks) == 1
+    assert len(loop.events("cluster.disconnected")) == len(loop.events("cluster.back")) == 1
+
+
+def test_a_scheduler_that_was_replaced_between_two_looks_is_joined_anew(tmp_path: Path, quick: None) -> None:
+    """The connection was lost and found again unseen: what was in reach is not, until the agents are asked again."""
+    loop = Loop(tmp_path)
+
+    def replaced() -> None:
+        loop.cluster.is_subscribed = False
+
+    def heard() -> None:
+        loop.inbox.put(Said(JOINED))
+        loop.complete("study/0/1")
+
+    ticks(loop, replaced, lambda: None, heard)
     assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 0
     assert loop.cluster.calls == ["disconnected", "rejoin"]
     assert len(loop.cluster.tasks) == 1

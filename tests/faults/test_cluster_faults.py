@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from distributed import Client
 
+from tests.faults.relay import Relay
 from tests.faults.sandbox import TINY, Process, Sandbox, until
 from tests.faults.test_resume import SMALL, START_S, ends, goes_on, keeps_its_promises, nothing_left, tail, training
 from tests.waiting import free_port
@@ -165,6 +166,24 @@ def test_a_scheduler_that_is_away_for_a_while_costs_nothing(box):
     assert ends(driver, box, 120) == 0, tail(box)
     assert reasons(box) == {"completed"}
     assert len(box.events("cluster.back")) == 1
+    keeps_its_promises(box)
+
+
+def test_a_scheduler_that_is_replaced_in_a_moment_costs_nothing(box):
+    """Another one answers at its address before the driver has missed the first (a supervisor, a service that fails
+    over): it is told anew what the driver listens to, and the trials go on under the worker there."""
+    box.environment["CRASH_EPOCH_S"] = "0.2"
+    first, scheduler, _ = box.start_cluster()
+    second, _, _ = box.start_cluster()
+    until(lambda: workers_of(first) and workers_of(second), START_S, "both have a worker")
+    with Relay(first) as relay:
+        driver = box.start("--cluster", relay.address)
+        training(box)
+        relay.turn_to(second)
+        scheduler.kill()
+        assert ends(driver, box, 120) == 0, tail(box)
+    assert reasons(box) == {"completed"}
+    assert len(box.events("cluster.disconnected")) == len(box.events("cluster.back")) == 1
     keeps_its_promises(box)
 
 
