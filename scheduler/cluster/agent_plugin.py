@@ -35,6 +35,7 @@ from scheduler.model import Json
 LOOK_EVERY_S = 0.5
 LEND_AFTER_S = 5.0  # an agent without a worker may be about to get one: its nanny needs some 3 s
 START_TIMEOUT_S = 60.0
+TRIES = 3  # for an agent that is killed while it starts
 REAP_S = 30.0
 RETRY_S = 5.0  # after an agent that could not be started
 OCCUPIED_KEPT = 1000
@@ -99,6 +100,14 @@ class _Line:
             while (frame := self._frames.get()) is not None:
                 self.connection.send(frame)
         self.connection.close()
+
+
+class _AgentEnded(OSError):
+    """An agent's process ended before it had begun. killed: by a signal."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(f"the agent's process ended with status {status}{said and f': {said}'}")
+        self.killed = status < 0
 
 
 class AgentPlugin(WorkerPlugin):
@@ -223,7 +232,13 @@ class AgentPlugin(WorkerPlugin):
             except OSError:  # it has just left
                 owned.release()
                 self._folder.remove(entry.id, entry.address)
-        self._start()
+        for tries_left in reversed(range(TRIES)):
+            try:
+                self._start()
+                return
+            except _AgentEnded as error:  # killed from outside: that says nothing of this worker
+                if not tries_left or not error.killed or self._closing.is_set():
+                    raise
 
     def _start(self) -> None:
         agent = uuid.uuid4().hex[:12]
@@ -268,12 +283,14 @@ class AgentPlugin(WorkerPlugin):
             if process.poll() is not None:
                 break
             time.sleep(0.02)
-        process.kill()
-        process.wait()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+            raise OSError(f"the agent's process did not begin within {START_TIMEOUT_S:.0f} s")
+        last: list[str] = []
         with contextlib.suppress(OSError), open(log, encoding="utf-8", errors="replace") as file:
             last = file.read().strip().splitlines()[-1:]
-            raise OSError(f"the agent's process ended with status {process.returncode}: {' '.join(last)}")
-        raise OSError(f"the agent's process ended with status {process.returncode}")
+        raise _AgentEnded(process.returncode, " ".join(last))
 
     def _connect(
         self, entry: AgentEntry, owned: Ownership | None, process: subprocess.Popen[bytes] | None = None

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -151,6 +152,30 @@ def test_each_attempt_ends_once_whatever_becomes_of_its_worker(ours: tuple[Drive
     assert {attempt: len([1 for a, _ in driver.ends if a == attempt]) for attempt, _ in driver.ends} == {
         f"s/{n}/1": 1 for n in range(6)
     }
+
+
+def test_an_agent_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    """That a process was killed says nothing of its worker: the driver hears of no broken one, only of the next."""
+    connected = Cluster.local(slots=2, memory_bytes=2**30, topic="test", dashboard=None, scratch=str(tmp_path / "dask"))
+    driver = Driver(connected)
+    worker = psutil.Process(worker_pid(driver))
+
+    def kill() -> None:
+        def beginning() -> list[psutil.Process]:
+            return [child for child in worker.children() if "scheduler.agent_process" in child.cmdline()]
+
+        wait_until(beginning, "an agent begins", 60)
+        beginning()[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        driver.start(tmp_path)
+        killer.join()
+        assert driver.messages.get(timeout=60)["type"] == "joined"
+    finally:
+        driver.fleet.dismiss("the test is over")
+        connected.close()
 
 
 def test_a_cluster_made_anew_finds_what_still_runs(ours: tuple[Driver, Path]) -> None:
