@@ -196,7 +196,7 @@ def run(settings: Settings, plan: Plan) -> int:
     for refusal in plan.refusals:
         view.line(refusal)
     with view:
-        code = driver.run(settings, plan, view)  # shows the results itself: the study is open there
+        code = driver.run(settings, plan, view, is_last=True)  # shows the results itself: the study is open there
     if code in (STOPPED, TIMED_OUT):
         _say(f"stopped; to go on where it stopped: {_again(sys.argv[1:])}", 0)
     return CLOSED_EARLY if code == OK and plan.refusals else code

@@ -67,13 +67,16 @@ class StoppedAtStart(m.HeadroomError):
     exit_code = 130
 
 
-def run(settings: Settings, plan_: Plan, view_: View) -> int:
+def run(settings: Settings, plan_: Plan, view_: View, *, is_last: bool = False) -> int:
     """Run every study of the plan to its quota, or until the user stops it; print the results; return the exit code.
+
+    is_last: the process ends with it. A request to stop that comes after the end is then not heard any more: it could
+    only put its own status in the place of the run's.
 
     Raises HeadroomError: a run folder that another driver holds, a cluster that does not answer, a database that is
     out of reach, workers that cannot run trials.
     """
-    return _Driver(settings, plan_, view_).run()
+    return _Driver(settings, plan_, view_).run(is_last)
 
 
 def cluster_facts(settings: Settings, address: str, security: Security) -> list[m.WorkerFacts]:
@@ -103,7 +106,7 @@ class _Driver:
         self.page: PageFeed | None = None
         self.unusable: dict[str, str] = {}  # Dask worker -> why
 
-    def run(self) -> int:
+    def run(self, is_last: bool) -> int:
         registry = HostRegistry.default()
         folder = run_folder.prepare(self.settings)
         with _readable(folder):
@@ -113,7 +116,7 @@ class _Driver:
                 self.run_id = run_folder.run_id(folder)
                 self.journal = journal.Journal(folder / "journal.jsonl")
                 (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; this start is the answer
-            with _Signals(self._quit):
+            with _Signals(self._quit, is_last):
                 self.view.start(on_quit=self._quit)
                 return self._run(folder, registry)
         finally:
@@ -437,10 +440,13 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 class _Signals:
-    """SIGINT and SIGTERM ask to quit (again: at once) while the run lasts; a hang-up of the terminal does too."""
+    """SIGINT and SIGTERM ask to quit (again: at once) while the run lasts; a hang-up of the terminal does too.
 
-    def __init__(self, on_quit: Callable[[str], None]) -> None:
-        self._on_quit = on_quit
+    is_last: see `run`.
+    """
+
+    def __init__(self, on_quit: Callable[[str], None], is_last: bool) -> None:
+        self._on_quit, self._is_last = on_quit, is_last
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> None:
@@ -451,7 +457,7 @@ class _Signals:
 
     def __exit__(self, *error: object) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)
+            signal.signal(number, signal.SIG_IGN if self._is_last else before)
 
     def _caught(self, number: int, frame: object) -> None:
         self._on_quit(signal.Signals(number).name)

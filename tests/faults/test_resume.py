@@ -218,6 +218,17 @@ def test_a_signal_before_the_first_trial_stops_the_start(box):
     goes_on(box)
 
 
+def test_a_signal_after_the_end_does_not_replace_the_exit_code(tmp_path):
+    """SIGTERMs while the command, its results printed, takes itself apart: it ends with its own code all the same."""
+    with Sandbox(tmp_path / "run", **{**SMALL, "max_epochs": 1, "trials": 1}) as box:
+        driver = box.start()
+        until(lambda: "results in" in tail(box), START_S, lambda: f"the results: {tail(box)}", every_s=0.002)
+        while driver.poll() is None:
+            driver.send_signal(signal.SIGTERM)
+            time.sleep(0.001)
+        assert driver.returncode == 0, tail(box)
+
+
 # -- what dies ---------------------------------------------------------------------------------------------------------
 
 
