@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -106,6 +107,7 @@ class Sandbox:
         self.started: list[subprocess.Popen[Any]] = []
         self.starts = 0
         self.cgroup: Path | None = None  # what is started runs in it
+        self.network: Network | None = None  # workers run in it
 
     def __enter__(self) -> Sandbox:
         return self
@@ -162,13 +164,18 @@ class Sandbox:
     def start_cluster(self, workers: int = 1) -> tuple[str, subprocess.Popen[Any], list[subprocess.Popen[Any]]]:
         """A Dask scheduler and workers as a user starts them by hand: (address, scheduler, nannies)."""
         port = free_port()
-        address = f"tcp://127.0.0.1:{port}"
+        address = f"tcp://{self.host}:{port}"
         scheduler = self.start_scheduler(port)
         return address, scheduler, [self.start_worker(address) for _ in range(workers)]
 
+    @property
+    def host(self) -> str:
+        """Where the Dask scheduler listens: on the loopback, or where the workers' network reaches it."""
+        return "127.0.0.1" if self.network is None else self.network.outside
+
     def start_scheduler(self, port: int) -> subprocess.Popen[Any]:
-        """`dask scheduler` on the loopback."""
-        arguments = ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+        """`dask scheduler`."""
+        arguments = ["--host", self.host, "--port", str(port), "--no-dashboard"]
         with open(self.root / "scheduler.log", "ab") as log:
             return self.spawn([sys.executable, "-m", "dask", "scheduler", *arguments], log)
 
@@ -176,8 +183,9 @@ class Sandbox:
         """`dask worker` with a nanny."""
         arguments = [address, "--nworkers", "1", "--nthreads", "2", "--memory-limit", memory_limit, "--no-dashboard"]
         arguments += ["--local-directory", str(self.root / "dask")]
+        within = [] if self.network is None else self.network.enter
         with open(self.root / "worker.log", "ab") as log:
-            return self.spawn([sys.executable, "-m", "dask", "worker", *arguments], log)
+            return self.spawn([*within, sys.executable, "-m", "dask", "worker", *arguments], log)
 
     # -- looking ----------------------------------------------------------------------------------------------------
 
@@ -207,10 +215,23 @@ class Sandbox:
         return [process for process in self.processes() if process.role == role]
 
     def _registered(self) -> Iterator[int]:
+        for registration in self._registrations():
+            yield int(registration["pid"])
+
+    def _registrations(self) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(OSError):
             for path in (self.root / "host" / "attempts").glob("*.json"):
-                with contextlib.suppress(OSError, ValueError, KeyError):
-                    yield int(json.loads(path.read_text())["pid"])
+                with contextlib.suppress(OSError, ValueError):
+                    yield json.loads(path.read_text())
+
+    def alive_attempts(self) -> list[str]:
+        """The attempts that the host registry has and whose process is there."""
+        found = []
+        for registration in self._registrations():
+            process = Process(pid=registration["pid"], start=registration["start_time"], role="trial")
+            if process.lives:
+                found.append(registration["attempt"])
+        return found
 
     def journal(self) -> list[dict[str, Any]]:
         """The whole lines of the journal."""
@@ -263,6 +284,103 @@ class Sandbox:
             time.sleep(0.05)
         for started in self.started:
             started.wait(10)
+
+
+class Disk:
+    """A file system of its own under a folder, in memory; `refused` is why there is none, empty where there is.
+
+    Needs root. A context manager. What fills it is one file, or a folder of empty ones.
+    """
+
+    def __init__(self, folder: Path, *, size: str = "64m", inodes: int = 6000) -> None:
+        self.folder, self.refused = folder, "not mounted"
+        self._filler = folder / "filler"
+        self._options = f"size={size},nr_inodes={inodes}"
+
+    def __enter__(self) -> Disk:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        words = ["mount", "-t", "tmpfs", "-o", self._options, "tmpfs", str(self.folder)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        self.refused = f"a file system cannot be mounted: {done.stderr.strip()}" if done.returncode else ""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self.refused:
+            subprocess.run(["umount", "-l", str(self.folder)], check=False)
+
+    def fill(self) -> None:
+        """Take every byte, also those that get free within a moment."""
+        with contextlib.suppress(OSError), self._filler.open("ab", buffering=0) as file:
+            while file.write(b"\0" * 4096):
+                pass
+
+    def take_inodes(self) -> None:
+        """Take every inode."""
+        with contextlib.suppress(OSError):
+            self._filler.mkdir(exist_ok=True)
+            for number in range(1_000_000):
+                (self._filler / str(number)).touch(exist_ok=False)
+
+    def empty(self) -> None:
+        """Give it all back."""
+        if self._filler.is_dir():
+            shutil.rmtree(self._filler)
+        else:
+            self._filler.unlink(missing_ok=True)
+
+
+class Network:
+    """A network namespace of its own that a pair of virtual interfaces joins to this one. A context manager.
+
+    Needs root; `refused` is why there is none, empty where there is. outside: this side's address.
+    """
+
+    def __init__(self) -> None:
+        self.refused = "not made"
+        self._name = f"hr{os.getpid() % 100_000}"
+        self._net = f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
+        self.outside, self._inside = f"{self._net}.1", f"{self._net}.2"
+
+    def __enter__(self) -> Network:
+        near, far = f"{self._name}a", f"{self._name}b"
+        steps = [
+            f"netns add {self._name}",
+            f"link add {near} type veth peer name {far} netns {self._name}",
+            f"addr add {self.outside}/24 dev {near}",
+            f"link set {near} up",
+            f"-n {self._name} addr add {self._inside}/24 dev {far}",
+            f"-n {self._name} link set {far} up",
+            f"-n {self._name} link set lo up",
+        ]
+        for step in steps:
+            try:
+                done = subprocess.run(["ip", *step.split()], capture_output=True, text=True)
+            except FileNotFoundError:
+                self.refused = "there is no command `ip` to make a network with"
+                return self
+            if done.returncode:
+                self.refused = f"a network namespace cannot be made: ip {step}: {done.stderr.strip()}"
+                return self
+        self.refused = ""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            subprocess.run(["ip", "link", "delete", f"{self._name}a"], capture_output=True)
+            subprocess.run(["ip", "netns", "delete", self._name], capture_output=True)
+
+    @property
+    def enter(self) -> list[str]:
+        """What a command is preceded by to run in it; nothing but the network is another one."""
+        return ["nsenter", f"--net=/var/run/netns/{self._name}"]
+
+    def cut(self) -> None:
+        """Nothing passes any more; connections notice nothing by themselves."""
+        subprocess.run(["ip", "link", "set", f"{self._name}a", "down"], check=True)
+
+    def mend(self) -> None:
+        """As before."""
+        subprocess.run(["ip", "link", "set", f"{self._name}a", "up"], check=True)
 
 
 def _role(words: list[str]) -> str:
