@@ -93,6 +93,13 @@ def ended_line(
     }
 
 
+def ended_outcome(line: Mapping[str, Any]) -> Outcome:
+    """What `ended_line` tells of the outcome, read back. Raises KeyError, TypeError, ValueError: it is no such line."""
+    names = ("detail", "epochs", "duration_s", "exit_status", "checkpoint", "traceback", "peak_bytes")
+    value, told = line["value"], {name: line[name] for name in (*names, "device_peak_bytes")}
+    return Outcome(reason=ExitReason(line["reason"]), value=value, kill=line["kill"] or {}, **told)
+
+
 def stop_reason(outcome: Outcome) -> str:
     """Why training ended: the objective's own word for a normal end, else the exit reason.
 

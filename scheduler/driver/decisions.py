@@ -10,7 +10,8 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from scheduler.model import AttemptId, EnqueueRetry, FinalState, Json, TellTrial, TrialId
+from scheduler.core.attributes import ended_outcome
+from scheduler.model import AttemptId, EnqueueRetry, FinalState, Json, Outcome, TellTrial, TrialId
 
 
 def write(command: TellTrial | EnqueueRetry) -> tuple[str, Json]:
@@ -41,15 +42,15 @@ def outstanding(records: Iterable[Mapping[str, Any]]) -> dict[TrialId, TellTrial
     return found
 
 
-def unended(records: Iterable[Mapping[str, Any]]) -> set[AttemptId]:
-    """Attempts that a journal says were launched and not that they ended: they were under way when its driver died."""
-    found: set[AttemptId] = set()
+def ends(records: Iterable[Mapping[str, Any]]) -> dict[AttemptId, Outcome | None]:
+    """How the attempts of a journal ended; None: they were under way when its driver died."""
+    found: dict[AttemptId, Outcome | None] = {}
     for record in records:
         with contextlib.suppress(KeyError, ValueError, TypeError):
             if record["event"] == "attempt.launched":
-                found.add(AttemptId.parse(record["attempt"]))
+                found[AttemptId.parse(record["attempt"])] = None
             elif record["event"] == "attempt.ended":
-                found.discard(AttemptId.parse(record["attempt"]))
+                found[AttemptId.parse(record["attempt"])] = ended_outcome(record)
     return found
 
 

@@ -139,7 +139,8 @@ class _Driver:
             fleet = self._fleet(cluster)
             joined = self._agents(cluster, fleet, folder)
             store = self._store(folder)
-            evidence = recovery.Evidence(registry=registry, start_time=vitals.start_time)
+            ends = decisions.ends(journal.read(self.journal.path))
+            evidence = recovery.Evidence(registry=registry, start_time=vitals.start_time, ends=ends)
             self.files = RunFiles(folder, store)
             dispatcher = self._dispatcher(folder, cluster, fleet, store, evidence)
             opened = self._open_studies(store, evidence, dispatcher.brain.rules.retry)
@@ -315,7 +316,6 @@ class _Driver:
 
     def _open_studies(self, store: StudyStore, evidence: recovery.Evidence, policy: RetryPolicy) -> list[m.StudyOpened]:
         decided = decisions.outstanding(journal.read(self.journal.path))
-        unended = decisions.unended(journal.read(self.journal.path))
         opened = []
         for study in self.plan.studies:
             if study.refusal is not None:
@@ -329,7 +329,6 @@ class _Driver:
                     evidence=evidence,
                     policy=policy,
                     decided=decided,
-                    unended=unended,
                     journal=self.log,
                 )
             )

@@ -4,8 +4,9 @@ Covers the rule (`decide`), the reader of what an attempt left on disk (`Evidenc
 and settles it. Uses the same conclusions as a living driver: `process.conclude`, `policy.fault`, `story`. Does not
 write to the study except through the store, and ends a process only after checking that it is still the same one.
 
-In order: what the dead driver had decided (its journal); a durable result; a kill by the watchdog; nothing at all,
-which is a lost attempt and is retried from its checkpoint. A process that still lives is ended first.
+In order: what the dead driver had decided (its journal); a durable result; a kill by the watchdog; how the dead driver
+had seen the attempt end (its journal again: it may have waited to run it once more); nothing at all, which is a lost
+attempt and is retried from its checkpoint. A process that still lives is ended first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class Remains:
     kill: the watchdog's record of a kill that was carried out. process: (pid, start_time) while it lives.
     checkpoint: the newest of any attempt; progress: it is the last attempt's own. retries: those spent when it began,
     None where that is not known. ran_s: how long the trial ran, up to that checkpoint. reachable: False when the folder
-    is on another host, so nothing is known.
+    is on another host, so nothing is known. seen: how the last attempt ended, where its driver lived to see it.
     """
 
     attempt: int = 0
@@ -79,6 +80,7 @@ class Remains:
     ran_s: float = 0.0
     log_tail: str = ""
     reachable: bool = True
+    seen: Outcome | None = None
 
 
 def decide(
@@ -126,6 +128,8 @@ def decide(
 
 def end_of(left: LeftTrial, remains: Remains) -> Outcome:
     """How the last attempt of a trial ended, as far as what it left behind tells."""
+    if remains.seen is not None and remains.result is None and not remains.kill:
+        return dataclasses.replace(remains.seen, log_tail=remains.log_tail)
     return conclude(
         Witness(
             last=remains.result,
@@ -153,11 +157,13 @@ class Evidence:
     """Reads what attempts left on this host.
 
     registry: the host's registrations and kills, None when there is none. start_time: pid -> the identity of the
-    process that has it now, None when there is no such process (`host.vitals.start_time`).
+    process that has it now, None when there is no such process (`host.vitals.start_time`). ends: of the attempts that
+    the journal of the dead driver knows, how they ended, None for one that was under way (`decisions.ends`).
     """
 
     registry: HostRegistry | None = None
     start_time: Callable[[int], float | None] = lambda pid: None
+    ends: Mapping[AttemptId, Outcome | None] = field(default_factory=dict)
 
     def of(self, trial: TrialId, run_folder: str | os.PathLike[str] | None) -> Remains:
         """What is left of a trial's last attempt under a run folder."""
@@ -181,6 +187,7 @@ class Evidence:
             retries=spent if isinstance(spent, int) else None,
             ran_s=max(0.0, finite(spec.get("ran_s")) or 0.0) + _seconds_to_checkpoint(folder),
             log_tail=tail(folder / "trial.log"),
+            seen=self.ends.get(AttemptId(trial, attempt)),
         )
 
     def _process(self, folder: Path) -> tuple[int, float] | None:
@@ -248,14 +255,12 @@ def resume(
     evidence: Evidence,
     policy: fault.RetryPolicy,
     decided: Mapping[TrialId, Decided] | None = None,
-    unended: Container[AttemptId] = (),
     journal: Callable[..., None] | None = None,
 ) -> OpenedStudy:
     """Open a study and settle what this run's dead driver left in it; what is returned is the state after that.
 
-    decided: what its journal holds of commands that may not have reached the study; unended: the attempts that it does
-    not say the end of. journal: called as `journal(event, durable=, **fields)` with the same lines as a living driver
-    writes, before the study hears of it.
+    decided: what its journal holds of commands that may not have reached the study. journal: called as
+    `journal(event, durable=, **fields)` with the same lines as a living driver writes, before the study hears of it.
     Idempotent: after an error in the middle call it again.
     """
     note: Callable[..., None] = journal or (lambda event, **fields: None)
@@ -266,7 +271,7 @@ def resume(
             continue  # unkillable: it stays RUNNING, and is charged, until a later start finds it dead
         remains = evidence.of(left.trial, left.folder)
         attempt = AttemptId(left.trial, max(remains.attempt, left.attempt))
-        if attempt in unended:
+        if attempt in evidence.ends and evidence.ends[attempt] is None:
             predicted = _footprint(left.attrs).host_bytes or None
             line = ended_line(attempt, end_of(left, remains), predicted_bytes=predicted)
             note("attempt.ended", durable=True, settled=True, **line)

@@ -162,7 +162,7 @@ def test_an_agent_that_is_killed_while_it_starts_is_started_again(tmp_path: Path
 
     def kill() -> None:
         def beginning() -> list[psutil.Process]:
-            return [child for child in worker.children() if "scheduler.agent_process" in child.cmdline()]
+            return [child for child in worker.children() if "scheduler.worker.agent_process" in child.cmdline()]
 
         wait_until(beginning, "an agent begins", 60)
         beginning()[0].kill()

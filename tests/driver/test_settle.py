@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from scheduler.core.attributes import ended_line
 from scheduler.core.fault import RetryPolicy
-from scheduler.driver import recovery
+from scheduler.driver import decisions, recovery
+from scheduler.driver.journal import Journal, read
 from scheduler.host import vitals
 from scheduler.host.registry import HostRegistry, Registration
-from scheduler.model import AttemptId, EnqueueRetry, FinalState, TellTrial, TrialId
+from scheduler.model import AttemptId, EnqueueRetry, ExitReason, FinalState, Outcome, TellTrial, TrialId
 from scheduler.model.messages import last
 from scheduler.study.store import LeftTrial
 from tests.study.test_study import ARCHITECTURES, STUDY, ask, spec, states, store_at
@@ -108,6 +110,41 @@ def test_a_settled_trial_tells_its_story() -> None:
     assert isinstance(killed, TellTrial)
     assert killed.constraint is not None and killed.constraint > 0
     assert (killed.attrs["watchdog.reason"], killed.attrs["watchdog.kill_id"]) == ("evicted", "k1")
+
+
+@pytest.mark.parametrize(
+    ("ended", "remains", "expected"),
+    [
+        (None, {}, (FinalState.FAIL, "lost")),
+        (Outcome(reason=ExitReason.NO_ROOM, detail="disk full"), {}, (3, "no_room")),
+        (Outcome(reason=ExitReason.PREEMPTED), {}, (3, "preempted")),
+        (Outcome(reason=ExitReason.NOT_STARTED, detail="no process to be had"), {}, (3, "not_started")),
+        (Outcome(reason=ExitReason.LOST), {}, (FinalState.FAIL, "lost")),
+        (Outcome(reason=ExitReason.FAILED, exit_status=3, detail="exit 3"), {}, (FinalState.FAIL, "failed")),
+        (Outcome(reason=ExitReason.COMPLETED, value=0.25), {}, (FinalState.COMPLETE, "completed")),
+        (Outcome(reason=ExitReason.LOST), {"result": result()}, (FinalState.COMPLETE, "completed")),
+    ],
+)
+def test_an_end_that_the_dead_driver_saw_is_not_taken_for_a_loss(
+    tmp_path: Path, ended: Outcome | None, remains: dict[str, Any], expected: tuple[Any, str]
+) -> None:
+    """Its journal has the end and no decision: it waited to run the trial again. What was nobody's fault then spends no
+    retry now, although nothing of it is on the disk (a full one, say); what was the trial's own fault stays so."""
+    log = Journal(tmp_path / "journal.jsonl")
+    attempt = AttemptId(TRIAL, 1)
+    log.write("attempt.launched", attempt=str(attempt))
+    if ended is not None:
+        log.write("attempt.ended", **ended_line(attempt, ended, predicted_bytes=None))
+    log.close()
+    files = {"result.json": remains["result"]} if remains else {}
+    folder_of(tmp_path, 1, **{"spec.json": {"retries": 3}, **files})
+    evidence = recovery.Evidence(ends=decisions.ends(read(tmp_path / "journal.jsonl")))
+    verdict = recovery.settle(left(folder=str(tmp_path)), evidence, POLICY)
+    match verdict:
+        case TellTrial():
+            assert (verdict.state, verdict.attrs["stop_reason"]) == expected
+        case EnqueueRetry():
+            assert (verdict.retries, verdict.reason) == expected
 
 
 def test_the_children_of_a_settled_trial_count() -> None:
