@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from training.trainer import Progress
 
 SEARCH_SPACE_FILE = Path(__file__).resolve().parent.parent / "configs" / "hpo" / "architectural_search.yaml"
+CHECKPOINT = "checkpoint.pt"  # in the attempt's folder
 TARGET_EFFECTIVE_BATCH = 256
 DROPOUT_WHEN_NOT_SEARCHED = 0.1
 DEFAULTS = {
@@ -198,7 +199,7 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         seed=context.get("seed", 0),
         device=device,
         progress=progress,
-        checkpoint_path=Path(task["folder"]) / "checkpoint.pt" if task.get("folder") else None,
+        checkpoint_path=Path(task["folder"]) / CHECKPOINT if task.get("folder") else None,
         task=checkpoint.task_digest(params, context, dataset.fingerprint),
     )
     resumed_epoch, rejected = None, None

@@ -38,6 +38,7 @@ from training.plain import MAX_TEXT, plain, text
 from training.runtime import in_force
 
 PROTOCOL = 1
+LOG, RESULT = "trial.log", "result.json"  # in the attempt's folder
 TICK_INTERVAL_S = 1.0
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 ORPHANED = 3  # exit status after the end of stdin
@@ -85,13 +86,13 @@ def main() -> int:
     outbox.send({"type": "started", "attempt": task["attempt"]})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _log_to(folder / "trial.log")
+        _log_to(folder / LOG)
     except OSError as error:  # no place for a checkpoint or a result: training would be for nothing
         last: dict[str, Any] = {"type": "error", "error": one_line(f"OSError: {error}"), "started": False}
     else:
         last = run(task, TrialProgress(outbox, inbox))
         with contextlib.suppress(OSError):  # a flood just before the end, which the regular look has not seen
-            bound_log(folder / "trial.log", LOG_LIMIT_BYTES, LOG_KEEP_BYTES)
+            bound_log(folder / LOG, LOG_LIMIT_BYTES, LOG_KEEP_BYTES)
     last |= {
         "asked": inbox.stop_reason,
         "peak_bytes": peak_bytes(),
@@ -103,10 +104,10 @@ def main() -> int:
     }
     inbox.finish()
     try:
-        write_durably(folder / "result.json", last)
+        write_durably(folder / RESULT, last)
     except OSError as error:  # the scheduler is still there to hear it
         with contextlib.suppress(OSError):
-            print(f"result.json not written: {error}", file=sys.stderr)
+            print(f"{RESULT} not written: {error}", file=sys.stderr)
     outbox.send(last)
     return 0 if last["type"] == "result" else 1
 

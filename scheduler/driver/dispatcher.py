@@ -25,7 +25,7 @@ from scheduler.core.state import BatchState
 from scheduler.driver import decisions
 from scheduler.driver.fleet import Fleet
 from scheduler.driver.recorder import Recorder
-from scheduler.host import checkpoints
+from scheduler.host.attempt_folder import AttemptFolder, attempts_of, drop_checkpoints
 from scheduler.model.plain import line as one_line
 
 TICK_S = 1.0
@@ -207,7 +207,7 @@ class Dispatcher:
                 self._log(name, durable=True, **fields)
                 self.recorder.submit(command)
             case m.DropCheckpoints(trial=trial):
-                self._tidy.submit(checkpoints.drop, self._folder / "attempts", trial)
+                self._tidy.submit(drop_checkpoints, attempts_of(self._folder), trial)
             case m.LaunchAttempt():
                 self._launch(command)
             case m.StopAttempt(attempt=attempt, worker=worker, reason=reason):
@@ -241,7 +241,7 @@ class Dispatcher:
             outcome = m.Outcome(reason=m.ExitReason.NOT_STARTED, detail=str(missing), checkpoint=command.resume_from)
             self.post(m.AttemptEnded(attempt=attempt, outcome=outcome))
             return
-        folder = self._folder / "attempts" / attempt.slug
+        folder = AttemptFolder.of(self._folder, attempt).path
         spec = self.brain.studies[attempt.trial.study].spec
         self._inflight[attempt] = _InFlight(command.worker, command, command.resume_from)
         self._log(

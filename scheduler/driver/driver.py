@@ -39,6 +39,7 @@ from scheduler.driver.recorder import Recorder
 from scheduler.driver.run_files import RunFiles
 from scheduler.host import vitals
 from scheduler.host.agent_folder import ProcessIdentity
+from scheduler.host.attempt_folder import attempts_of
 from scheduler.host.registry import HostRegistry
 from scheduler.masking import masked
 from scheduler.settings import run_folder
@@ -256,7 +257,7 @@ class _Driver:
         )
         cluster.start(
             dataclasses.asdict(config),
-            [str(folder / "attempts")],
+            [str(attempts_of(folder))],
             Listener(frame=fleet.heard, left=fleet.worker_left, judged=self._judged),
         )
         seen: list[Item] = []

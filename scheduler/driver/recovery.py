@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +24,8 @@ from typing import Any
 from scheduler.core import fault
 from scheduler.core.attributes import ended_line, final_attrs
 from scheduler.driver import decisions
-from scheduler.files.durable import read_json, tail
-from scheduler.host.registry import HostRegistry, durable_result
+from scheduler.host.attempt_folder import AttemptFolder, attempts_of, folders_of, newest_checkpoint
+from scheduler.host.registry import HostRegistry
 from scheduler.model import (
     AttemptId,
     EnqueueRetry,
@@ -39,7 +38,7 @@ from scheduler.model import (
     TellTrial,
     TrialId,
 )
-from scheduler.model.messages import Last, finite
+from scheduler.model.messages import Last
 from scheduler.model.plain import plain
 from scheduler.study.store import LeftTrial, NotOurs, OpenedStudy, StudyStore
 from scheduler.worker.trial_process import Witness, conclude
@@ -167,26 +166,22 @@ class Evidence:
 
     def of(self, trial: TrialId, run_folder: str | os.PathLike[str] | None) -> Remains:
         """What is left of a trial's last attempt under a run folder."""
-        attempts = None if run_folder is None else Path(run_folder) / "attempts"
-        if attempts is None or not attempts.is_dir():
+        if run_folder is None or not (attempts := attempts_of(run_folder)).is_dir():
             return Remains(reachable=False)
-        slug = re.compile(re.escape(AttemptId(trial, 0).slug.removesuffix("0")) + r"(\d+)")
-        found = sorted((int(m[1]), p) for p in attempts.iterdir() if (m := slug.fullmatch(p.name)))
+        found = folders_of(attempts, trial)
         if not found:
             return Remains()
         attempt, folder = found[-1]
-        spec = read_json(os.fspath(folder / "spec.json")) or {}
-        spent = spec.get("retries")
         return Remains(
             attempt=attempt,
-            result=durable_result(folder),
+            result=folder.result(),
             kill=self._kill(AttemptId(trial, attempt), folder),
-            process=self._process(folder),
-            checkpoint=_checkpoint([path for _, path in reversed(found)]),
-            progress=(folder / "checkpoint.pt").is_file(),
-            retries=spent if isinstance(spent, int) else None,
-            ran_s=max(0.0, finite(spec.get("ran_s")) or 0.0) + _seconds_to_checkpoint(folder),
-            log_tail=tail(folder / "trial.log"),
+            process=self._process(folder.path),
+            checkpoint=newest_checkpoint([each for _, each in reversed(found)]),
+            progress=folder.has_checkpoint,
+            retries=folder.retries,
+            ran_s=folder.ran_s,
+            log_tail=folder.log_tail(),
             seen=self.ends.get(AttemptId(trial, attempt)),
         )
 
@@ -199,38 +194,19 @@ class Evidence:
                 return registration.pid, registration.start_time
         return None
 
-    def _kill(self, attempt: AttemptId, folder: Path) -> dict[str, Any]:
+    def _kill(self, attempt: AttemptId, folder: AttemptFolder) -> dict[str, Any]:
         # Bounded: the folder is the trial's own, and what it leaves there must not end the driver at each start.
-        written = plain(read_json(os.fspath(folder / "kill.json")) or {})
+        written: dict[str, Any] = plain(folder.kill())
         if any(written.get("reason") == reason.value for reason in ExitReason):
-            return dict(written)
+            return written
         if self.registry is None:
             return {}
         for story in reversed(self.registry.kills()):
             where = story.records[0].get("folder") if story.records else None
-            elsewhere = where is not None and os.path.realpath(where) != os.path.realpath(folder)
+            elsewhere = where is not None and os.path.realpath(where) != os.path.realpath(folder.path)
             if story.attempt == str(attempt) and story.signalled and not story.aborted and not elsewhere:
                 return story.told()
         return {}
-
-
-def _seconds_to_checkpoint(folder: Path) -> float:
-    """From the beginning of an attempt to its last checkpoint, by the host's clock; 0 where it has none."""
-    with contextlib.suppress(OSError):
-        return max(0.0, (folder / "checkpoint.pt").stat().st_mtime - (folder / "spec.json").stat().st_mtime)
-    return 0.0
-
-
-def _checkpoint(newest_first: Sequence[Path]) -> str | None:
-    """The newest checkpoint of any attempt: a later attempt may have died before it wrote its first."""
-    for folder in newest_first:
-        path = folder / "checkpoint.pt"
-        if path.is_file():
-            return os.fspath(path)
-        before = (read_json(os.fspath(folder / "spec.json")) or {}).get("resume_from")
-        if isinstance(before, str) and before and Path(before).is_file():
-            return before
-    return None
 
 
 def end(action: EndProcess, start_time: Callable[[int], float | None], timeout_s: float = END_TIMEOUT_S) -> bool:

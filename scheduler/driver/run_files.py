@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scheduler.files.pinned import Pinned
+from scheduler.host.attempt_folder import attempts_of
 from scheduler.study.store import StudyStore
 
 
@@ -88,7 +89,7 @@ class RunFiles:
     def close(self) -> None:
         """Also takes away the empty folders that an agent has made again in place of a run folder that is gone."""
         if self._folder.lost() is not None:
-            for path in (self._folder.path / "attempts", self._folder.path):
+            for path in (attempts_of(self._folder.path), self._folder.path):
                 with contextlib.suppress(OSError):
                     path.rmdir()
         self._folder.close()

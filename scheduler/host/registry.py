@@ -25,7 +25,7 @@ from typing import Any
 
 from scheduler.files.durable import read_json, sync_folder, write, write_json
 from scheduler.files.private import FLAGS, opener, own_folder
-from scheduler.model import Pressure, UsageError, messages
+from scheduler.model import Pressure, UsageError
 
 STALE_AFTER_S = 5.0  # a reading older than this says nothing: five missed samples
 _JOURNAL_LIMIT_BYTES = 4 << 20
@@ -390,10 +390,3 @@ def _story(kill_id: str, lines: list[dict[str, Any]]) -> KillStory:
         records=tuple(lines),
         seconds=seconds,
     )
-
-
-def durable_result(folder: str | os.PathLike[str]) -> messages.Last | None:
-    """An attempt's last message as it wrote it to the disk before it sent it; None when there is none that parses."""
-    with contextlib.suppress(messages.BadMessage):
-        return messages.last(read_json(os.path.join(folder, "result.json")) or {})
-    return None

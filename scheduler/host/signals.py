@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 Identity = tuple[int, float]  # pid, start time
 
@@ -87,9 +88,9 @@ def catches(pid: int, number: int) -> bool:
 class StackRequest:
     """Asks a trial for its Python stacks (faulthandler on SIGUSR1 writes to its log) and reads the answer later."""
 
-    def __init__(self, identity: Identity, folder: str, start_time: Callable[[int], float | None]) -> None:
+    def __init__(self, identity: Identity, log: Path, start_time: Callable[[int], float | None]) -> None:
         self.identity = identity
-        self._log = os.path.join(folder, "trial.log")
+        self._log = log
         self._offset = self._size()
         self.asked = catches(identity[0], signal.SIGUSR1) and send(identity, signal.SIGUSR1, start_time)
         self.kernel = kernel_view(identity[0])

@@ -17,6 +17,7 @@ import yaml
 
 from scheduler import masking
 from scheduler.files.durable import write
+from scheduler.host.attempt_folder import attempts_of
 from scheduler.model import UsageError
 from scheduler.settings.schema import Settings
 
@@ -53,7 +54,7 @@ def prepare(settings: Settings) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)  # one that is shared on purpose stays as it is
-        (folder / "attempts").mkdir(mode=0o700, exist_ok=True)
+        attempts_of(folder).mkdir(mode=0o700, exist_ok=True)
         meaning = {**_read_meaning(folder / "meaning.json"), **settings.meaning()}
         write(folder / "meaning.json", json.dumps(meaning, indent=1, sort_keys=True) + "\n", durable=True)
         text = HEAD + (LEFT_OUT if has_secret(settings) else "") + resolved_yaml(settings)

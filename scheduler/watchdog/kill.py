@@ -11,9 +11,10 @@ import enum
 import os
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
-from scheduler.files.durable import read_json, write_json
+from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.host.registry import HostRegistry, KillStory, boot_id
 from scheduler.host.signals import Identity, StackRequest, failpoint, release_memory, send_all
 from scheduler.model import Pressure
@@ -62,7 +63,7 @@ class Kill:
         self._grace_s = 0.0
         self._footprint = self._lasting = 0
         self._free_before: int | None = None
-        self._folder = ""
+        self._folder: AttemptFolder | None = None
         self._hard = False
         self._passes = 0
         self._released = False
@@ -75,7 +76,7 @@ class Kill:
 
     # -- beginnings ---------------------------------------------------------------------------------------------
 
-    def begin(self, order: KillOrder, folder: str, slug: str, sample: HostSample, past: list[Any]) -> bool:
+    def begin(self, order: KillOrder, folder: AttemptFolder, slug: str, sample: HostSample, past: list[Any]) -> bool:
         """Make the intent durable; False when that failed, and then nothing happens (the journal is the token)."""
         now, victim = sample.at, order.victim
         self.order, self._since, self._grace_s, self._folder = order, order.since, order.grace_s, folder
@@ -96,7 +97,7 @@ class Kill:
             "level": order.level.name,
             "since": round(order.since, 3),
             "grace_s": order.grace_s,
-            "folder": folder,
+            "folder": os.fspath(folder.path),
             "footprint_bytes": self._footprint,
             "lasting_bytes": self._lasting,
             "promised_bytes": victim.promised_bytes,
@@ -115,7 +116,7 @@ class Kill:
         self._log("kill.intent", kill_id=self.kill_id, attempt=self.attempt, pid=victim.pid, rule=order.rule)
         failpoint("intent")
         if not self._hard:
-            self._stack = StackRequest(self.root, folder, self._eyes.start_time)
+            self._stack = StackRequest(self.root, folder.log, self._eyes.start_time)
         self._at = now + (STACK_WAIT_S if self._stack is not None and self._stack.asked else 0.0)
         self._write_story()
         return True
@@ -127,11 +128,11 @@ class Kill:
         self._since, self._grace_s = float(first.get("since", now)), 0.0
         self._footprint, self._free_before = int(first.get("footprint_bytes", 0)), first.get("free_before_bytes")
         self._lasting = int(first.get("lasting_bytes", 0))
-        self._folder = str(first.get("folder", ""))
+        self._folder = AttemptFolder(Path(where)) if (where := first.get("folder")) else None
         self._hard = first.get("level") == "HARD"
         for line in story.records:
             self.known.update((int(pid), float(start)) for pid, start in line.get("members", ()))
-        told = read_json(os.path.join(self._folder, "kill.json")) or {}
+        told = {} if self._folder is None else self._folder.kill()
         self._story = {k: told[k] for k in ("candidates", "samples", "stack", "kernel") if k in told}
         self._log("kill.resumed", kill_id=self.kill_id, attempt=self.attempt, last=story.steps[-1][0])
         if story.boot_id != boot_id():
@@ -307,29 +308,29 @@ class Kill:
     def _write_story(self, **last: Any) -> None:
         """The whole story in the attempt's folder, for people. last: a step that is about to be recorded."""
         story = next((s for s in reversed(self._registry.kills()) if s.kill_id == self.kill_id), None)
-        if story is None or not os.path.isdir(self._folder):
+        if story is None or self._folder is None:
             return
         records = (*story.records, last) if last else story.records
-        write_story(self._folder, "kill.json", records, self._evaluator, self._story, self._log)
+        write_story(self._folder, records, self._evaluator, self._story, self._log)
 
 
 def write_story(
-    folder: str,
-    name: str,
+    folder: AttemptFolder,
     records: tuple[Mapping[str, Any], ...],
     evaluator: Evaluator,
     more: Mapping[str, Any],
     log: Callable[..., None],
+    *,
+    would_have: bool = False,
 ) -> None:
-    """Write `records` (the first is the intent) with thresholds, samples and candidates to <folder>/<name>."""
+    """Write `records` (the first is the intent) with thresholds, samples and candidates into the attempt's folder."""
     thresholds = {n: getattr(evaluator.thresholds, n) for n in evaluator.thresholds.__dataclass_fields__}
-    path = os.path.join(folder, name)
     first = {k: v for k, v in records[0].items() if k not in ("step", "at")}
     data = {**first, "steps": [dict(r) for r in records], "thresholds": thresholds, **more}
     try:
-        write_json(path, data, durable=True)
+        folder.write_kill(data, would_have=would_have)
     except OSError as error:
-        log("kill.story_not_written", path=path, error=str(error))
+        log("kill.story_not_written", path=str(folder.path), error=str(error))
 
 
 def _free(host: HostMemory) -> int | None:

@@ -18,10 +18,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from scheduler.files.private import opener
 from scheduler.host import vitals
+from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.host.registry import HostReading, HostRegistry, Registration, boot_id
 from scheduler.host.signals import Identity, failpoint
 from scheduler.model import Pressure, UsageError
@@ -276,7 +278,7 @@ class Watchdog:
             self._observe_only(order, reg, sample, past)
             return
         kill = Kill(self.registry, self.sampler, self.evaluator, log)
-        if kill.begin(order, reg.folder, reg.slug, sample, past):
+        if kill.begin(order, AttemptFolder(Path(reg.folder)), reg.slug, sample, past):
             self.kill = kill
 
     def _observe_only(self, order: KillOrder, reg: Registration, sample: HostSample, past: list[Any]) -> None:
@@ -295,9 +297,8 @@ class Watchdog:
             self.registry.record(kill_id, "would_kill", sample.at, **record)
         log("kill.would_kill", kill_id=kill_id, **record)
         more = {"candidates": list(order.candidates), "samples": past}
-        if os.path.isdir(reg.folder):
-            line = {"kill_id": kill_id, "step": "would_kill", "at": sample.at, **record}
-            write_story(reg.folder, "would_kill.json", (line,), self.evaluator, more, log)
+        line = {"kill_id": kill_id, "step": "would_kill", "at": sample.at, **record}
+        write_story(AttemptFolder(Path(reg.folder)), (line,), self.evaluator, more, log, would_have=True)
         self.evaluator.would_have_killed(order.victim.key, sample.at)
 
     def _drive(self, now: float) -> None:

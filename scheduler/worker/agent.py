@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.core.leaving import allowance_s
-from scheduler.files.durable import read_json, tail, write_json
 from scheduler.host import bounds, runtimes, vitals
-from scheduler.host.claim import claim
+from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.host.promises import NoRoom, Promises
-from scheduler.host.registry import HostRegistry, KillStory, Registration, durable_result
+from scheduler.host.registry import HostRegistry, KillStory, Registration
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
 from scheduler.model.plain import plain
 from scheduler.watchdog import watchdog
@@ -92,6 +91,7 @@ class AttemptRun:
     """An attempt at work on this worker."""
 
     attempt: str
+    folder: AttemptFolder
     process: TrialProcess
     registration: Registration
     seen: Witness
@@ -317,8 +317,8 @@ class Agent:
     def _pass_on_observations(self, runs: list[AttemptRun]) -> None:
         """What the watchdog would have ended belongs into the run's journal, not only into the attempt's folder."""
         for run in runs:
-            said = None if run.observed else read_json(os.path.join(run.registration.folder, "would_kill.json"))
-            if said is not None:
+            said = {} if run.observed else run.folder.kill(would_have=True)
+            if said:
                 run.observed = True
                 words = plain({key: said.get(key) for key in ("kill_id", "rule", "reason", "evidence")})
                 self._post({"type": "would_kill", "attempt": run.attempt, **words})
@@ -446,20 +446,20 @@ class Agent:
 
     def run(self, task: Json) -> Outcome:
         """Run one attempt to its end; every end is an outcome. Returns when its memory is back."""
-        folder, attempt = Path(task["folder"]), str(task["attempt"])
+        folder, attempt = AttemptFolder(Path(task["folder"])), str(task["attempt"])
 
         def note(text: str) -> None:
             self._post({"type": "note", "attempt": attempt, "text": text})
 
         try:
-            with door.naming(folder):
-                if not claim(folder, self.config.run_id, in_use=self._in_use, note=note):
+            with door.naming(folder.path):
+                if not folder.claim(self.config.run_id, in_use=self._in_use, note=note):
                     return Outcome(reason=ExitReason.LOST, detail="started before; an attempt is never started twice")
                 task = self._with_readable_checkpoint(task)
-                write_json(os.fspath(folder / "spec.json"), task, durable=True)
+                folder.write_task(task)
             process = self._spare.take()
         except (OSError, TrialStartError) as error:
-            return self._not_started(door.words(error), folder)
+            return self._not_started(door.words(error), folder.path)
         run = self._begin(task, folder, process)
         try:
             try:
@@ -468,9 +468,9 @@ class Agent:
             except NoRoom as error:  # nothing is broken: the next vitals tell the driver what is promised here
                 return Outcome(reason=ExitReason.NOT_STARTED, detail=str(error))
             except OSError as error:  # what cannot be watched is not run
-                return self._not_started(f"cannot be registered with the watchdog: {door.words(error)}", folder)
+                return self._not_started(f"cannot be registered with the watchdog: {door.words(error)}", folder.path)
             self._serve(run, task)
-            return self._finish(run, folder)
+            return self._finish(run)
         finally:
             process.kill()  # on every normal path it is dead and reaped, and this finds nobody
             process.close()
@@ -509,16 +509,16 @@ class Agent:
         """Nothing else is started here until whatever failed has been seen to work."""
         self._door.close(reason, door.folders([folder.parent]), *more)
 
-    def _begin(self, task: Json, folder: Path, process: TrialProcess) -> AttemptRun:
+    def _begin(self, task: Json, folder: AttemptFolder, process: TrialProcess) -> AttemptRun:
         now = time.monotonic()
         attempt = str(task["attempt"])
         registration = Registration(
             attempt=attempt,
-            slug=folder.name,
+            slug=folder.path.name,
             pid=process.pid,
             start_time=vitals.start_time(process.pid) or 0.0,
             reservation_bytes=task["reserved_bytes"],
-            folder=os.fspath(folder),
+            folder=os.fspath(folder.path),
             run=self.config.run,
             topic=self.config.topic,
             mode="observe" if self.config.watchdog_mode == "observe" else "on",
@@ -528,6 +528,7 @@ class Agent:
         )
         run = AttemptRun(
             attempt=attempt,
+            folder=folder,
             process=process,
             registration=registration,
             seen=Witness(
@@ -546,7 +547,7 @@ class Agent:
         """Hand over the task and follow its messages until the process is dead."""
         process = run.process
         process.send({k: v for k, v in task.items() if k != "reserved_bytes"})
-        process.log = Path(run.registration.folder) / "trial.log"
+        process.log = run.folder.log
         with self._lock:
             verb, why = self._early.get(run.attempt, ("", ""))
         if verb == "stop":
@@ -616,23 +617,23 @@ class Agent:
     def _pass_on(self, run: AttemptRun, kind: str, **fields: Any) -> None:
         self._post({"type": kind, "attempt": run.attempt, "pid": run.process.pid, **fields})
 
-    def _finish(self, run: AttemptRun, folder: Path) -> Outcome:
+    def _finish(self, run: AttemptRun) -> Outcome:
         self._sweep(run)
         if run.seen.last is None:
-            run.seen.last = durable_result(folder)
+            run.seen.last = run.folder.result()
         story = self._kill_story(run)
         if story is not None:
             run.seen.kill = plain({**story.told(), "steps": [list(step) for step in story.steps]})
-        run.seen.log_tail = tail(folder / "trial.log")
+        run.seen.log_tail = run.folder.log_tail()
         outcome = conclude(run.seen)
         if outcome.reason is ExitReason.NOT_STARTED:
-            self._shut(outcome.detail, folder, self._imports(run))
+            self._shut(outcome.detail, run.folder.path, self._imports(run))
         elif outcome.reason is ExitReason.NO_ROOM:
             try:  # at once: what is short now says more than the trial's own error
-                door.folders([folder.parent])()
+                door.folders([run.folder.path.parent])()
             except OSError as error:
                 outcome = dataclasses.replace(outcome, detail=f"{door.words(error)} ({outcome.detail})")
-            self._shut(outcome.detail, folder)
+            self._shut(outcome.detail, run.folder.path)
         return outcome
 
     def _imports(self, run: AttemptRun) -> door.Probe:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from scheduler.host import vitals
-from scheduler.host.claim import claim
+from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.model import Pressure
 from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, SILENT, Host, alive, host, until
 
@@ -613,11 +613,11 @@ def gap(here: Host, tmp_path: Path, without: str | None) -> None:
 
 def fence(here: Host, tmp_path: Path, without: str | None) -> None:
     """The same attempt handed out twice (Dask runs a task again) trains once."""
-    claims = claim if without is None else (lambda folder, run: True)
+    claims = AttemptFolder.claim if without is None else (lambda folder, run: True)
     folder = here.runs / "twice"
     folder.mkdir()
     for _ in range(2):
-        if claims(folder, "run"):
+        if claims(AttemptFolder(folder), "run"):
             with open(folder / "starts", "a") as file:
                 file.write("start\n")
     assert len((folder / "starts").read_text().splitlines()) == 1

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from scheduler.host import vitals
-from scheduler.host.claim import claim
+from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.host.registry import HostRegistry, KillStory, Registration
 
 REPO = Path(__file__).resolve().parents[2]
@@ -170,7 +170,7 @@ class Host:
         """Start a trial and register it, as an agent would."""
         folder = self.runs / name
         folder.mkdir()
-        assert claim(folder, "run")
+        assert AttemptFolder(folder).claim("run")
         path = folder / "trial.py"
         path.write_text(PRELUDE + textwrap.dedent(script))
         enter = "" if cgroup is None else f"echo $$ > {cgroup}/cgroup.procs; "

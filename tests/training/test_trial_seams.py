@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.host.registry import durable_result
+from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.model import ExitReason, Outcome, messages
 from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, check_objective, conclude
 from tests.test_seams import travels
@@ -56,7 +56,9 @@ class Heard:
         finally:
             process.kill()
             process.close()
-        last = next((m for m in self.parsed if isinstance(m, messages.Last)), None) or durable_result(self.folder)
+        last = (
+            next((m for m in self.parsed if isinstance(m, messages.Last)), None) or AttemptFolder(self.folder).result()
+        )
         self.outcome: Outcome = conclude(Witness(last=last, exit_status=status))
 
 
