@@ -129,7 +129,7 @@ def load(path: str | None, horizon: int = 1, context_length: int = 60) -> Datase
         train=train,
         validation=validation,
         held_out=held_out,
-        fingerprint=f"{zlib.crc32(labels, zlib.crc32(features)):08x}",
+        fingerprint=f"{zlib.crc32(labels.data, zlib.crc32(features.data)):08x}",
     )
 
 
@@ -231,7 +231,7 @@ def weekly(dates: np.ndarray, close: np.ndarray, indicator: Callable[[np.ndarray
 
 
 def _stochrsi(ta: Any, close: np.ndarray) -> np.ndarray:
-    fast_k, _ = ta.STOCHRSI(close, timeperiod=14, fastk_period=14, fastd_period=3)
+    fast_k: np.ndarray = ta.STOCHRSI(close, timeperiod=14, fastk_period=14, fastd_period=3)[0]
     return fast_k
 
 

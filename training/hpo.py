@@ -157,7 +157,8 @@ def sample_architecture(trial: Any, architectures: Sequence[Mapping[str, Any]]) 
     def distance(architecture: Mapping[str, Any]) -> float:
         return sum((math.log(architecture[name] / value) / span[name]) ** 2 for name, value in wanted.items())
 
-    return dict(min(architectures, key=distance))
+    nearest: Mapping[str, Any] = min(architectures, key=distance)
+    return dict(nearest)
 
 
 def _smallest_footprint(params: Mapping[str, Any], context: Mapping[str, Any]) -> int:

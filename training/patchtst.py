@@ -147,4 +147,5 @@ class PatchTST(nn.Module):
         flat = self.norm(x).view(-1, c.n_patches * c.d_model)
         if self.training and c.head_dropout:
             flat = F.dropout(flat, c.head_dropout)
-        return self.head(flat).squeeze(1)
+        logits: Tensor = self.head(flat)
+        return logits.squeeze(1)

@@ -149,9 +149,9 @@ def _header(source: str, names: Sequence[str]) -> tuple[list[str], int]:
 @contextlib.contextmanager
 def _text(file: Path) -> Iterator[io.TextIOWrapper]:
     with contextlib.ExitStack() as stack:
-        raw = stack.enter_context(file.open("rb"))
-        if raw.peek(2)[:2] == b"\x1f\x8b":  # type: ignore[attr-defined]
-            raw = stack.enter_context(gzip.open(raw))  # type: ignore[assignment]
+        opened = stack.enter_context(file.open("rb"))
+        is_packed = opened.peek(2)[:2] == b"\x1f\x8b"
+        raw = stack.enter_context(gzip.open(opened)) if is_packed else opened
         yield stack.enter_context(io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""))
 
 
@@ -196,7 +196,7 @@ def _is_plain(cell: str) -> bool:
 def _parse(file: Path, delimiter: str, cells: dict[int, Cells]) -> np.ndarray:
     import numpy as np
 
-    converters: dict[int, Any] = {column: each.take for column, each in cells.items()}
+    converters: dict[int | str, Callable[[str], Any]] = {column: each.take for column, each in cells.items()}
     with _text(file) as text:
         lines = 1 + sum(map(_line_ends, iter(lambda: text.read(BLOCK_CHARS), "")))
     with _text(file) as text, warnings.catch_warnings():
@@ -205,6 +205,7 @@ def _parse(file: Path, delimiter: str, cells: dict[int, Cells]) -> np.ndarray:
         # With the number of rows an array of that size is filled; without it grows, to half as much again.
         return np.loadtxt(
             text,
+            dtype=np.float64,
             delimiter=delimiter,
             comments=None,
             quotechar='"',
@@ -276,7 +277,7 @@ def _is_array(column: Any) -> bool:
     """Whether its buffer is an array of numbers as it is. pyarrow's own `to_numpy` would import pandas."""
     import pyarrow.types as types
 
-    return column.null_count == 0 and (types.is_integer(column.type) or types.is_floating(column.type))
+    return bool(column.null_count == 0 and (types.is_integer(column.type) or types.is_floating(column.type)))
 
 
 def _as_python(column: Any) -> Iterable[object]:
@@ -285,7 +286,8 @@ def _as_python(column: Any) -> Iterable[object]:
 
     if pyarrow.types.is_timestamp(column.type):
         column = column.cast(pyarrow.timestamp("us", column.type.tz), safe=False)
-    return column.to_pylist()
+    cells: list[object] = column.to_pylist()
+    return cells
 
 
 # -- what is in it --------------------------------------------------------------------------------------------------
@@ -381,6 +383,6 @@ def _check_values(table: Table) -> None:
     complain(np.append(False, steps == 0), "the same date as the row before", "remove the duplicates")
     complain(np.append(False, steps < 0), "dates that go back", "sort the file by date, oldest first")
     prices = np.stack([values[name] for name in OHLCV[:4]])
-    complain((prices <= 0).any(axis=0), "prices of 0 or less", "remove or fill those rows")
+    complain(np.any(prices <= 0, axis=0), "prices of 0 or less", "remove or fill those rows")
     complain(values["high"] < values["low"], "a high below the low", "check the columns' order")
     complain(values["volume"] < 0, "a negative volume", "remove or fill those rows")

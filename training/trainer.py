@@ -152,11 +152,11 @@ class Trainer:
             return self._result("early_stopping")
         while self.epoch < self.epochs and not (self._out_of_steps() and self.position == 0):
             train_loss = self._train_epoch(self.epoch)
-            if self.progress.stop_requested:
-                return self._leave(self.progress.stop_requested)
+            if reason := self._stop_requested():
+                return self._leave(reason)
             val_loss = self._evaluate_val()
-            if val_loss is None and self.progress.stop_requested:
-                return self._leave(self.progress.stop_requested)
+            if val_loss is None and (reason := self._stop_requested()):
+                return self._leave(reason)
             value = train_loss if val_loss is None else val_loss
             self._finish_epoch(train_loss, value)
             stop_early = val_loss is not None and self._check_early_stopping(val_loss)
@@ -168,6 +168,9 @@ class Trainer:
             if stop_early:
                 return self._result("early_stopping")
         return self._result("completed" if self.epoch >= self.epochs else "max_steps")
+
+    def _stop_requested(self) -> str | None:
+        return self.progress.stop_requested
 
     def _train_epoch(self, epoch: int) -> float:
         """One pass over the training samples in this epoch's own order; returns the mean loss per sample.

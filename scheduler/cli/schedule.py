@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -52,9 +52,10 @@ usage or configuration; 3 nothing can fit; 124 stopped by --timeout; 130 stopped
 """
 
 FILE = click.Path(path_type=Path)
+Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)  # what an option is put on
 
 
-def _argument(*names: str, key: str | None = None, **extra: Any) -> Any:
+def _argument(*names: str, key: str | None = None, **extra: Any) -> Callable[[Command], Command]:
     """An option that sets the settings key of the same name. Values stay text: `settings` alone knows the types."""
     return click.option(*names, *([key] if key else []), default=None, **extra)
 

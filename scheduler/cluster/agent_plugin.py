@@ -22,7 +22,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from distributed import Worker, WorkerPlugin
 
@@ -130,8 +130,9 @@ class AgentPlugin(WorkerPlugin):
         self._occupied: dict[str, threading.Event] = {}
         self.fenced = asyncio.Event()
         # Dask would show only the worker's own RSS; what a person wants to see is the trials' memory.
-        own = worker.monitor.get_process_memory
-        worker.monitor.get_process_memory = lambda: own() + sum(self._tree_bytes.values())
+        monitor: Any = worker.monitor
+        own = monitor.get_process_memory
+        monitor.get_process_memory = lambda: own() + sum(self._tree_bytes.values())
         threading.Thread(target=self._live, name="headroom-plugin", daemon=True).start()
 
     async def teardown(self, worker: Worker) -> None:
@@ -366,13 +367,12 @@ class AgentPlugin(WorkerPlugin):
 async def install(config: Json, dask_worker: Worker) -> None:
     """Put the plugin on this worker, or have the one that is here say all it knows. Returns when no agent of an earlier
     driver of this run is left on the host."""
-    name = plugin_name(config["topic"])
-    plugin: AgentPlugin | None = dask_worker.plugins.get(name)
-    if plugin is not None:
-        plugin.greet()
+    topic = config["topic"]
+    if (there := _find(dask_worker, topic)) is not None:
+        there.greet()
         return
     plugin = AgentPlugin(config)
-    await dask_worker.plugin_add(plugin=plugin, name=name, catch_errors=False)
+    await dask_worker.plugin_add(plugin=plugin, name=plugin_name(topic), catch_errors=False)
     await plugin.fenced.wait()
 
 
@@ -384,8 +384,12 @@ async def remove(topic: str, dask_worker: Worker) -> None:
 
 def deliver(topic: str, agent: str, frame: Json, dask_worker: Worker) -> bool:
     """Carry a frame of the driver to an agent; False when it is not to be reached from here."""
-    plugin: AgentPlugin | None = dask_worker.plugins.get(plugin_name(topic))
+    plugin = _find(dask_worker, topic)
     return plugin is not None and plugin.pass_on(agent, frame)
+
+
+def _find(worker: Worker, topic: str) -> AgentPlugin | None:
+    return cast("AgentPlugin | None", worker.plugins.get(plugin_name(topic)))
 
 
 def describe(dask_worker: Worker, *, runtime_key: tuple[tuple[str, ...] | None, str | None] = (None, None)) -> Json:

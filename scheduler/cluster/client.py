@@ -17,15 +17,18 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dask
 from distributed import Client, Future, LocalCluster, Security
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 from distributed.core import rpc
 
 from scheduler.cluster import agent_plugin, credentials, preflight
 from scheduler.model import HeadroomError, Json, UsageError
+
+if TYPE_CHECKING:
+    from tornado.platform.asyncio import BaseAsyncIOLoop
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 30.0  # of a worker that is asked something
@@ -96,7 +99,8 @@ class Cluster:
     ) -> None:
         self._client, self._local, self._topic, self._start_local = client, local, topic, start_local
         self._address = str(client.scheduler_info(n_workers=0)["address"])
-        self._tasks: dict[str, Future] = {}
+        self._tasks: dict[str, Future[Any]] = {}
+        self._folders: list[str] = []
         self._sending: set[concurrent.futures.Future[Any]] = set()
         self._why_not: dict[str, str] = {}  # worker -> why it is not used
         self._used: set[str] = set()
@@ -120,7 +124,7 @@ class Cluster:
         security = credentials.of_our_own()
 
         def start() -> LocalCluster:
-            with _deaf_to_the_terminal(), dask.config.set({} if dashboard else NO_PAGES):
+            with _terminal_signals_blocked(), dask.config.set({} if dashboard else NO_PAGES):
                 return LocalCluster(
                     n_workers=1,
                     threads_per_worker=slots,
@@ -265,7 +269,7 @@ class Cluster:
 
         Raises UsageError when there is none, with the reasons.
         """
-        self._folders: list[str] = []
+        self._folders = []
         try:
             self._client.wait_for_workers(1, timeout=timeout_s)
         except TimeoutError:
@@ -339,7 +343,8 @@ class Cluster:
     def _call(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
         """Run it on the client's event loop. A worker that does not answer then holds up nothing but its own call."""
         try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._client.loop.asyncio_loop)
+            loop = cast("BaseAsyncIOLoop", self._client.loop)
+            return asyncio.run_coroutine_threadsafe(coroutine, loop.asyncio_loop)
         except RuntimeError as error:  # the loop is gone with its client
             coroutine.close()
             failed: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -354,7 +359,9 @@ class Cluster:
             return (await client.run(function, *arguments, workers=[worker]))[worker]
 
     async def _join_all(self) -> None:
-        found = await self._client.scheduler.identity(n_workers=-1)
+        if (scheduler := self._client.scheduler) is None:  # closed meanwhile
+            return
+        found = await scheduler.identity(n_workers=-1)
         await asyncio.gather(*(self._join(worker) for worker in found["workers"]))
 
     async def _join(self, worker: str) -> None:
@@ -420,7 +427,7 @@ async def _all(coroutines: list[Coroutine[Any, Any, Any]]) -> None:
     await asyncio.gather(*coroutines, return_exceptions=True)
 
 
-async def _cancelled(task: Future) -> None:
+async def _cancelled(task: Future[Any]) -> None:
     with contextlib.suppress(Exception):
         await task.cancel(force=True)
 
@@ -441,7 +448,7 @@ def _patiently(start: StartLocal) -> LocalCluster:
 
 
 @contextlib.contextmanager
-def _deaf_to_the_terminal() -> Iterator[None]:
+def _terminal_signals_blocked() -> Iterator[None]:
     """Threads and processes begun in here never get Ctrl-C or a hang-up, which a terminal sends to all of a command.
 
     They are the driver's business: a worker that dies of them takes its trials along before they can checkpoint. What

@@ -23,7 +23,8 @@ CONFIGURATION = "distributed.comm.tls.ca-file, .client.cert and .client.key in D
 def of_our_own() -> Security:
     """A key and certificate for one cluster on this machine; who has neither is not let in. Takes some 0.1 s."""
     try:
-        return Security.temporary()
+        security: Security = Security.temporary()
+        return security
     except ImportError as error:
         raise HeadroomError(
             f"the workers on this machine cannot be kept to yourself ({error}): pip install cryptography, or start "
@@ -42,7 +43,8 @@ def given(address: str, files: Mapping[str, Path | None]) -> Security:
         security = Security(**chosen, require_encryption=True if address.startswith("tls://") else None)
         found = security.get_connection_args("client")["ssl_context"]
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        why = "not PEM, or they do not belong together" if isinstance(error, ssl.SSLError) else error.strerror or error
+        said = (isinstance(error, OSError) and error.strerror) or error
+        why = "not PEM, or they do not belong together" if isinstance(error, ssl.SSLError) else said
         where = " ".join(f"--{key.replace('_', '-')} {path}" for key, path in files.items() if path is not None)
         raise UsageError(f"{where or CONFIGURATION}: the certificates cannot be used ({why})") from None
     if address.startswith("tls://") and found is None:

@@ -30,12 +30,13 @@ def look(folders):  # type: ignore[no-untyped-def]  # sent as text to any Python
     import sys
     import tempfile
 
-    answer = {"python": list(sys.version_info[:3]), "executable": sys.executable, "version": None, "problems": []}
+    problems: list[str] = []
+    answer = {"python": list(sys.version_info[:3]), "executable": sys.executable, "version": None, "problems": problems}
     try:
         found = importlib.util.find_spec("scheduler")
     except Exception as error:
         found = None
-        answer["problems"].append(f"{type(error).__name__}: {error}")
+        problems.append(f"{type(error).__name__}: {error}")
     for folder in [] if found is None else found.submodule_search_locations or []:
         try:
             with open(os.path.join(folder, "__init__.py")) as file:
@@ -43,7 +44,7 @@ def look(folders):  # type: ignore[no-untyped-def]  # sent as text to any Python
             if written and os.path.exists(os.path.join(folder, "worker", "agent_process.py")):
                 answer["version"] = written.group(1)
         except OSError as error:
-            answer["problems"].append(str(error))
+            problems.append(str(error))
     private = os.environ.get("HEADROOM_HOST_DIR") or os.path.join(tempfile.gettempdir(), f"headroom-{os.geteuid()}")
     for folder in [private, *folders]:
         try:
@@ -52,7 +53,7 @@ def look(folders):  # type: ignore[no-untyped-def]  # sent as text to any Python
                 file.write(b"x")
                 file.flush()
         except OSError as error:
-            answer["problems"].append(f"cannot write to {folder}: {error.strerror or error}")
+            problems.append(f"cannot write to {folder}: {error.strerror or error}")
     return answer
 
 

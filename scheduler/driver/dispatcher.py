@@ -436,11 +436,11 @@ class Dispatcher:
         line = ended_line(
             attempt,
             outcome,
-            predicted_bytes=launch and launch.footprint.host_bytes,
-            reserved_bytes=launch and launch.reserved_bytes,
-            wait_s=launch and launch.wait_s,
-            worker=launch and launch.worker,
-            params=launch and launch.params,
+            predicted_bytes=None if launch is None else launch.footprint.host_bytes,
+            reserved_bytes=None if launch is None else launch.reserved_bytes,
+            wait_s=None if launch is None else launch.wait_s,
+            worker=None if launch is None else launch.worker,
+            params=None if launch is None else launch.params,
         )
         self._log("attempt.ended", durable=True, **line)
 

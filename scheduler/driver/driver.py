@@ -58,7 +58,7 @@ FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importi
 CLUSTER_FACTS_TIMEOUT_S = 10.0
 STORAGE_PATIENCE_S = 60.0  # at the start only; once it runs, a run waits for its database without end
 CLOSE_TIMEOUT_S = 30.0
-HASTY_CLOSE_S = 2.0  # the user has asked twice
+CLOSE_TIMEOUT_AT_ONCE_S = 2.0  # the user has asked twice
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
 
 
@@ -149,7 +149,9 @@ class _Driver:
             self._watch(dispatcher.brain, folder)
             if self.page is not None:
                 self.page.end(end.reason)
-            unwritten = dispatcher.recorder.close(HASTY_CLOSE_S if dispatcher.brain.at_once else CLOSE_TIMEOUT_S)
+            unwritten = dispatcher.recorder.close(
+                CLOSE_TIMEOUT_AT_ONCE_S if dispatcher.brain.at_once else CLOSE_TIMEOUT_S
+            )
         finally:
             if fleet is not None:
                 fleet.dismiss("the run is over")
@@ -323,7 +325,8 @@ class _Driver:
                 self.log("study.refused", durable=True, study=study.spec.name, reason=study.refusal)
                 continue
             found = self._patiently(
-                lambda study=study: recovery.resume(
+                functools.partial(
+                    recovery.resume,
                     store,
                     study.spec,
                     study.architectures,

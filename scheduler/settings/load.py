@@ -10,9 +10,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from scheduler.model import UsageError
 from scheduler.settings import layers as sources
@@ -28,6 +28,7 @@ from scheduler.settings.schema import (
 
 PATHS = ("data", "hpo", "tls_ca_file", "tls_cert", "tls_key")
 GROUPS = ("training", "watchdog", "early_stopping")  # nested keys that merge one by one
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _SearchFile(Frozen):
@@ -89,7 +90,7 @@ def default_name(keys: StudyKeys) -> str:
     return "-".join(parts)
 
 
-def _validate(model: type[Any], layers: sources.Layers, file: str | None = None) -> Any:
+def _validate(model: type[Model], layers: sources.Layers, file: str | None = None) -> Model:
     try:
         return model.model_validate(layers.values)
     except ValidationError as error:
@@ -118,9 +119,11 @@ def _lay_arguments(layers: sources.Layers, arguments: Mapping[str, Any]) -> None
 
 
 def _nested(key_path: sources.KeyPath, value: Any) -> dict[str, Any]:
-    for key in reversed(key_path):
-        value = {key: value}
-    return value
+    *outer, innermost = key_path
+    nested = {innermost: value}
+    for key in reversed(outer):
+        nested = {key: nested}
+    return nested
 
 
 def _absolute(key_path: sources.KeyPath, value: Any) -> Any:
@@ -168,5 +171,5 @@ def _check_agreement(paths: tuple[Path, ...], *, name_given: bool) -> None:
             other, before = seen.setdefault(key, (path, value))
             if before != value:
                 fix = "give --name" if key == "name" else f"--{key.replace('_', '-')} or the same value in both"
-                seen, was = sources.short(value), sources.short(before)
-                raise UsageError(f"{path}: {key} {seen} differs from {was} in {other}; {fix}")
+                now, was = sources.short(value), sources.short(before)
+                raise UsageError(f"{path}: {key} {now} differs from {was} in {other}; {fix}")

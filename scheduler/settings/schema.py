@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from urllib.parse import quote
 
 from pydantic import (
@@ -186,7 +186,16 @@ def _watchdog_model() -> type[BaseModel]:
     return create_model("Watchdog", __base__=Frozen, __doc__="The watchdog's mode and thresholds.", **fields)
 
 
-Watchdog = _watchdog_model()
+if TYPE_CHECKING:
+
+    class Watchdog(Frozen):
+        """What `_watchdog_model` makes, for the type checker; every field of `Thresholds` is an attribute."""
+
+        mode: Literal["on", "observe", "off"] = "on"
+
+        def __getattr__(self, threshold: str) -> float: ...
+else:
+    Watchdog = _watchdog_model()
 
 
 class StudyKeys(Frozen):
@@ -228,7 +237,7 @@ class Settings(StudyKeys):
     runs_dir: Path = Path("runs")
     hpo: Path = Path("hpo/architectural_search.yaml")
     training: Training = Training()
-    watchdog: Watchdog = Watchdog()  # type: ignore[valid-type]
+    watchdog: Watchdog = Watchdog()
     trial_timeout: str | None = None
     timeout: str | None = None
     drain_timeout_s: Annotated[Number, Field(gt=0)] = 20.0

@@ -59,7 +59,7 @@ _PassedOn: Any = type(
 )
 
 
-class _Begun(_PassedOn):
+class _Begun(_PassedOn):  # type: ignore[misc]  # a base made at run time
     """The storage as `Study.ask` sees it: the trial it creates is there already, and no waiting one is left to take."""
 
     def __init__(self, behind: BaseStorage, trial_id: int) -> None:

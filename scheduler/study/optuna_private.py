@@ -9,15 +9,17 @@ that no other module uses anything private. Everything else goes through the pub
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
 
-StudyRow, StudyAttr = models.StudyModel, models.StudyUserAttributeModel
-TrialRow, TrialAttr = models.TrialModel, models.TrialUserAttributeModel
+StudyRow: TypeAlias = models.StudyModel
+StudyAttr: TypeAlias = models.StudyUserAttributeModel
+TrialRow: TypeAlias = models.TrialModel
+TrialAttr: TypeAlias = models.TrialUserAttributeModel
 
 COLUMNS: Mapping[Any, tuple[str, ...]] = {
     StudyRow: ("study_id",),
@@ -53,6 +55,16 @@ def add_trial(storage: RDBStorage, session: Any, study_id: int, template: Frozen
     return storage._get_prepared_new_trial(study_id, template, session)
 
 
+def trial_id(trial: TrialRow) -> int:
+    """Return the row's key; Optuna declares its columns as those of the class."""
+    return cast(int, trial.trial_id)
+
+
+def number(trial: TrialRow) -> int:
+    """Return the trial's number in its study."""
+    return cast(int, trial.number)
+
+
 def frozen(storage: RDBStorage, trial: TrialRow) -> FrozenTrial:
     """The trial as its row's session sees it. As `get_trial`."""
     return storage._build_frozen_trial_from_trial_model(trial)
@@ -65,11 +77,11 @@ def set_value(storage: RDBStorage, session: Any, trial: TrialRow, value: float) 
 
 def set_intermediate_value(storage: RDBStorage, session: Any, trial: TrialRow, step: int, value: float) -> None:
     """One report; a later one of the same step wins. As `Trial.report`."""
-    storage._set_trial_intermediate_value_without_commit(session, trial.trial_id, step, value)
+    storage._set_trial_intermediate_value_without_commit(session, trial_id(trial), step, value)
 
 
 def set_constraint(storage: RDBStorage, session: Any, trial: TrialRow, name: str, value: float) -> None:
     """Say that the trial is feasible (0 or less) or not. As `Trial.set_constraint`."""
     storage._set_trial_attr_without_commit(
-        session, models.TrialSystemAttributeModel, trial.trial_id, CONSTRAINT.format(name), value
+        session, models.TrialSystemAttributeModel, trial_id(trial), CONSTRAINT.format(name), value
     )

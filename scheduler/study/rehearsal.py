@@ -44,7 +44,7 @@ def _draw(study: StudyPlan, plan: Plan, functions: Mapping[str, Any]) -> None:
 
     def fit(params: Mapping[str, Any]) -> int | None:
         if micro_batch is None:
-            return context["target_effective_batch"]
+            return int(context["target_effective_batch"])
         return largest_micro_batch(micro_batch, params, context, room)
 
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=context["seed"])).ask()

@@ -359,7 +359,9 @@ class StudyStore:
     ) -> list[Mapping[str, Any]]:
         """The study's architectures that fit with these other parameters (or none), each with its index."""
         context = asked_context(opened.spec.context, command)
-        indexed = [{"architecture": index, **architecture} for index, architecture in enumerate(opened.architectures)]
+        indexed: list[Mapping[str, Any]] = [
+            {"architecture": index, **architecture} for index, architecture in enumerate(opened.architectures)
+        ]
         if self.functions.micro_batch is None:
             return indexed
         return [a for a in indexed if self._micro_batch({**(params or {}), **a}, context, command)]

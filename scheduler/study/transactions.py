@@ -228,14 +228,17 @@ class Rdb:
             except BaseException:
                 self._close_file()
                 raise
-            if self._keeper is not None:
-                self._keeper.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()  # or it has no log open yet
+            self._begin_to_keep()
             self.engine = optuna_private.engine(self.storage)
             if path is not None:
                 event.listen(self.engine, "do_connect", self._refuse_another_file)
                 event.listen(self.engine, "connect", _configure_sqlite)
                 event.listen(self.engine, "begin", _begin_immediate)
                 self.engine.dispose()  # those opened before the listeners have neither setting
+
+    def _begin_to_keep(self) -> None:
+        if self._keeper is not None:
+            self._keeper.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()  # or it has no log open yet
 
     def _open_file(self, path: Path) -> None:
         try:
@@ -337,7 +340,7 @@ class Rdb:
                 )
             template = create_trial(state=TrialState.RUNNING, user_attrs=mine)
             created = optuna_private.add_trial(self.storage, session, study_id, template)
-            return Begun(trial_id=created.trial_id, number=created.number, attrs=mine)
+            return Begun(trial_id=optuna_private.trial_id(created), number=optuna_private.number(created), attrs=mine)
 
     def enqueue_first(self, study_id: int, trials: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> bool:
         """Queue trials, each with (fixed parameters, user attributes), if the study has none at all; whether it did."""
@@ -387,7 +390,7 @@ class Rdb:
             if trial.state.is_finished():
                 if "retried" in self._attrs(session, trial.trial_id):
                     raise NotOurs(f"trial {number} was queued again by another driver")
-                return trial.state
+                return TrialState(trial.state)
             self._require_lease(session, study_id, lease)
             self._finish(session, trial, state, value, attrs, constraint)
             return state
@@ -421,8 +424,10 @@ class Rdb:
                 intermediate_values=frozen.intermediate_values,
             )
             successor = optuna_private.add_trial(self.storage, session, study_id, template)
-            self._finish(session, trial, TrialState.FAIL, None, {**attrs, "retried": successor.number}, None)
-            return int(successor.number)
+            self._finish(
+                session, trial, TrialState.FAIL, None, {**attrs, "retried": optuna_private.number(successor)}, None
+            )
+            return optuna_private.number(successor)
 
     def finished(self, study_id: int, numbers: Collection[int]) -> set[int]:
         """Which of these trials have a final state."""

@@ -216,7 +216,7 @@ def conclude(seen: Witness) -> Outcome:
     """What the end of an attempt was. A durable result always wins: a kill that came too late changes nothing."""
     value, traceback, last = None, None, seen.last
     own_peak_bytes = max(seen.peak_bytes or 0, (last and last.peak_bytes) or 0)
-    peak_bytes = with_children(own_peak_bytes, seen.tree, last and last.children_peak_bytes)
+    peak_bytes = with_children(own_peak_bytes, seen.tree, None if last is None else last.children_peak_bytes)
     result: Json = {}
     if last is not None and last.result is not None:
         result = dict(last.result)

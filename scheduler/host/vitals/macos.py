@@ -21,6 +21,7 @@ import psutil
 
 from scheduler.model.samples import HostMemory, ProcessMemory, TreeSample
 
+ON_MACOS = sys.platform == "darwin"  # a name, so that a type checker on Linux reads the rest too
 RUSAGE_INFO_V4 = 4
 _RUSAGE_SIZE = 16 + 35 * 8  # sys/resource.h: ri_uuid[16], then 64-bit fields
 _STATES = {
@@ -57,7 +58,7 @@ def parse_rusage(buffer: bytes) -> Rusage | None:
 
 
 def _rusage(pid: int) -> Rusage | None:
-    if sys.platform != "darwin":
+    if not ON_MACOS:
         return None
     buffer = ctypes.create_string_buffer(_RUSAGE_SIZE + 64)
     library = ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True)
@@ -67,7 +68,7 @@ def _rusage(pid: int) -> Rusage | None:
 
 
 def _sysctl_int(name: str) -> int | None:
-    if sys.platform != "darwin":
+    if not ON_MACOS:
         return None
     value, size = ctypes.c_int(0), ctypes.c_size_t(4)
     library = ctypes.CDLL("/usr/lib/libc.dylib", use_errno=True)
