@@ -38,3 +38,9 @@ class DoesNotFit(Exception):
 
 class ObjectiveNotImported(Exception):
     """The objective cannot be imported: no trial has begun, and none is to blame."""
+
+    not_started = True
+
+
+class AskedToLeave(BaseException):
+    """The trial is asked to leave in the middle of a call: no `except Exception` of a user's may keep it."""

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from training.checkpoint import sync_folder
-from training.errors import NonFiniteLoss, ObjectiveNotImported, TrainingInputError
+from training.errors import AskedToLeave, NonFiniteLoss, ObjectiveNotImported, TrainingInputError
 from training.plain import MAX_TEXT, plain, text
 from training.runtime import in_force
 
@@ -118,7 +118,10 @@ def run(task: Mapping[str, Any], progress: TrialProgress) -> dict[str, Any]:
     try:
         if task.get("protocol") != PROTOCOL:
             raise TrainingInputError(f"task has protocol {task.get('protocol')}, this process speaks {PROTOCOL}")
-        found = resolve(task["objective"])(task, progress)
+        try:
+            found = resolve(task["objective"])(task, progress)
+        except AskedToLeave:
+            found = {"stop_reason": "interrupted"}
         _end_forked(me)
         return {"type": "result", "result": check_result(found, asked=progress.stop_requested)}
     except BaseException as error:  # also SystemExit and KeyboardInterrupt: a user's sys.exit() is an outcome
@@ -130,7 +133,8 @@ def run(task: Mapping[str, Any], progress: TrialProgress) -> dict[str, Any]:
         said: dict[str, Any] = {"type": "error", "error": one_line(f"{type(error).__name__}: {text(error)}")}
         return said | {
             "traceback": trace,
-            "started": not isinstance(error, ObjectiveNotImported),
+            "started": getattr(error, "not_started", False) is not True,
+            "fatal": getattr(error, "ends_study", False) is True,
             "no_room": is_no_room(error, trace, task.get("folder")),
         }
 
@@ -201,9 +205,12 @@ def check_result(found: Any, *, asked: str | None = None) -> dict[str, Any]:
     """A result mapping from what an objective returned: a mapping with `value`, or the value alone.
 
     asked: why it was asked to stop, None when it was not. Raises NonFiniteLoss, TypeError. `value` may be None only
-    when it was asked, or prunes itself.
+    when it was asked, or prunes itself. `values`, numbers as text (JSON has no infinity), stand in its place where the
+    function that was called has checked them itself.
     """
     given = dict(found) if isinstance(found, Mapping) else {"value": found}
+    if "values" in given:
+        return {"stop_reason": "completed", **plain(given)}
     value, stop_reason = given.pop("value", None), text(given.pop("stop_reason", None) or "completed", 64)
     if value is not None or not (stop_reason == "pruned" or (stop_reason == "interrupted" and asked)):
         try:
@@ -256,12 +263,20 @@ class Inbox:
         self.finished = False  # the result is on its way: the end of stdin may come now
         self._ending = threading.Lock()  # held by whoever decides first: a result on its way, or an end without one
         self.stop_reason: str | None = None
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._heard = threading.Condition()
 
     def start(self) -> None:
         threading.Thread(target=self._read, name="stdin", daemon=True).start()
 
     def wait_for_task(self) -> dict[str, Any]:
         return self._tasks.get()
+
+    def wait_for_answer(self, number: int, timeout_s: float) -> dict[str, Any] | None:
+        """The answer to a call; None when there is none yet, or the trial is asked to leave."""
+        with self._heard:
+            self._heard.wait_for(lambda: number in self._answers or self.stop_reason is not None, timeout_s)
+            return self._answers.pop(number, None)
 
     def _read(self) -> None:
         pending = b""
@@ -290,7 +305,12 @@ class Inbox:
         try:
             message = json.loads(line)
             if self.has_task:
-                self.stop_reason = message["reason"] if message["cmd"] == "stop" else self.stop_reason
+                with self._heard:
+                    if message["cmd"] == "stop":
+                        self.stop_reason = message["reason"]
+                    elif message["cmd"] == "answer":
+                        self._answers[message["number"]] = message
+                    self._heard.notify_all()
             else:
                 self.has_task = True
                 self._tasks.put(message)
@@ -306,12 +326,18 @@ class TrialProgress:
         self._inbox = inbox
         self._ticks = 0
         self._next_tick = 0.0
+        self._calls, self._calling = 0, threading.Lock()
 
     @property
     def stop_requested(self) -> str | None:
         """None, "prune" or "drain": whatever else it is asked to leave for, a checkpoint is wanted first."""
         reason = self._inbox.stop_reason
         return reason if reason in (None, "prune") else "drain"
+
+    def leave_if_asked(self) -> None:
+        """Raises AskedToLeave when it is: a function that keeps no checkpoint leaves here, and is begun anew later."""
+        if self._inbox.stop_reason is not None:
+            raise AskedToLeave(self._inbox.stop_reason)
 
     def report(self, step: int, value: float) -> None:
         """Send an epoch's value. Raises NonFiniteLoss (a study cannot hold NaN, and training on is pointless), and
@@ -335,6 +361,24 @@ class TrialProgress:
 
     def checkpoint(self, path: str, step: int = 0) -> None:
         self._outbox.send({"type": "checkpoint", "path": str(path), "step": int(step)})
+
+    def call(self, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask the study, and wait for the answer: a mapping with `value`, or with `error` and its `kind`.
+
+        Raises AskedToLeave when the trial is to leave before there is one.
+        """
+        with self._calling:
+            self._calls = number = self._calls + 1
+        self._outbox.send({"type": "call", "method": method, "number": number, "arguments": dict(arguments)})
+        while (answer := self._inbox.wait_for_answer(number, TICK_INTERVAL_S)) is None:
+            if self._inbox.stop_reason is not None:
+                raise AskedToLeave(self._inbox.stop_reason)
+            self.tick()  # its study may be away for long: it is not the trial that stands still
+        return answer
+
+    def tell(self, method: str, arguments: Mapping[str, Any]) -> None:
+        """Tell the study something, in order with calls and reports, without waiting."""
+        self._outbox.send({"type": "call", "method": method, "number": 0, "arguments": dict(arguments)})
 
     def note(self, said: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # the log's disk is full, which may be what is to be noted

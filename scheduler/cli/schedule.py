@@ -57,10 +57,15 @@ Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)  # what a
 
 def _argument(*names: str, key: str | None = None, **extra: Any) -> Callable[[Command], Command]:
     """An option that sets the settings key of the same name. Values stay text: `settings` alone knows the types."""
-    return click.option(*names, *([key] if key else []), default=None, **extra)
+    return click.option(*names, *([key] if key else []), default=() if extra.get("multiple") else None, **extra)
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})
+@_argument("--objective", metavar="FUNCTION", help="An Optuna objective: FILE.py:NAME or package.module:NAME.")
+@_argument("--study", metavar="NAME", help="Its study (default: the run's name).")
+@_argument("--direction", metavar="WAY", multiple=True, help="minimize (default) or maximize; once per value.")
+@_argument("--sampler", metavar="NAME", help="tpe (default), random, gp, cmaes, qmc, nsgaii or module:function.")
+@_argument("--memory", metavar="SIZE", help="What a trial takes, or module:function(params); default: learnt.")
 @_argument("--budgets", metavar="LIST", help="Parameter budgets: any of 2M,20M,200M,2B (default: all).")
 @_argument("--horizons", metavar="LIST", help="Days ahead that are predicted (default: 1,3,5).")
 @_argument("--trials", metavar="N", help="Trials per study (default: 50).")
@@ -77,7 +82,7 @@ def _argument(*names: str, key: str | None = None, **extra: Any) -> Callable[[Co
 @_argument("--runs-dir", metavar="DIR", help="Where run folders are (default: runs).")
 @_argument("--max-epochs", metavar="N", help="At most so many epochs per trial.")
 @_argument("--max-steps", metavar="N", help="At most so many optimizer steps per trial.")
-@_argument("--pruner", metavar="NAME", help="median (default), hyperband or none.")
+@_argument("--pruner", metavar="NAME", help="median (default), hyperband, none; with --objective module:function too.")
 @_argument("--device", metavar="NAME", help="auto (default), cpu, mps or cuda.")
 @_argument("--seed", metavar="N", help="Seed of samplers and trials (default: 0).")
 @_argument("--max-retries", metavar="N", help="Retries of a trial that is lost without progress (default: 3).")
@@ -115,6 +120,7 @@ def command(
     if as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run")
     # `--experiment a.yaml b.yaml`, as a shell's *.yaml gives it, means both.
+    given["direction"] = ",".join(given["direction"]) or None
     settings = load.load(_parsed(given), config=config, experiments=(*experiment, *files))
     if settings.storage is not None:
         masking.learn(settings.storage)
@@ -122,7 +128,11 @@ def command(
             _say("a password among the arguments is seen by every user of this machine (ps); HEADROOM_STORAGE or "
                  "~/.pgpass is safer", 0)  # fmt: skip
     plan = make_plan(settings)
-    if settings.training.is_own:
+    if settings.objective is not None:
+        from scheduler.study import choice
+
+        choice.chosen(settings)
+    elif settings.training.is_own:
         from scheduler.study import rehearsal
 
         rehearsal.rehearse(settings, plan)
@@ -166,6 +176,14 @@ def check_objective(settings: Settings) -> None:
     from scheduler.settings.schema import Training
     from scheduler.worker import trial_process
 
+    if settings.objective is not None:
+        from scheduler.workload.objective import RUNNER_MODULE
+
+        try:
+            trial_process.check_objective(settings.objective, module=RUNNER_MODULE)
+        except trial_process.TrialStartError as error:
+            raise UsageError(f"--objective: {error}") from None
+        return
     path = settings.training.objective
     if path == Training().objective:
         return
@@ -186,10 +204,12 @@ def run(settings: Settings, plan: Plan) -> int:
             click.echo(refusal, err=True)
         raise NothingFits(f"nothing fits: {last}")
     run_folder.check(settings)
-    from scheduler.study import store
+    from scheduler.study import choice, store
 
     if settings.storage is not None or (settings.run_folder / "study.db").exists():
         store.check(settings.storage_url)
+        for spec in plan.runnable if settings.objective is not None else ():
+            choice.check_there(settings.storage_url, spec)
     from scheduler.driver import driver
 
     view = console.choose()
@@ -245,6 +265,7 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
     from scheduler.settings.layers import parse_scalar
 
     text_only = {"budgets", "horizons", "name", "data", "storage", "cluster", "runs_dir", "memory_budget", "dashboard"}
+    text_only |= {"objective", "study", "direction", "sampler", "memory", "pruner"}
     text_only |= {"tls_ca_file", "tls_cert", "tls_key"}
     keys = {"watchdog": "watchdog.mode"}
     return {

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scheduler.model import ExitReason, FinalState, Outcome
+from scheduler.model import MEMORY_REASONS, ExitReason, FinalState, Outcome
 
 # > 0 tells the sampler "infeasible". The size carries no information: a killed trial's true excess is unknown.
 INFEASIBLE = 1.0
@@ -130,24 +130,28 @@ class Facts:
 
     progress: the attempt left a checkpoint that is newer than the one it began with. spent: retries spent before.
     fruitless: attempts in a row, before this one, that ended without progress and are run again.
+    guessed: what it was given of memory was our guess and not all there is.
     """
 
     progress: bool = False
     spent: int = 0
     fruitless: int = 0
+    guessed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Again:
     """Run it again, from its checkpoint where it has one, not before `delay_s` has passed.
 
-    spent, fruitless: the trial's counts from here on (see `Facts`). closes_host: see `Rule`.
+    spent, fruitless: the trial's counts from here on (see `Facts`). closes_host: see `Rule`. alone: with all the memory
+    that a host has.
     """
 
     delay_s: float
     spent: int
     fruitless: int
     closes_host: bool = False
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,8 @@ def judge(outcome: Outcome, facts: Facts, policy: RetryPolicy) -> Again | Final:
     doubted = rule.believed is not None and facts.fruitless >= rule.believed and not facts.progress
     if rule.else_ is not None and doubted and not outcome.kill:  # what the watchdog killed it has measured
         reason, rule = rule.else_, RULES[rule.else_]
+    if facts.guessed and reason in MEMORY_REASONS:  # the guess was wrong, nothing is known of the trial
+        return Again(delay_s=policy.delay_s, spent=facts.spent, fruitless=0, alone=True)
     if rule.state is not None:
         return Final(rule.state, rule.constraint, reason)
     spent = facts.spent + (rule.spends_retry and not facts.progress)

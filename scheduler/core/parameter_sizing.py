@@ -14,8 +14,9 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from scheduler.core.parameter_space import Embedding, Parameters, Space
+from scheduler.core.parameter_space import Embedding
 from scheduler.core.peak_regression import LEARN_FROM, PeakRegression
+from scheduler.model.parameters import Parameters, PeakObservation, Space
 
 MIB = 2**20
 
@@ -52,20 +53,6 @@ class PeakSource(enum.Enum):
     GIVEN = "given"  # the user's number
     LARGEST = "largest"  # the largest seen
     LEARNT = "learnt"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeakObservation:
-    """A trial that ended. `parameters`: as suggested, those its branch did not ask for absent; `space`: their
-    distributions; `base_bytes`: of the warm process before the objective; `at_least`: it did not reach its peak (it was
-    killed for memory, or pruned before its growth was over).
-    """
-
-    parameters: Parameters
-    space: Space
-    base_bytes: int
-    peak_bytes: int
-    at_least: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,9 @@ branches ask for. Whether a range holds integers does not matter for memory and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeGuard
 
-Value = float | int | str | bool | None
-"""What Optuna suggests: a number, or one of a choice's options."""
-Parameters = Mapping[str, Value]
-"""The parameters of one trial as suggested; what its branch did not ask for is absent."""
+from scheduler.model.parameters import Choice, Distribution, Parameters, Range, Space, Value
 
 # A range over more than this is powers of something, whether its author said so or not: rows from 500 to 20,000.
 LOG_FROM_RATIO = 16.0
@@ -23,27 +18,6 @@ LOG_FROM_RATIO = 16.0
 FARTHEST = 3.0
 # Options that are numbers are a range from this many on (a batch of 16, 32, 64 or 128); two are a switch.
 NUMBERS_FROM = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """A float or an integer between two bounds. `log`: it was drawn on a logarithmic scale."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One of several options."""
-
-    options: tuple[Value, ...]
-
-
-Distribution = Range | Choice
-Space = Mapping[str, Distribution]
-"""Parameter -> where it is drawn from. For those that a trial has; more do no harm."""
 
 
 def as_range(distribution: Distribution) -> Range | None:

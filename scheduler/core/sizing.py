@@ -1,14 +1,15 @@
 """What a batch has learnt of footprints: from a formula's answer to what is reserved.
 
-Holds the corrections, and for trials that nobody can size the peaks of their own study. Pure like the brain it is a
-part of; the statistics are `policy.footprint`.
+Holds the corrections of formulas, and for trials that nobody has a formula for what their study's parameters have
+taught (`policy.parameter_sizing`). Pure like the brain it is a part of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from scheduler.core.correction import Corrections, correct, observed
+from scheduler.core.parameter_sizing import ParameterSizing, PeakSource
 from scheduler.core.trial import Trial
 from scheduler.model import (
     MEMORY_REASONS,
@@ -20,12 +21,11 @@ from scheduler.model import (
     Observation,
     Outcome,
 )
+from scheduler.model.parameters import Parameters, PeakObservation, Space
 
-# A trial that nobody can size is charged the largest peak its study has shown, and this much above it: the next one
-# may be larger, and its reservation shrinks to what it needs after its first step anyway.
-UNSIZED_MARGIN = 1.5
-
-Environments = Iterable[Environment | None]
+Asked = tuple[Parameters, Space]
+"""What a trial has asked for, as far as it is known."""
+Environments = Sequence[Environment | None]
 
 
 class Sizing:
@@ -37,11 +37,13 @@ class Sizing:
     def __init__(self) -> None:
         self._corrections = Corrections()
         self._family: dict[str, str] = {}
-        self._peaks: dict[str, list[int]] = {}
+        self._learnt: dict[str, ParameterSizing] = {}
 
-    def open(self, study: str, observations: Sequence[Observation]) -> None:
-        """A study brings what its finished trials have shown."""
-        self._peaks[study] = [observation.observed_bytes for observation in observations]
+    def open(self, study: str, observations: Sequence[Observation], peaks: Sequence[PeakObservation] = ()) -> None:
+        """A study brings what its finished trials have shown, to a formula and by their parameters."""
+        self._learnt[study] = ParameterSizing()
+        for peak in peaks:
+            self._learnt[study].observe(peak)
         for observation in observations:
             self._corrections.observe(observation)
             self._family[study] = observation.family
@@ -51,28 +53,61 @@ class Sizing:
         family = self._family.get(study, "")
         return Correction.largest(self._corrections.of(family, environment) for environment in environments)
 
-    def size(self, study: str, prior: Footprint, family: str, environments: Environments) -> Footprint:
-        """The footprint to reserve for, from the formula's answer."""
+    def size(
+        self,
+        study: str,
+        prior: Footprint,
+        family: str,
+        environments: Environments,
+        asked: Asked | None = None,
+        room_bytes: int = 0,
+    ) -> Footprint:
+        """The footprint to reserve for: from the formula's answer, or from the parameters where there is none.
+
+        asked: the trial's parameters, None when they are not known. room_bytes: the most any worker has for one trial.
+        """
         self._family[study] = family
-        if prior.is_known:
+        if prior.is_known and prior.source is not FootprintSource.GIVEN:
             return correct(prior, self.correction(study, environments))
-        if not (peaks := self._peaks[study]):
-            return prior
-        return Footprint(
-            host_bytes=int(max(peaks) * UNSIZED_MARGIN), source=FootprintSource.CORRECTED, samples=len(peaks)
+        given = prior.host_bytes if prior.source is FootprintSource.GIVEN else None
+        params, space = asked or ({}, {})
+        found = self._learnt[study].predict(
+            params,
+            space,
+            base_bytes=_base_bytes(environments),
+            room_bytes=room_bytes,
+            given_bytes=given,
+            override=True,
         )
+        if found.source is PeakSource.UNKNOWN:
+            return prior
+        source = FootprintSource.GIVEN if found.source is PeakSource.GIVEN else FootprintSource.LEARNT
+        return Footprint(host_bytes=found.peak_bytes, source=source, samples=found.samples)
 
     def learn(self, study: str, trial: Trial, outcome: Outcome) -> bool:
         """Take in an attempt's end; False when its peak says nothing.
 
         It does once memory was flat, after a whole run (an objective need not say that its memory is flat), or as "at
-        least" after a kill for memory: the peak of half a run teaches too little.
+        least" after a kill for memory: the peak of half a run teaches a formula too little. By its parameters it does
+        after half a run, too: as "at least".
         """
         killed = outcome.reason in MEMORY_REASONS
         whole = trial.settled or outcome.reason is ExitReason.COMPLETED
-        if not outcome.peak_bytes or not (whole or killed):
+        by_parameters = not trial.prior.is_known or trial.prior.source is FootprintSource.GIVEN
+        half = by_parameters and outcome.reason is ExitReason.PRUNED
+        if not outcome.peak_bytes or not (whole or killed or half):
             return False
-        self._peaks[study].append(outcome.peak_bytes)
+        if by_parameters:
+            self._learnt[study].observe(
+                PeakObservation(
+                    parameters=dict(trial.params) if trial.space is not None else {},
+                    space=trial.space or {},
+                    base_bytes=outcome.runtime_bytes or 0,
+                    peak_bytes=outcome.peak_bytes,
+                    at_least=not whole,
+                )
+            )
+            return not half
         self._corrections.observe(
             observed(
                 trial.family,
@@ -85,3 +120,8 @@ class Sizing:
             )
         )
         return True
+
+
+def _base_bytes(environments: Environments) -> int:
+    """What a process holds before its objective, wherever it will run."""
+    return max((each.runtime_bytes for each in environments if each is not None), default=0)

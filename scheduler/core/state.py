@@ -67,6 +67,10 @@ class BatchState:
                 self._on_vitals(event)
             case m.TrialAsked():
                 self._on_asked(event)
+            case m.ParametersAsked():
+                self._on_parameters(event)
+            case m.StudyStopped(study=name, source=source):
+                self._stop_study(self.studies[name], source)
             case m.AskFailed(study=name, detail=detail):
                 self.studies[name].asking = False
                 self._close(self.studies[name], f"sampling failed: {detail}", early=True)
@@ -121,7 +125,7 @@ class BatchState:
         self.studies[event.study.name] = Study(
             spec=event.study, counted=event.counted, completed=event.completed, best=event.best
         )
-        self.sizing.open(event.study.name, event.observations)
+        self.sizing.open(event.study.name, event.observations, event.peaks)
 
     def _on_worker_joined(self, event: m.WorkerJoined) -> None:
         facts = event.facts
@@ -180,7 +184,7 @@ class BatchState:
             id=event.trial,
             params=dict(event.params),
             prior=event.footprint,
-            footprint=self.sizing.size(event.trial.study, event.footprint, event.family, self._environments),
+            footprint=event.footprint,
             family=event.family,
             attempt=event.attempt,
             saved=() if event.resume_from is None else (Saved(path=event.resume_from, host=event.resume_host),),
@@ -188,14 +192,31 @@ class BatchState:
             retries=event.retries,
             ran_s=event.ran_s,
             since=self._now,
+            space=event.space,
+            ahead=event.ahead,
             story=[f"asked at {self._now:.1f}"],
         )
+        trial.footprint = self._sized(trial, self._environments)
         self.trials[trial.id] = trial
         study.live.add(trial.id)
         study.pending.add(trial.id)
         self._stale = True
         if self.draining or study.closed:
             self._requeue(trial, reason="not started", outcome=None)
+
+    def _on_parameters(self, event: m.ParametersAsked) -> None:
+        """It has gone where nobody knew that it would: what it will need is guessed anew, and it stays."""
+        if (trial := self._current(event.attempt)) is None:
+            return
+        trial.params, trial.space = dict(event.params), event.space
+        worker, held = self.ledger.worker_of(event.attempt), self.ledger.reservation(event.attempt)
+        if trial.state is m.TrialState.PENDING or worker is None or held is None:
+            return
+        row = self.ledger.row(worker)
+        found = self._sized(trial, self._environments if row is None else [row.facts.environment])
+        if found.is_guess:
+            trial.footprint = found
+            self._resize(event.attempt, max(found.host_bytes, held.used_bytes, held.peak_bytes), "parameters")
 
     def _on_started(self, event: m.AttemptStarted) -> None:
         if (trial := self._current(event.attempt)) is not None:
@@ -252,7 +273,7 @@ class BatchState:
         if isinstance(verdict, fault.Final):
             self._finish(trial, verdict, outcome, trusted_peak=trusted)
             return
-        trial.retries, trial.fruitless = verdict.spent, verdict.fruitless
+        trial.retries, trial.fruitless, trial.alone = verdict.spent, verdict.fruitless, trial.alone or verdict.alone
         if facts.progress:  # what was lost is not held against it
             trial.ran_s = trial.ran_until(self._now)
         if verdict.closes_host and worker is not None:
@@ -334,7 +355,7 @@ class BatchState:
             self._place()
         for study in self.studies.values():
             if study.closed is None and study.complete:
-                self._close(study, "quota reached", early=False)
+                self._close(study, study.stopped or "quota reached", early=study.closed_early)
             elif self._wants_trial(study):
                 self._ask(study)
         self._end_if_done()
@@ -343,6 +364,7 @@ class BatchState:
         return (
             not self.draining
             and study.closed is None
+            and study.stopped is None
             and not study.asking
             and not study.pending
             and study.counted + len(study.live) < study.spec.quota
@@ -371,7 +393,7 @@ class BatchState:
         for study in self.studies.values():
             for trial in self._pending(study):
                 # A waiting trial profits from what others have taught meanwhile.
-                trial.footprint = self.sizing.size(study.spec.name, trial.prior, trial.family, self._environments)
+                trial.footprint = self._sized(trial, self._environments)
                 if (never := admission.feasible(trial.footprint, views, study.spec.slots)) is not None:
                     self._misfit(study, trial, never)
                 elif trial.not_before > self._now:
@@ -397,7 +419,7 @@ class BatchState:
         row = self.ledger.row(start.worker)
         assert row is not None  # placement saw its view
         # Placed by what it would need anywhere; here it needs what it does here.
-        here = self.sizing.size(study.spec.name, trial.prior, trial.family, [row.facts.environment])
+        here = self._sized(trial, [row.facts.environment])
         host_bytes = start.host_bytes
         if here.is_known:
             trial.footprint, host_bytes = here, min(host_bytes, here.host_bytes)
@@ -421,6 +443,7 @@ class BatchState:
                 footprint=trial.footprint,
                 reserved_bytes=host_bytes,
                 slots=study.spec.slots,
+                ahead=trial.ahead,
                 resume_from=trial.resume_from,
                 older=tuple(each.path for each in trial.saved[1:]),
                 retries=trial.retries,
@@ -450,8 +473,11 @@ class BatchState:
         if trial.started_over is not None:
             attrs["started_over"] = trial.started_over
         value = outcome.value if state is m.FinalState.COMPLETE else None
-        self._tell(trial, state, value, attrs, constraint=verdict.constraint)
+        values = outcome.values if value is not None else ()
+        self._tell(trial, state, value, attrs, constraint=verdict.constraint, values=values)
         self._drop_checkpoints(study, trial, value)
+        if outcome.fatal and state is m.FinalState.FAIL:
+            self._stop_study(study, f"trial {trial.id.number} failed: {outcome.detail}", early=True)
         study.failures_in_row = fault.failures_in_row(study.failures_in_row, state)
         if fault.is_broken(study.failures_in_row, self.rules.retry):
             self._close(study, f"{study.failures_in_row} failures in a row; last: {outcome.detail}", early=True)
@@ -459,7 +485,12 @@ class BatchState:
     def _drop_checkpoints(self, study: Study, trial: Trial, value: float | None) -> None:
         """A run of days must not fill the disk: a checkpoint of 2B parameters has 24 GB, and a study 50 trials."""
         over: int | None = trial.id.number
-        if value is not None and (study.best is None or value < study.best[0]):
+        spec = study.spec
+        if (
+            value is not None
+            and len(spec.directions) == 1
+            and (study.best is None or spec.is_better(value, study.best[0]))
+        ):
             over = None if study.best is None else study.best[1]
             study.best = (value, trial.id.number)
             if self.rules.keep_checkpoints == "none":
@@ -468,10 +499,18 @@ class BatchState:
             self._out.append(m.DropCheckpoints(trial=m.TrialId(study.spec.name, over)))
 
     def _tell(
-        self, trial: Trial, state: m.FinalState, value: float | None, attrs: dict[str, Any], constraint: float | None
+        self,
+        trial: Trial,
+        state: m.FinalState,
+        value: float | None,
+        attrs: dict[str, Any],
+        constraint: float | None,
+        values: tuple[float, ...] = (),
     ) -> None:
         self._forget(trial, f"told {state.value}")
-        self._out.append(m.TellTrial(trial=trial.id, state=state, value=value, attrs=attrs, constraint=constraint))
+        self._out.append(
+            m.TellTrial(trial=trial.id, state=state, value=value, values=values, attrs=attrs, constraint=constraint)
+        )
 
     def _requeue(self, trial: Trial, *, reason: str, outcome: m.Outcome | None) -> None:
         self._forget(trial, f"requeued: {reason}")
@@ -496,6 +535,11 @@ class BatchState:
         study.live.discard(trial.id)
         study.pending.discard(trial.id)
         study.untold += not trial.taken
+
+    def _stop_study(self, study: Study, source: str, *, early: bool = False) -> None:
+        """No further trial is asked for; those there are, also one that waits, run to their end."""
+        if study.stopped is None and study.closed is None:
+            study.stopped, study.closed_early = source, early
 
     def _close(self, study: Study, reason: str, *, early: bool) -> None:
         if study.closed is not None:
@@ -523,6 +567,14 @@ class BatchState:
         self._out.append(m.EndBatch(exit_code=code, reason=reason))
 
     # -- small things -----------------------------------------------------------------------------------------------
+
+    def _sized(self, trial: Trial, environments: list[m.Environment | None]) -> m.Footprint:
+        """What to reserve for it, wherever of these it will run."""
+        if trial.alone:
+            return m.Footprint.unknown()
+        asked = None if trial.space is None else (trial.params, trial.space)
+        room = max((row.limit_bytes for row in self.ledger if not row.gone), default=0)
+        return self.sizing.size(trial.id.study, trial.prior, trial.family, environments, asked, room)
 
     def _current(self, attempt: m.AttemptId) -> Trial | None:
         """The trial whose present attempt this is; None for late news of an attempt that has already ended."""

@@ -6,6 +6,7 @@ Mutable, and mutated by `batch.BatchState` alone. Holds the table of legal trans
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from scheduler.core.admission import MemoryBudget
 from scheduler.core.fault import Again, Facts, RetryPolicy
 from scheduler.core.resume import Saved, remember
 from scheduler.model import AttemptId, Footprint, Outcome, StudySpec, TrialId, TrialState
+from scheduler.model.parameters import Space
 
 # A trial's life as a table: where it may go from where it is. Anything else is a bug and raises with its story.
 TRANSITIONS: dict[TrialState, frozenset[TrialState]] = {
@@ -64,6 +66,7 @@ class Study:
     failures_in_row: int = 0
     misfits_in_row: int = 0
     untold: int = 0
+    stopped: str | None = None  # why no trial is asked for any more; those there are run to their end
     closed: str | None = None
     closed_early: bool = False
     best: tuple[float, int] | None = None
@@ -72,8 +75,8 @@ class Study:
 
     @property
     def complete(self) -> bool:
-        """Its quota is reached and nothing of it is under way."""
-        return self.counted >= self.spec.quota and not self.live and not self.asking
+        """Its quota is reached, or it was stopped, and nothing of it is under way."""
+        return (self.counted >= self.spec.quota or self.stopped is not None) and not self.live and not self.asking
 
     @property
     def share(self) -> float:
@@ -93,6 +96,9 @@ class Trial:
     attempt: int
     max_epochs: int | None
     since: float
+    space: Space | None = None
+    ahead: Mapping[str, Any] = field(default_factory=dict)
+    alone: bool = False  # what it was guessed to need was wrong: it gets all there is
     saved: tuple[Saved, ...] = ()
     state: TrialState = TrialState.PENDING
     story: list[str] = field(default_factory=list)
@@ -128,7 +134,8 @@ class Trial:
     def facts(self, outcome: Outcome) -> Facts:
         """What `fault.judge` must know besides the end of the present attempt."""
         progress = outcome.checkpoint is not None and outcome.checkpoint not in [each.path for each in self.saved]
-        return Facts(progress=progress, spent=self.retries, fruitless=self.fruitless)
+        guessed = self.footprint.is_guess and not self.alone
+        return Facts(progress=progress, spent=self.retries, fruitless=self.fruitless, guessed=guessed)
 
     @property
     def resume_from(self) -> str | None:

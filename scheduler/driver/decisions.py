@@ -19,6 +19,7 @@ def write(command: TellTrial | EnqueueRetry) -> tuple[str, Json]:
     fields: Json = {"trial": str(command.trial), "attrs": dict(command.attrs)}
     if isinstance(command, TellTrial):
         fields |= {"state": command.state.value, "value": command.value, "constraint": command.constraint}
+        fields |= {"values": list(command.values)} if command.values else {}
         return "trial.ended", fields
     fields |= {"next_attempt": command.attempt, "resume_from": command.resume_from, "resume_host": command.resume_host}
     fields |= {"reason": command.reason, "retries": command.retries, "ran_s": command.ran_s}
@@ -80,6 +81,7 @@ def _read(record: Mapping[str, Any]) -> TellTrial | EnqueueRetry:
             trial=_trial(record),
             state=FinalState(record["state"]),
             value=record["value"],
+            values=tuple(float(value) for value in record.get("values") or ()),
             attrs=record["attrs"],
             constraint=record["constraint"],
         )

@@ -26,6 +26,7 @@ from scheduler.driver import decisions
 from scheduler.driver.fleet import Fleet
 from scheduler.driver.recorder import Recorder
 from scheduler.host.attempt_folder import AttemptFolder, attempts_of, drop_checkpoints
+from scheduler.model.calls import Answer, CallStudy
 from scheduler.model.plain import line as one_line
 
 TICK_S = 1.0
@@ -33,6 +34,7 @@ WORKER_NAG_S = 60.0
 REBUILD_AFTER_S = 60.0  # a cluster of our own without an agent for so long is made anew
 REBUILDS = 3  # in a row; then something is wrong that another one will not cure
 
+RUNNER = "scheduler.study.objective:run"  # calls an objective that asks for its parameters while it runs
 Log = Callable[..., None]
 Recover = Callable[[m.AttemptId, m.Outcome], m.Outcome]
 
@@ -52,7 +54,7 @@ class Ended:
     outcome: m.Outcome
 
 
-Item = m.Event | Said | Ended
+Item = m.Event | Said | Ended | Answer
 Inbox = queue.SimpleQueue[Item]
 
 
@@ -80,7 +82,7 @@ class Dispatcher:
         brain: BatchState,
         cluster: Cluster,
         fleet: Fleet,
-        recorder: Callable[[Callable[[m.Event], None]], Recorder],
+        recorder: Callable[[Callable[[m.Event | Answer], None]], Recorder],
         *,
         inbox: Inbox,
         objective: str,
@@ -107,8 +109,8 @@ class Dispatcher:
         self._broken: dict[str, str] = {}  # worker -> why it cannot run trials
         self._had_worker = False
 
-    def post(self, event: m.Event) -> None:
-        """Enqueue an event; callable from any thread and from signal handlers."""
+    def post(self, event: m.Event | Answer) -> None:
+        """Enqueue an event, or an answer to be carried; callable from any thread and from signal handlers."""
         self._inbox.put(event)
 
     def run(self, first: Iterable[Item] = ()) -> m.EndBatch:
@@ -261,7 +263,10 @@ class Dispatcher:
         task = {
             "protocol": 1,
             "attempt": str(attempt),
-            "objective": self._objective,
+            "objective": RUNNER if spec.define_by_run else self._objective,
+            "function": self._objective if spec.define_by_run else None,
+            "ahead": dict(command.ahead),
+            "is_guess": command.footprint.is_guess,
             "params": dict(command.params),
             "context": dict(spec.context),
             "folder": str(folder),
@@ -282,7 +287,33 @@ class Dispatcher:
                 return self._heard(message)
             case Ended(attempt=attempt, outcome=outcome):
                 return self._on_end(m.AttemptId.parse(attempt), outcome)
+            case Answer():
+                self._answer(item)
+                return None
         return item
+
+    def _answer(self, answer: Answer) -> None:
+        """Carry it to its attempt, if that still runs and waits."""
+        if answer.number and (flight := self._inflight.get(answer.attempt)) is not None:
+            self.fleet.tell(flight.worker, "answer", str(answer.attempt), {**answer.body, "number": answer.number})
+        elif "error" in answer.body:
+            self._log("trial.call_failed", attempt=str(answer.attempt), error=answer.body["error"])
+
+    def _called(self, attempt: m.AttemptId, message: Mapping[str, Any]) -> m.Event | None:
+        """A trial that runs wants something of its study."""
+        if attempt not in self._inflight:
+            return None
+        if message["method"] == "stop":
+            return m.StudyStopped(study=attempt.trial.study, source=f"trial {attempt.trial.number}")
+        self.recorder.submit(
+            CallStudy(
+                attempt=attempt,
+                method=message["method"],
+                number=message["number"],
+                arguments=message["arguments"],
+            )
+        )
+        return None
 
     def _heard(self, message: m.Json) -> m.Event | None:
         """A message as an event. One that cannot be read (of another version, say) is dropped and noted once per kind:
@@ -374,6 +405,8 @@ class Dispatcher:
             case "would_kill", m.AttemptId():
                 said = {key: message.get(key) for key in ("kill_id", "rule", "reason", "evidence")}
                 self._log("watchdog.would_kill", durable=True, attempt=str(attempt), **said)
+            case "call", m.AttemptId():
+                return self._called(attempt, message)
             case "note", m.AttemptId():
                 self._log("attempt.note", attempt=str(attempt), text=message.get("text"))
             case "checkpoint", m.AttemptId():
@@ -411,6 +444,8 @@ class Dispatcher:
                     params=dict(params),
                     predicted_bytes=footprint.host_bytes,
                 )
+            case m.StudyStopped(study=study, source=source):
+                self._log("study.stopping", durable=True, study=study, source=source)
             case m.AskFailed(study=study, detail=detail):
                 self._log("study.ask_failed", durable=True, study=study, detail=detail)
             case m.AttemptStarted(attempt=attempt, pid=pid):

@@ -44,12 +44,14 @@ from scheduler.host.registry import HostRegistry
 from scheduler.masking import masked
 from scheduler.settings import run_folder
 from scheduler.settings.schema import Settings
+from scheduler.study import choice
 from scheduler.study.store import Functions, OpenedStudy, StudyStore, StudyUnavailable
 from scheduler.ui import log, report, view
 from scheduler.ui.console import View
 from scheduler.worker.agent import AgentConfig
 from scheduler.worker.trial_process import Witness, conclude
 from scheduler.workload import functions as training_side
+from scheduler.workload import objective as objective_workload
 from scheduler.workload.plan import Plan
 
 SCRATCH = "dask"  # below the run folder, while it runs: the worker's own files and the spares' logs
@@ -106,6 +108,9 @@ class _Driver:
         self.dashboard: str | None = None
         self.page: PageFeed | None = None
         self.unusable: dict[str, str] = {}  # Dask worker -> why
+        self.preload = settings.training.preload
+        if settings.objective is not None and self.preload is None:
+            self.preload = objective_workload.preload(settings.objective)
 
     def run(self, is_last: bool) -> int:
         registry = HostRegistry.default()
@@ -183,7 +188,7 @@ class _Driver:
                 store, post, journal=self.log, settle=lambda left: recovery.settle(left, evidence, policy)
             ),
             inbox=self.inbox,
-            objective=self.settings.training.objective,
+            objective=self.settings.objective or self.settings.training.objective,
             folder=folder,
             log=self.log,
             recover=lambda attempt, outcome: recover(attempt, outcome, evidence, folder),
@@ -255,7 +260,7 @@ class _Driver:
             thresholds=watch,
             reserve_bytes=self._rules().reserve_bytes,
             dask_limit=self.settings.cluster is not None,
-            preload=self.settings.training.preload,
+            preload=self.preload,
         )
         cluster.start(
             dataclasses.asdict(config),
@@ -286,7 +291,6 @@ class _Driver:
 
     def _store(self, folder: Path) -> StudyStore:
         functions = training_side.load(self.settings)
-        assert functions["sample"] is not None
         return StudyStore(
             self.settings.storage_url,
             owner=self.owner,
@@ -299,6 +303,7 @@ class _Driver:
             seed=self.settings.seed,
             pruner=self.settings.pruner,
             warm_start=self.settings.warm_start,
+            choice=None if self.settings.objective is None else choice.chosen(self.settings),
             folder=folder,
             lease_s=self.settings.lease_s,
         )
@@ -345,6 +350,7 @@ class _Driver:
                     counted=found.counted,
                     completed=found.completed,
                     observations=tuple(found.observations),
+                    peaks=tuple(found.peaks),
                     best=found.best,
                 )
             )

@@ -27,17 +27,20 @@ from scheduler.model import (
     PruneAdvised,
     QuotaReached,
     ReportValue,
+    StudyStopped,
     TellTrial,
     TrialTaken,
     TrialTold,
 )
+from scheduler.model.calls import Answer, CallStudy
 from scheduler.study.store import LeftTrial, NotOurs, StudyStore, StudyUnavailable
 
 FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 PARKED_S = 5.0  # between asks of a study whose remaining trials are run by other drivers
 
-Recordable = AskTrial | ReportValue | TellTrial | EnqueueRetry
+Recordable = AskTrial | ReportValue | TellTrial | EnqueueRetry | CallStudy
+Told = Event | Answer
 Note = Callable[..., None]
 Settle = Callable[[LeftTrial], TellTrial | EnqueueRetry | None]
 
@@ -53,6 +56,9 @@ class Reports:
         return [ReportValue(attempt=self.attempt, step=s, value=v) for s, v in self.values.items()]
 
 
+_Queued = AskTrial | Reports | TellTrial | EnqueueRetry | CallStudy
+
+
 class Recorder:
     """One thread, one queue.
 
@@ -65,7 +71,7 @@ class Recorder:
     def __init__(
         self,
         store: StudyStore,
-        post: Callable[[Event], None],
+        post: Callable[[Told], None],
         *,
         journal: Note | None = None,
         settle: Settle | None = None,
@@ -78,9 +84,9 @@ class Recorder:
         self._journal: Note = journal or (lambda event, **fields: None)
         self._renew_s = store.lease_s / 6 if renew_s is None else renew_s
         self._delays, self._parked_s = (first_delay_s, max_delay_s), parked_s
-        self._queue: deque[AskTrial | Reports | TellTrial | EnqueueRetry] = deque()
+        self._queue: deque[_Queued] = deque()
         self._parked: list[tuple[float, AskTrial]] = []
-        self._current: AskTrial | Reports | TellTrial | EnqueueRetry | None = None
+        self._current: _Queued | None = None
         self._changed = threading.Condition()
         self._closing = self._draining = False
         self._down_since: float | None = None
@@ -152,7 +158,7 @@ class Recorder:
         for command in left:
             if isinstance(command, Reports):
                 unwritten.extend(command.commands())
-            elif not isinstance(command, AskTrial):
+            elif not isinstance(command, AskTrial | CallStudy):
                 unwritten.append(command)
         return unwritten
 
@@ -186,7 +192,7 @@ class Recorder:
         self._queue.extend(command for at, command in self._parked if at <= now)
         self._parked = [(at, command) for at, command in self._parked if at > now]
 
-    def _carry_out(self, command: AskTrial | Reports | TellTrial | EnqueueRetry) -> None:
+    def _carry_out(self, command: _Queued) -> None:
         delay_s, longest_s = self._delays
         while True:
             try:
@@ -217,7 +223,7 @@ class Recorder:
         for event in events:
             self._post(event)
 
-    def _once(self, command: AskTrial | Reports | TellTrial | EnqueueRetry) -> Sequence[Event]:
+    def _once(self, command: _Queued) -> Sequence[Told]:
         match command:
             case AskTrial():
                 if self._draining:
@@ -229,24 +235,34 @@ class Recorder:
             case Reports(attempt=attempt, values=values):
                 stop = self._store.report(attempt, values)
                 return [PruneAdvised(attempt=attempt, step=max(values))] if stop else []
+            case CallStudy():
+                answer, events = self._store.call(command)
+                return [answer, *events]
             case TellTrial():
-                return [TrialTold(trial=command.trial, state=self._store.tell(command))]
+                told = TrialTold(trial=command.trial, state=self._store.tell(command))
+                study = command.trial.study
+                return [told, *([StudyStopped(study=study, source="its sampler")] if self._stopped(study) else [])]
             case EnqueueRetry():
                 self._store.enqueue_retry(command)
                 return [TrialTold(trial=command.trial, state=FinalState.FAIL)]
 
+    def _stopped(self, study: str) -> bool:
+        return self._store.is_stopped(study)
+
     @staticmethod
-    def _taken(command: Reports | TellTrial | EnqueueRetry) -> list[Event]:
-        if isinstance(command, Reports):
+    def _taken(command: Reports | TellTrial | EnqueueRetry | CallStudy) -> list[Told]:
+        if isinstance(command, Reports | CallStudy):
             return [TrialTaken(trial=command.attempt.trial)]
         told = command.state if isinstance(command, TellTrial) else None
         return [TrialTold(trial=command.trial, state=FinalState.FAIL), TrialTaken(trial=command.trial, told=told)]
 
     @staticmethod
-    def _rejected(command: AskTrial | Reports | TellTrial | EnqueueRetry, why: str) -> list[Event]:
+    def _rejected(command: _Queued, why: str) -> list[Told]:
+        if isinstance(command, CallStudy):
+            return [Answer(attempt=command.attempt, number=command.number, body={"error": why, "kind": "RuntimeError"})]
         if isinstance(command, Reports):
             return []  # the curve has a gap; the trial itself is sound
-        failed: list[Event] = [AskFailed(study=_study(command), detail=why)]
+        failed: list[Told] = [AskFailed(study=_study(command), detail=why)]
         if isinstance(command, AskTrial):
             return failed
         return [*failed, TrialTold(trial=command.trial, state=FinalState.FAIL)]
@@ -306,13 +322,13 @@ class Recorder:
             self._note_up()
 
 
-def _study(command: AskTrial | Reports | TellTrial | EnqueueRetry) -> str:
+def _study(command: _Queued) -> str:
     if isinstance(command, AskTrial):
         return command.study
-    return command.attempt.trial.study if isinstance(command, Reports) else command.trial.study
+    return command.attempt.trial.study if isinstance(command, Reports | CallStudy) else command.trial.study
 
 
-def _story(command: AskTrial | Reports | TellTrial | EnqueueRetry) -> dict[str, Any]:
+def _story(command: _Queued) -> dict[str, Any]:
     subject = command.study if isinstance(command, AskTrial) else getattr(command, "attempt", None)
     if isinstance(command, TellTrial | EnqueueRetry):
         subject = command.trial

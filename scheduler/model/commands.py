@@ -38,6 +38,7 @@ class LaunchAttempt:
     slots: int
     resume_from: str | None
     wait_s: float
+    ahead: Mapping[str, Any] = field(default_factory=dict)  # as in TrialAsked
     older: tuple[str, ...] = ()
     retries: int = 0  # spent so far
     ran_s: float = 0.0  # in attempts before this one
@@ -107,11 +108,15 @@ class ReportValue:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TellTrial:
-    """Give the trial its final state. attrs: user attributes, written before it. constraint: > 0 means infeasible."""
+    """Give the trial its final state. attrs: user attributes, written before it. constraint: > 0 means infeasible.
+
+    values: of an objective with several; empty: `value` is all there is.
+    """
 
     trial: TrialId
     state: FinalState
     value: float | None
+    values: tuple[float, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
     constraint: float | None = None
 

@@ -9,6 +9,7 @@ from typing import Any
 from scheduler.model.ids import AttemptId, TrialId
 from scheduler.model.memory import Footprint, Observation, Pressure, WorkerFacts
 from scheduler.model.outcome import FinalState, Outcome
+from scheduler.model.parameters import PeakObservation, Space
 from scheduler.model.study import StudySpec
 
 
@@ -17,12 +18,14 @@ class StudyOpened:
     """A study is open. counted: its trials that already count towards the quota; observations: of its finished ones.
 
     completed: how many ended COMPLETE. best: (value, trial number) of the best of these, None while there is none.
+    peaks: what its finished trials took with their parameters, in the order in which they ended.
     """
 
     study: StudySpec
     counted: int = 0
     completed: int = 0
     observations: Sequence[Observation] = ()
+    peaks: Sequence[PeakObservation] = ()
     best: tuple[float, int] | None = None
 
 
@@ -65,6 +68,8 @@ class TrialAsked:
 
     family: what shares one footprint correction (see Observation). max_epochs: for the predicted duration.
     retries, ran_s: those it spent, and how long it ran, under earlier drivers.
+    space: where its parameters come from, by which it is sized where nobody has a formula; None: not known. ahead: of
+    a trial that asks while it runs, what it is answered before it asks.
     """
 
     trial: TrialId
@@ -77,6 +82,25 @@ class TrialAsked:
     max_epochs: int | None = None
     retries: int = 0
     ran_s: float = 0.0
+    space: Space | None = None
+    ahead: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParametersAsked:
+    """A trial that runs has asked for more than was known before it started. params, space: all it has now."""
+
+    attempt: AttemptId
+    params: Mapping[str, Any]
+    space: Space
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyStopped:
+    """Somebody has said that the study is to end: a trial, a callback, its sampler. What runs runs to its end."""
+
+    study: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +213,8 @@ Event = (
     | WorkerLost
     | WorkerVitals
     | TrialAsked
+    | ParametersAsked
+    | StudyStopped
     | AskFailed
     | QuotaReached
     | AttemptStarted

@@ -13,6 +13,8 @@ class FootprintSource(enum.Enum):
 
     PRIOR = "prior"  # the analytic formula alone
     CORRECTED = "corrected"  # the formula's answer moved to what peaks like it have been: offset and slope
+    LEARNT = "learnt"  # a guess from what its study's trials took with their parameters: places, and nothing else
+    GIVEN = "given"  # the user's own number
     UNKNOWN = "unknown"  # no estimator: the trial runs alone and is measured
 
 
@@ -44,6 +46,11 @@ class Footprint:
     @property
     def is_known(self) -> bool:
         return self.source is not FootprintSource.UNKNOWN
+
+    @property
+    def is_guess(self) -> bool:
+        """Nobody has promised it: it may not reject a trial, end one, or teach the sampler."""
+        return self.source is FootprintSource.LEARNT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,15 @@ class Note(Memory):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Called(Memory):
+    """A trial that asks while it runs wants something of its study. number: of the answer, 0 when none is awaited."""
+
+    method: str
+    number: int = 0
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Last(Memory):
     """The end: a result, or an error. It is durable (`result.json`) before it is sent.
 
@@ -79,7 +88,7 @@ class Last(Memory):
     ran (it cannot be imported, the folder cannot be made). no_room: the error is a disk that is full or gone, or a
     process that was not to be had. asked: the reason it was asked to leave for, None when it was not.
     children_peak_bytes: the largest peak of a process it has waited for. environment, runtime_bytes: what the process
-    was and held when it was ready.
+    was and held when it was ready. fatal: the error is one that ends the study.
     """
 
     result: Mapping[str, Any] | None = None
@@ -87,6 +96,7 @@ class Last(Memory):
     traceback: str | None = None
     started: bool = True
     no_room: bool = False
+    fatal: bool = False
     asked: str | None = None
     duration_s: float = 0.0
     device_peak_bytes: int | None = None
@@ -95,7 +105,7 @@ class Last(Memory):
     runtime_bytes: int | None = None
 
 
-TrialMessage = Started | Progress | Ticked | Settled | Saved | Note | Last
+TrialMessage = Started | Progress | Ticked | Settled | Saved | Note | Called | Last
 
 
 def parse(message: Mapping[str, Any]) -> TrialMessage:
@@ -114,6 +124,8 @@ def parse(message: Mapping[str, Any]) -> TrialMessage:
             return Saved(path=_path(message.get("path")), step=_step(message.get("step", 0)), **memory)
         case "note":
             return Note(text=line(message.get("text", "")), **memory)
+        case "call":
+            return _call(message, memory)
         case "result" | "error":
             return last(message)
     raise BadMessage(f"a message of the unknown type {line(message.get('type'), 80)!r}")
@@ -133,6 +145,7 @@ def last(message: Mapping[str, Any]) -> Last:
         traceback=text(trace) if trace else None,
         started=message.get("started") is not False,
         no_room=message.get("no_room") is True,
+        fatal=message.get("fatal") is True,
         asked=line(asked, 40) if asked else None,
         duration_s=number if (number := finite(duration_s)) is not None and number >= 0 else 0.0,
         peak_bytes=_bytes(message.get("peak_bytes")),
@@ -141,6 +154,15 @@ def last(message: Mapping[str, Any]) -> Last:
         environment=text(environment, 500) if isinstance(environment := message.get("environment"), str) else None,
         runtime_bytes=_bytes(message.get("runtime_bytes")),
     )
+
+
+def _call(message: Mapping[str, Any], memory: Mapping[str, int | None]) -> Called:
+    number, arguments = message.get("number", 0), message.get("arguments")
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < WIDEST:
+        raise BadMessage(f"a call of the number {line(plain(number), 40)!r}")
+    if not isinstance(arguments, Mapping):
+        raise BadMessage(f"a call with arguments that are no mapping: {line(arguments, 80)!r}")
+    return Called(method=line(message.get("method"), 40), number=number, arguments=plain(arguments), **memory)
 
 
 def finite(value: Any) -> float | None:

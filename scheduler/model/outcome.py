@@ -54,7 +54,8 @@ class FinalState(enum.Enum):
 class Outcome:
     """How one attempt ended, complete enough for a post-mortem.
 
-    value: the objective (validation loss; smaller is better), None unless the trial produced one.
+    value: the objective's (of several the first), None unless the trial produced one. values: all of several.
+    fatal: its error ends the study (the caller did not ask to catch it).
     peak_bytes: the process's own VmHWM (host); None when it could not be read. device_peak_bytes: as reported.
     detail: one line (exception's last line, signal name, rule of the watchdog).
     kill: the watchdog's record (rule, kill_id, evidence, seconds), empty for any other end.
@@ -65,6 +66,8 @@ class Outcome:
 
     reason: ExitReason
     value: float | None = None
+    values: tuple[float, ...] = ()
+    fatal: bool = False
     detail: str = ""
     epochs: int = 0
     duration_s: float = 0.0
@@ -87,4 +90,5 @@ class Outcome:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
-        return cls(**{**data, "reason": ExitReason(data["reason"])})
+        values = tuple(float(value) for value in data.get("values") or ())
+        return cls(**{**data, "reason": ExitReason(data["reason"]), "values": values})

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from scheduler.model import UsageError
 from scheduler.settings import layers as sources
 from scheduler.settings.schema import (
+    PRUNERS,
     EarlyStopping,
     Frozen,
     SearchParameter,
@@ -71,6 +72,12 @@ def load(
     for path, mine in per_file:
         keys = {key: value for key, value in mine.values.items() if key in StudyKeys.model_fields}
         found.append(_validate(StudyKeys, sources.Layers(keys, mine.origin), str(path)))
+    if settings.objective is not None:
+        _check_objective_keys(arguments, variables, experiments)
+        name = settings.name or _as_name(settings.study or settings.objective)
+        return settings.model_copy(update={"name": name})
+    if settings.pruner not in PRUNERS:
+        raise UsageError(f"--pruner {settings.pruner} goes with --objective; here it is {', '.join(PRUNERS)}")
     settings = settings.model_copy(update={"name": settings.name or default_name(found[0] if found else settings)})
     for each in (settings, *found):
         _check_search_names(each, settings.training.sample)
@@ -90,6 +97,24 @@ def default_name(keys: StudyKeys) -> str:
     return "-".join(parts)
 
 
+def _as_name(objective: str) -> str:
+    """A run's name out of a study's, or out of `FILE.py:NAME`: letters, digits, dots, dashes and underscores."""
+    where, _, function = objective.rpartition(":")
+    words = f"{Path(where).stem}-{function}" if where.endswith(".py") else objective
+    return re.sub(r"[^A-Za-z0-9._]+", "-", words)[:80].strip("-._") or "study"
+
+
+def _check_objective_keys(
+    arguments: Mapping[str, Any], variables: Mapping[sources.KeyPath, Any], experiments: tuple[Path, ...]
+) -> None:
+    """What belongs to the built-in training means nothing to an objective: better refused than not done."""
+    if experiments:
+        raise UsageError(f"--experiment {experiments[0]} is for the built-in training; leave it out with --objective")
+    given = {*arguments, *(path[0] for path in variables)}
+    for key in sorted(given & (set(StudyKeys.model_fields) - {"trials", "seed"})):
+        raise UsageError(f"--{key.replace('_', '-')} is for the built-in training; leave it out with --objective")
+
+
 def _validate(model: type[Model], layers: sources.Layers, file: str | None = None) -> Model:
     try:
         return model.model_validate(layers.values)
@@ -100,6 +125,8 @@ def _validate(model: type[Model], layers: sources.Layers, file: str | None = Non
 def _lay_file(layers: sources.Layers, path: Path) -> None:
     values = sources.read_yaml(path)
     sources.check_keys(str(path), values, Settings)
+    if ".py:" in (objective := str(values.get("objective"))):
+        values["objective"] = os.path.join(os.path.abspath(path.parent), os.path.expanduser(objective))
     for key in PATHS:  # a path in a file is relative to that file
         if isinstance(values.get(key), str):
             values[key] = os.path.join(os.path.abspath(path.parent), os.path.expanduser(values[key]))

@@ -34,6 +34,7 @@ from scheduler.units import parse_duration, parse_size
 from scheduler.watchdog.policy.thresholds import Thresholds
 
 BUDGETS = {"2M": 2_000_000, "20M": 20_000_000, "200M": 200_000_000, "2B": 2_000_000_000}
+PRUNERS = ("median", "hyperband", "none")  # of the built-in training
 # Below some 10^8 parameters a second thread makes a step hardly faster, but takes a core from another trial.
 THREADS = {"2M": 1, "20M": 1, "200M": 2, "2B": 4}
 
@@ -228,7 +229,14 @@ class Settings(StudyKeys):
     tls_ca_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    pruner: Annotated[Literal["median", "hyperband", "none"], BeforeValidator(_word)] = "median"
+    objective: str | None = None
+    study: str | None = None
+    direction: Annotated[tuple[Literal["minimize", "maximize"], ...], BeforeValidator(_listed), Field(min_length=1)] = (
+        "minimize",
+    )
+    sampler: str = "tpe"
+    memory: str | None = None
+    pruner: Annotated[str, BeforeValidator(_word)] = "median"
     warm_start: Annotated[Whole, Field(ge=0, le=100)] = 3
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     allocator: Literal["auto", "default", "glibc-stack"] = "auto"
@@ -247,7 +255,7 @@ class Settings(StudyKeys):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     dashboard: str | None = ":8787"
 
-    @field_validator("memory_budget", "reserve_bytes", "trial_timeout", "timeout", mode="before")
+    @field_validator("memory_budget", "reserve_bytes", "trial_timeout", "timeout", "memory", mode="before")
     @classmethod
     def _size(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
@@ -266,6 +274,37 @@ class Settings(StudyKeys):
     @classmethod
     def _reserve(cls, value: str) -> str:
         return _as_value_error(parse_size, value)
+
+    @field_validator("objective")
+    @classmethod
+    def _function(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        where, _, name = value.rpartition(":")
+        if not where or not re.fullmatch(r"[A-Za-z_][\w.]*", name):
+            raise ValueError("must be FILE.py:NAME or package.module:NAME")
+        return f"{os.path.abspath(os.path.expanduser(where))}:{name}" if where.endswith(".py") else value
+
+    @field_validator("memory")
+    @classmethod
+    def _memory(cls, value: str | None) -> str | None:
+        return value if value is None or ":" in value else _as_value_error(parse_size, value)
+
+    @field_validator("study")
+    @classmethod
+    def _study_name(cls, value: str | None) -> str | None:
+        if value is not None and (not 0 < len(value) <= 200 or not value.isprintable() or "/" in value):
+            raise ValueError("must be 1 to 200 printable characters without a slash")
+        return value
+
+    @field_validator("pruner")
+    @classmethod
+    def _pruner(cls, value: str) -> str:
+        if value not in (*PRUNERS, "halving") and ":" not in value:
+            raise ValueError(
+                "must be one of median, hyperband or none; with --objective also halving or module:function"
+            )
+        return value
 
     @field_validator("name")
     @classmethod
@@ -361,7 +400,7 @@ class Settings(StudyKeys):
     def heap(self) -> str:
         """The allocator trials get. The heap that suits the built-in training is its own affair: it keeps what is freed
         out of order, and an LSTM took 27 to 43 % more under it than under the system's."""
-        ours = self.training.objective == Training().objective
+        ours = self.objective is None and self.training.objective == Training().objective
         return self.allocator if ours or self.allocator != "auto" else "default"
 
     @property
@@ -371,6 +410,8 @@ class Settings(StudyKeys):
 
     def studies(self) -> tuple[StudySpec, ...]:
         """Every study of the batch, in the order in which they were named. Raises UsageError for one named twice."""
+        if self.objective is not None:
+            return (self._objective_study(),)
         specs: dict[str, StudySpec] = {}
         for experiment in self.experiments:
             for budget in experiment.budgets:
@@ -380,6 +421,18 @@ class Settings(StudyKeys):
                         raise UsageError(f"study {spec.name} is in two experiment files; keep one of them")
                     specs[spec.name] = spec
         return tuple(specs.values())
+
+    def _objective_study(self) -> StudySpec:
+        """The study of an Optuna objective: all that is known of it before it is asked."""
+        threads = self.threads or 1
+        return StudySpec(
+            name=self.study or self.name,
+            quota=self.trials,
+            slots=min(threads, self.total_slots),
+            directions=self.direction,
+            define_by_run=True,
+            context={"device": resolve_device(self.device), "threads": threads, "allocator": self.heap},
+        )
 
     def _study(self, keys: StudyKeys, budget: str, horizon: int) -> StudySpec:
         threads = self.threads or min(THREADS[budget], cores())
@@ -422,6 +475,10 @@ class Settings(StudyKeys):
         Machine, threads, memory and quota are not in it: they may change between two starts. The data file counts by
         its content, so that it may move.
         """
+        if self.objective is not None:
+            (spec,) = self.studies()
+            function = os.path.basename(self.objective)  # the file may move
+            return {spec.name: {"objective": function, "direction": list(self.direction)}}
         functions = {f"training.{k}": getattr(self.training, k) for k in ("objective", "sample", "candidates")}
         return {spec.name: {**_flat_meaning(spec.context), **functions} for spec in self.studies()}
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -35,9 +36,13 @@ def begun_trial(
     *,
     sampler: optuna.samplers.BaseSampler,
     pruner: optuna.pruners.BasePruner,
+    seen: BegunStorage | None = None,
 ) -> optuna.Trial:
-    """Return our RUNNING trial as `Study.ask` does, ready to suggest from all that is in the storage now."""
-    seen = _Begun(storage, begun.trial_id)
+    """Return our RUNNING trial as `Study.ask` does, ready to suggest from all that is in the storage now.
+
+    seen: the storage as it is to see it.
+    """
+    seen = seen or BegunStorage(storage, begun.trial_id)
     study = optuna.load_study(study_name=study_name, storage=seen, sampler=sampler, pruner=pruner)
     trial = study.ask()  # looks for waiting ones first, and so the cache learns of this one
     assert trial.number == begun.number, f"Optuna asked trial {trial.number}, not {begun.number}"
@@ -59,7 +64,7 @@ _PassedOn: Any = type(
 )
 
 
-class _Begun(_PassedOn):  # type: ignore[misc]  # a base made at run time
+class BegunStorage(_PassedOn):  # type: ignore[misc]  # a base made at run time
     """The storage as `Study.ask` sees it: the trial it creates is there already, and no waiting one is left to take."""
 
     def __init__(self, behind: BaseStorage, trial_id: int) -> None:
@@ -71,3 +76,26 @@ class _Begun(_PassedOn):  # type: ignore[misc]  # a base made at run time
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         # False: another process was quicker. Which waiting trial is next was decided when this one was begun.
         return False
+
+
+class AheadStorage(BegunStorage):
+    """The same for a trial that is asked ahead: what is suggested meanwhile is held back until it was really asked."""
+
+    def __init__(self, behind: BaseStorage, trial_id: int) -> None:
+        super().__init__(behind, trial_id)
+        self.is_ahead = False
+        self.unasked: dict[str, tuple[float, BaseDistribution]] = {}
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        if self.is_ahead:
+            self.unasked[param_name] = (param_value_internal, distribution)
+        else:
+            self.behind.set_trial_param(trial_id, param_name, param_value_internal, distribution)
+
+    def asked(self, name: str) -> None:
+        """Write the parameter into the study, unless it is there."""
+        if name in self.unasked:
+            self.behind.set_trial_param(self.trial_id, name, *self.unasked[name])
+            del self.unasked[name]

@@ -8,9 +8,10 @@ that no other module uses anything private. Everything else goes through the pub
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
+import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
@@ -70,9 +71,10 @@ def frozen(storage: RDBStorage, trial: TrialRow) -> FrozenTrial:
     return storage._build_frozen_trial_from_trial_model(trial)
 
 
-def set_value(storage: RDBStorage, session: Any, trial: TrialRow, value: float) -> None:
-    """The trial's value. As `set_trial_state_values`."""
-    storage._set_trial_value_without_commit(session, trial, 0, value)
+def set_values(storage: RDBStorage, session: Any, trial: TrialRow, values: Sequence[float]) -> None:
+    """The trial's values, one per objective. As `set_trial_state_values`."""
+    for objective, value in enumerate(values):
+        storage._set_trial_value_without_commit(session, trial, objective, value)
 
 
 def set_intermediate_value(storage: RDBStorage, session: Any, trial: TrialRow, step: int, value: float) -> None:
@@ -85,3 +87,13 @@ def set_constraint(storage: RDBStorage, session: Any, trial: TrialRow, name: str
     storage._set_trial_attr_without_commit(
         session, models.TrialSystemAttributeModel, trial_id(trial), CONSTRAINT.format(name), value
     )
+
+
+def allow_stop(study: optuna.Study) -> None:
+    """Let `Study.stop` be called by whoever is given this study, as within `Study.optimize`."""
+    study._thread_local.in_optimize_loop = True
+
+
+def is_stopped(study: optuna.Study) -> bool:
+    """Whether it was. As the loop of `Study.optimize` asks before each trial."""
+    return bool(study._stop_flag)

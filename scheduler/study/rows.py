@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from scheduler.core.correction import observed
 from scheduler.host.registry import boot_id
-from scheduler.model import MEMORY_REASONS, Observation, TrialId
+from scheduler.model import MEMORY_REASONS, Observation, StudySpec, TrialId
+from scheduler.model.parameters import PeakObservation
+from scheduler.study.distributions import space
 
+# What this project keeps of a trial in its user attributes while it runs; the trial itself does not see it.
+OURS = frozenset(
+    {"owner", "run", "asked_unix", "attempt", "retries", "ran_s", "retry_of", "retry_reason", "resume_from"}
+    | {"resume_host", "micro_batch", "footprint.predicted_bytes", "warm_start"}
+)
 HIDDEN_ATTRS = frozenset({"owner", "run"})  # bookkeeping that no table of results needs
 
 
@@ -49,9 +57,11 @@ def row(trial: FrozenTrial) -> dict[str, Any]:
         "number": trial.number,
         "state": trial.state.name,
         "value": trial.values[0] if trial.values else None,
+        **({} if len(trial.values or ()) < 2 else {f"value.{i}": value for i, value in enumerate(trial.values)}),
         "started": started.isoformat(timespec="seconds") if started else None,
         "ended": ended.isoformat(timespec="seconds") if ended else None,
         "steps": len(trial.intermediate_values),
+        "asked.params": tuple(trial.params),  # names, in the order in which they were
         **trial.params,
         **attrs,
     }
@@ -78,6 +88,46 @@ def observation(trial: FrozenTrial) -> Observation | None:
         ready_bytes=attrs.get("footprint.runtime_bytes"),
         at_least=attrs.get("watchdog.reason") in {reason.value for reason in MEMORY_REASONS},
     )
+
+
+def peak_observations(trials: Sequence[FrozenTrial]) -> list[PeakObservation]:
+    """What trials that nobody had a formula for took with their parameters, in the order in which they ended.
+
+    The same as `core.sizing` learns while they run: whole trials, and as "at least" those killed for memory and pruned.
+    """
+    found = []
+    ended = [t for t in trials if t.state.is_finished() and not t.user_attrs.get("footprint.prior_bytes")]
+    for trial in sorted(ended, key=lambda t: (t.datetime_complete or datetime.min, t.number)):
+        attrs = trial.user_attrs
+        killed = attrs.get("watchdog.reason") in {reason.value for reason in MEMORY_REASONS}
+        peak = attrs.get("footprint.observed_peak_bytes")
+        if trial.state is TrialState.PRUNED:
+            peak = peak or attrs.get("footprint.partial_peak_bytes")
+        if not isinstance(peak, int) or trial.state is TrialState.FAIL:
+            continue
+        runtime_bytes = attrs.get("footprint.runtime_bytes")
+        found.append(
+            PeakObservation(
+                parameters=dict(trial.params),
+                space=space(trial.distributions),
+                base_bytes=runtime_bytes if isinstance(runtime_bytes, int) else 0,
+                peak_bytes=peak,
+                at_least=killed or trial.state is TrialState.PRUNED,
+            )
+        )
+    return found
+
+
+def best_of(spec: StudySpec, trials: Sequence[FrozenTrial]) -> tuple[float, int] | None:
+    """(value, number) of the best COMPLETE trial of a study with one objective; None while there is none."""
+    best: tuple[float, int] | None = None
+    if len(spec.directions) > 1:
+        return None
+    for trial in trials:
+        value = trial.value if trial.state is TrialState.COMPLETE else None
+        if value is not None and (best is None or spec.is_better(value, best[0])):
+            best = value, trial.number
+    return best
 
 
 def left_trial(study: str, trial: FrozenTrial, folder: str | None, lease: tuple[str, Any] | None = None) -> LeftTrial:

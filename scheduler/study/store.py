@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from scheduler.core.correction import correct
@@ -34,17 +35,34 @@ from scheduler.model import (
     EnqueueRetry,
     FinalState,
     Footprint,
+    FootprintSource,
     HeadroomError,
     Observation,
+    ParametersAsked,
     QuotaReached,
     StudySpec,
     TellTrial,
     TrialAsked,
     TrialId,
 )
+from scheduler.model.calls import Answer, CallStudy
+from scheduler.model.parameters import PeakObservation
 from scheduler.model.plain import plain
+from scheduler.study import optuna_private
 from scheduler.study.ask import begun_trial, make_sampler
-from scheduler.study.rows import LeftTrial, is_dead, left_trial, observation, row
+from scheduler.study.choice import Choice, check_directions
+from scheduler.study.distributions import space
+from scheduler.study.live import LiveTrials
+from scheduler.study.rows import (
+    OURS,
+    LeftTrial,
+    best_of,
+    is_dead,
+    left_trial,
+    observation,
+    peak_observations,
+    row,
+)
 from scheduler.study.siblings import beginning
 from scheduler.study.transactions import (
     Begun,
@@ -78,7 +96,7 @@ class Functions:
     host_bytes that is this; 0, or nothing, when it does not tell it apart.
     """
 
-    sample: Callable[..., Mapping[str, Any]]
+    sample: Callable[..., Mapping[str, Any]] | None = None  # None: no trial of the run is sampled here
     micro_batch: Callable[..., int | None] | None = None
     estimate: Callable[..., Mapping[str, Any]] | None = None
 
@@ -95,6 +113,7 @@ class OpenedStudy:
     completed: int
     architectures: Sequence[Mapping[str, Any]]
     observations: Sequence[Observation] = ()
+    peaks: Sequence[PeakObservation] = ()
     left: Sequence[LeftTrial] = ()
     best: tuple[float, int] | None = None
     waiting: int = 0
@@ -108,6 +127,7 @@ class _Open:
     id: int
     study: optuna.Study
     architectures: list[dict[str, Any]]
+    live: LiveTrials | None = None  # of a study whose trials ask while they run
     delivered: set[int] = field(default_factory=set)  # numbers of trials that `ask` has returned
     told: set[int] = field(default_factory=set)  # of these, those that this driver has given a final state
     leases_seen: dict[str, tuple[Any, float]] = field(default_factory=dict)  # run -> (lease, since when it is so)
@@ -120,6 +140,7 @@ class StudyStore:
     after a restart. folder: the run's folder, for a driver that takes over. lease_s: how long another driver's lease
     must stand still (by this host's monotonic clock, so that wrong clocks do not matter) before it counts as gone.
     warm_start: how many of the best trials of a finished study nearby a new study runs first.
+    choice: sampler, pruner and the user's own sizes of studies whose trials ask while they run.
     """
 
     def __init__(
@@ -132,6 +153,7 @@ class StudyStore:
         seed: int = 0,
         pruner: str = "median",
         warm_start: int = 0,
+        choice: Choice | None = None,
         folder: str | os.PathLike[str] | None = None,
         lease_s: float = LEASE_S,
         clock: Callable[[], float] = time.monotonic,
@@ -139,7 +161,9 @@ class StudyStore:
         self.url, self.owner, self.run, self.functions = url, owner, run, functions
         self.lease_s = lease_s
         self._seed, self._pruner, self._warm_start, self._clock = seed, pruner, warm_start, clock
-        make_pruner(pruner)  # an unknown name is an error now, not at the first study
+        self._choice = choice or Choice()
+        if choice is None:
+            make_pruner(pruner)  # an unknown name is an error now, not at the first study
         self._folder = None if folder is None else str(Path(folder).absolute())
         self._rdb: Rdb | None = None
         self._cached: Any = None
@@ -154,10 +178,12 @@ class StudyStore:
             study = optuna.create_study(
                 study_name=spec.name,
                 storage=self._cached,
-                direction="minimize",
+                directions=[StudyDirection[direction.upper()] for direction in spec.directions],
                 load_if_exists=True,
-                pruner=make_pruner(self._pruner),  # one each: Hyperband keeps its brackets in it
+                # One each: Hyperband keeps its brackets in it.
+                pruner=self._choice.pruner() if spec.define_by_run else make_pruner(self._pruner),
             )
+            check_directions(study, spec)
             study_id = self._cached.get_study_id_from_name(spec.name)
             notes = []
             given = [clean(architecture) for architecture in candidates]
@@ -174,8 +200,12 @@ class StudyStore:
             rdb.remember(study_id, "headroom", {"budget": spec.budget, "horizon": spec.horizon, "version": 1})
             notes += self._begin_warm(spec, study_id, study, architectures)
             opened = _Open(spec=spec, id=study_id, study=study, architectures=architectures)
+            if spec.define_by_run:
+                study.sampler = self._choice.sampler(spec.name, len(study.get_trials(deepcopy=False)))
+                opened.live = LiveTrials(study, self._cached)
             if spec.name in self._open:  # opened again: what was asked stays asked
                 opened.delivered, opened.told = self._open[spec.name].delivered, self._open[spec.name].told
+                opened.live = self._open[spec.name].live
             self._open[spec.name] = opened
             self._renew(opened)
             trials = study.get_trials(deepcopy=False)
@@ -186,15 +216,13 @@ class StudyStore:
                 completed=sum(t.state is TrialState.COMPLETE for t in trials),
                 architectures=architectures,
                 observations=[o for o in map(observation, trials) if o is not None],
+                peaks=peak_observations(trials),
                 left=[
                     left_trial(spec.name, t, self._folder)
                     for t in running
                     if t.user_attrs["run"] == self.run and t.user_attrs["owner"] != self.owner
                 ],
-                best=min(
-                    ((t.value, t.number) for t in trials if t.state is TrialState.COMPLETE and t.value is not None),
-                    default=None,
-                ),
+                best=best_of(spec, trials),
                 waiting=sum(t.state is TrialState.WAITING for t in trials),
                 running_elsewhere=sum(t.user_attrs["run"] != self.run for t in running),
                 notes=notes,
@@ -258,7 +286,10 @@ class StudyStore:
                 return QuotaReached(study=command.study, completed=rdb.completed(opened.id)) if full else None
             try:
                 with translated():
-                    asked = self._sample(opened, begun, command, fitting)
+                    if opened.live is not None:
+                        asked = self._begin_live(opened, opened.live, begun)
+                    else:
+                        asked = self._sample(opened, begun, command, fitting)
             except optuna.exceptions.UpdateFinishedTrialError as error:
                 raise NotOurs(str(error)) from error
             except Exception as error:
@@ -272,6 +303,60 @@ class StudyStore:
                 opened.delivered.add(begun.number)
                 return asked
         raise HeadroomError(f"{MAX_MISFITS} proposals in a row do not fit {command.limit_bytes} bytes")
+
+    def _begin_live(self, opened: _Open, trials: LiveTrials, begun: Begun) -> TrialAsked:
+        """The trial, with what it will ask as far as that is known."""
+        live, ahead = trials.begin(begun)
+        params = dict(live.trial.params)
+        given = self._choice.memory(params)
+        attrs = {
+            "asked_unix": time.time(),
+            "attempt": begun.attrs.get("attempt", 1),
+            "footprint.predicted_bytes": given,
+        }
+        assert self._rdb is not None
+        self._rdb.annotate(opened.id, begun.number, self.run, {k: v for k, v in attrs.items() if v is not None})
+        footprint = Footprint.unknown()
+        return TrialAsked(
+            trial=TrialId(opened.spec.name, begun.number),
+            params=params,
+            footprint=footprint if given is None else Footprint(host_bytes=given, source=FootprintSource.GIVEN),
+            family=f"objective/{opened.spec.name}",
+            attempt=begun.attrs.get("attempt", 1),
+            resume_from=begun.attrs.get("resume_from"),
+            resume_host=begun.attrs.get("resume_host"),
+            retries=begun.attrs.get("retries", 0),
+            ran_s=begun.attrs.get("ran_s", 0.0),
+            space=space(live.trial.distributions),
+            ahead={
+                "params": ahead,
+                "number": begun.number,
+                "study": opened.spec.name,
+                "directions": list(opened.spec.directions),
+                "study_attrs": opened.study.user_attrs,
+                "user_attrs": {k: v for k, v in live.trial.user_attrs.items() if k not in OURS},
+                "began": None if (at := live.trial.datetime_start) is None else at.isoformat(),
+            },
+        )
+
+    def call(self, command: CallStudy) -> tuple[Answer, Sequence[ParametersAsked]]:
+        """Answer a trial that runs. Raises NotOurs when it is no longer this driver's to run."""
+        trial = command.attempt.trial
+        opened = self._open[trial.study]
+        assert opened.live is not None
+        try:
+            with translated():
+                body = opened.live.answer(trial.number, command.method, command.arguments)
+        except optuna.exceptions.UpdateFinishedTrialError as error:
+            raise NotOurs(str(error)) from error
+        answer = Answer(attempt=command.attempt, number=command.number, body=body)
+        live = opened.live.get(trial.number)
+        if command.method != "suggest" or live is None:
+            return answer, []
+        found = live.trial
+        return answer, [
+            ParametersAsked(attempt=command.attempt, params=plain(dict(found.params)), space=space(found.distributions))
+        ]
 
     def _sample(
         self, opened: _Open, begun: Begun, command: AskTrial, fitting: Sequence[Mapping[str, Any]] | None
@@ -291,6 +376,7 @@ class StudyStore:
             return min(fits, previous) if fits and previous else fits
 
         # Bounded JSON from here on: what a user's sampler draws (numpy's numbers, say) must travel to the trial.
+        assert self.functions.sample is not None
         params = plain(dict(self.functions.sample(trial, context, opened.architectures, fit)))
         footprint, family = self._footprint(params, context, command.correction)
         epochs = params.get("epochs")
@@ -319,6 +405,7 @@ class StudyStore:
             retries=begun.attrs.get("retries", 0),
             ran_s=begun.attrs.get("ran_s", 0.0),
             max_epochs=min((e for e in (epochs, limit) if e), default=None),
+            space=space(trial.distributions),
         )
 
     def _micro_batch(self, params: Mapping[str, Any], context: Mapping[str, Any], command: AskTrial) -> int | None:
@@ -380,7 +467,7 @@ class StudyStore:
         }
         excess = max(needed / max(command.limit_bytes, 1) - 1, 1e-3)
         assert self._rdb is not None
-        self._rdb.finish(opened.id, begun.number, self.run, TrialState.PRUNED, None, attrs, excess)
+        self._rdb.finish(opened.id, begun.number, self.run, TrialState.PRUNED, (), attrs, excess)
         if not opened.architectures:
             return None
         fitting = self._fitting(opened, command, params)
@@ -394,7 +481,7 @@ class StudyStore:
     def _tell_ask_failed(self, opened: _Open, begun: Begun, error: Exception) -> None:
         attrs = {"stop_reason": "ask_failed", "error": f"{type(error).__name__}: {error}"}
         assert self._rdb is not None
-        self._rdb.finish(opened.id, begun.number, self.run, TrialState.FAIL, None, attrs, None)
+        self._rdb.finish(opened.id, begun.number, self.run, TrialState.FAIL, (), attrs, None)
 
     # -- the course of a trial --------------------------------------------------------------------------------------
 
@@ -404,6 +491,10 @@ class StudyStore:
         Raises NotOurs when the trial is no longer this driver's to run.
         """
         opened, rdb = self._open[attempt.trial.study], self._connect()
+        if opened.live is not None:
+            with translated():
+                opened.live.report(attempt.trial.number, values)
+            return False  # such a trial asks itself whether it is to be pruned
         rdb.report(opened.id, attempt.trial.number, self.run, values)
         if isinstance(opened.study.pruner, optuna.pruners.NopPruner):
             return False
@@ -419,18 +510,38 @@ class StudyStore:
         opened, state, value, attrs = self._open[command.trial.study], command.state, command.value, command.attrs
         if state is FinalState.COMPLETE and (value is None or math.isnan(value)):
             state, attrs = FinalState.FAIL, {**attrs, "stop_reason": "no_value", "error": f"the result was {value}"}
+        values = command.values or (() if value is None else (value,))
+        if opened.live is not None:
+            with translated():
+                self._after(opened, command.trial.number, TrialState[state.value], values)
         stands = self._connect().finish(
             opened.id,
             command.trial.number,
             self.run if left is None else left.run,
             TrialState[state.value],
-            value,
+            values,
             attrs,
             command.constraint,
             None if left is None else left.lease,
         )
         opened.told.add(command.trial.number)
+        if opened.live is not None:
+            with translated():
+                opened.live.end(command.trial.number)
         return FinalState(stands.name)
+
+    @staticmethod
+    def _after(opened: _Open, number: int, state: TrialState, values: Sequence[float]) -> None:
+        """As `Study.tell` does before the state is written: samplers keep constraints, and look for the end, there."""
+        study = opened.study
+        trial = study.get_trials(deepcopy=False)[number]
+        if not trial.state.is_finished():
+            optuna_private.allow_stop(study)
+            study.sampler.after_trial(study, trial, state, list(values) or None)
+
+    def is_stopped(self, study: str) -> bool:
+        """Whether somebody has called `Study.stop` (a sampler that has tried everything, say)."""
+        return optuna_private.is_stopped(self._open[study].study)
 
     def enqueue_retry(self, command: EnqueueRetry, *, left: LeftTrial | None = None) -> int | None:
         """Queue the trial again as attempt `command.attempt` and tell it FAIL (attribute `retried`: its successor).

@@ -376,7 +376,7 @@ class Rdb:
         number: int,
         run: str,
         state: TrialState,
-        value: float | None,
+        values: Sequence[float],
         attrs: Mapping[str, Any],
         constraint: float | None,
         lease: tuple[str, Any] | None = None,
@@ -392,7 +392,7 @@ class Rdb:
                     raise NotOurs(f"trial {number} was queued again by another driver")
                 return TrialState(trial.state)
             self._require_lease(session, study_id, lease)
-            self._finish(session, trial, state, value, attrs, constraint)
+            self._finish(session, trial, state, values, attrs, constraint)
             return state
 
     def requeue(
@@ -425,7 +425,7 @@ class Rdb:
             )
             successor = optuna_private.add_trial(self.storage, session, study_id, template)
             self._finish(
-                session, trial, TrialState.FAIL, None, {**attrs, "retried": optuna_private.number(successor)}, None
+                session, trial, TrialState.FAIL, (), {**attrs, "retried": optuna_private.number(successor)}, None
             )
             return optuna_private.number(successor)
 
@@ -544,7 +544,7 @@ class Rdb:
         session: Any,
         trial: Any,
         state: TrialState,
-        value: float | None,
+        values: Sequence[float],
         attrs: Mapping[str, Any],
         constraint: float | None,
     ) -> None:
@@ -555,9 +555,9 @@ class Rdb:
             # As `study.tell` does: the last finite intermediate value becomes the trial's.
             reports = optuna_private.frozen(self.storage, trial).intermediate_values
             last = reports[max(reports)] if reports else math.nan
-            value = None if math.isnan(last) else last
-        if value is not None and state is not TrialState.FAIL:
-            optuna_private.set_value(self.storage, session, trial, float(value))
+            values = () if math.isnan(last) else (last,)
+        if state is not TrialState.FAIL:
+            optuna_private.set_values(self.storage, session, trial, [float(value) for value in values])
         trial.state, trial.datetime_complete = state, datetime.now()
 
 

@@ -76,6 +76,8 @@ def finish(
         write_files(folder, studies, rows)
     console = _console(stream)
     console.print(results_table(studies, rows, {**barren(studies, rows), **(notes or {})}))
+    for said in best_lines(studies, rows):
+        console.print(said, soft_wrap=True, markup=False)
     if folder is not None:
         console.print(f"results in {folder}", soft_wrap=True, markup=False)
 
@@ -85,7 +87,7 @@ def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, S
     write(folder / "results.csv", to_csv(studies, rows), durable=True)
     (folder / "best").mkdir(parents=True, exist_ok=True)
     for spec in studies:
-        best = best_row(rows.get(spec.name, ()))
+        best = best_row(rows.get(spec.name, ()), spec)
         if best is not None:
             text = json.dumps({"study": spec.name, **best}, indent=1, sort_keys=True, default=str)
             write(folder / "best" / f"{spec.name}.json", text + "\n", durable=True)
@@ -93,23 +95,30 @@ def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, S
 
 def to_csv(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> str:
     """The CSV text: one line per trial, empty where a trial lacks a value."""
-    full = [
-        {"study": spec.name, "budget": spec.budget, "horizon": spec.horizon, **row}
-        for spec in studies
-        for row in rows.get(spec.name, ())
-    ]
-    others = sorted({key for row in full for key in row} - set(COLUMNS))
+    full = [{"study": spec.name, **_size(spec), **row} for spec in studies for row in rows.get(spec.name, ())]
+    there = {key for row in full for key in row} - {"asked.params"}
+    others = sorted(there - set(COLUMNS))
+    # What only the built-in training has is no column of anybody else's study.
+    columns = [key for key in COLUMNS if key in there or not all(spec.define_by_run for spec in studies)]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, *others], restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, [*columns, *others], restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _cell(value) for key, value in row.items()} for row in full)
     return text.getvalue()
 
 
-def best_row(rows: Iterable[Row]) -> Row | None:
-    """The completed trial with the smallest value, the earliest of equals; None while there is none."""
+def _size(spec: StudySpec) -> dict[str, Any]:
+    return {} if spec.define_by_run else {"budget": spec.budget, "horizon": spec.horizon}
+
+
+def best_row(rows: Iterable[Row], spec: StudySpec | None = None) -> Row | None:
+    """The completed trial with the best value (the smallest), the earliest of equals; None while there is none, and
+    where a trial has several values."""
+    if spec is not None and len(spec.directions) > 1:
+        return None
+    sign = -1 if spec is not None and spec.directions[0] == "maximize" else 1
     complete = [row for row in rows if row["state"] == "COMPLETE" and row.get("value") is not None]
-    return min(complete, key=lambda row: (row["value"], row["number"]), default=None)
+    return min(complete, key=lambda row: (sign * row["value"], row["number"]), default=None)
 
 
 def results_table(
@@ -122,14 +131,22 @@ def results_table(
     }
     # Most runs have nothing pruned or failed; a terminal of 80 columns has no room for empty columns.
     shown = ["COMPLETE", *(state for state in ("PRUNED", "FAIL") if any(state in states for states in ended.values()))]
+    ours = not all(spec.define_by_run for spec in studies)
+    shape = {"d_model": "d_model", "layers": "n_layers"} if ours else {}
     table = _table(
-        "study", *(FINAL[state] for state in shown), "best loss", "trial", "d_model", "layers", "peak", "time"
+        "study",
+        *(FINAL[state] for state in shown),
+        "best loss" if ours else "best value",
+        "trial",
+        *shape,
+        "peak",
+        "time",
     )
     if notes:
         table.add_column("note", overflow="fold")
     for spec in studies:
         counts = [ended[spec.name].count(state) for state in shown]
-        best: Row = best_row(rows.get(spec.name, ())) or {}
+        best: Row = best_row(rows.get(spec.name, ()), spec) or {}
         value, peak, took = best.get("value"), best.get("footprint.observed_peak_bytes"), best.get("duration_s")
         table.add_row(
             spec.name,
@@ -137,13 +154,23 @@ def results_table(
             *(str(count or "") for count in counts[1:]),
             "" if value is None else f"{value:.4f}",
             str(best.get("number", "")),
-            str(best.get("d_model", "")),
-            str(best.get("n_layers", "")),
+            *(str(best.get(key, "")) for key in shape.values()),
             "" if peak is None else gib(int(peak)),
             "" if took is None else duration(float(took)),
             *([notes.get(spec.name, "")] if notes else []),
         )
     return table
+
+
+def best_lines(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Of studies whose parameters are no columns of the table: those of the best trial, one line each."""
+    found = []
+    for spec in studies:
+        best = best_row(rows.get(spec.name, ()), spec) if spec.define_by_run else None
+        if best is not None:
+            params = " ".join(f"{name}={best[name]}" for name in best.get("asked.params", ()))
+            found.append(f"best of {spec.name}: {best['value']:.6g} with {params or 'no parameters'}")
+    return found
 
 
 def barren(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
@@ -160,6 +187,12 @@ def barren(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> d
 
 def plan_table(plan: Plan) -> Table:
     """The dry run's table: one line per study."""
+    if all(study.spec.define_by_run for study in plan.studies):
+        table = _table("study", "trials", "directions", "footprint", "at once")
+        for study in plan.studies:
+            size, _, at_once = _plan_cells(study)
+            table.add_row(study.spec.name, str(study.spec.quota), " ".join(study.spec.directions), size, at_once)
+        return table
     table = _table("study", "trials", "fit", "never", "footprint", "micro-batch", "at once")
     for study in plan.studies:
         table.add_row(study.spec.name, str(study.spec.quota), str(study.fits), str(study.never), *_plan_cells(study))

@@ -97,6 +97,7 @@ class AttemptRun:
     seen: Witness
     objective: str
     began: float
+    function: str | None = None  # what the objective calls, where that is the user's
     saved_at: float | None = None
     started: bool = False
     observed: bool = False  # the watchdog has said that it would have ended it
@@ -383,6 +384,8 @@ class Agent:
                 self.kill(letter["attempt"], letter["value"])
             case "resize":
                 self.resize(letter["attempt"], letter["value"])
+            case "answer":
+                self.answer(letter["attempt"], letter["value"])
 
     def refuse(self, task: Json, why: str) -> None:
         """An attempt that comes when the agent leaves: nothing has begun."""
@@ -416,6 +419,13 @@ class Agent:
             run = self._runs.get(attempt)
         if run is not None:
             self._end(run, reason)
+
+    def answer(self, attempt: str, answer: Json) -> None:
+        """What the driver says to a call of the attempt's."""
+        with self._lock:
+            run = self._runs.get(attempt)
+        if run is not None:
+            run.process.send({**answer, "cmd": "answer"})
 
     def resize(self, attempt: str, reserved_bytes: int) -> None:
         """The ledger holds another amount now; the watchdog judges by the same number."""
@@ -518,6 +528,7 @@ class Agent:
             pid=process.pid,
             start_time=vitals.start_time(process.pid) or 0.0,
             reservation_bytes=task["reserved_bytes"],
+            promised_bytes=0 if task.get("is_guess") else None,  # who goes over a guess of ours has broken no promise
             folder=os.fspath(folder.path),
             run=self.config.run,
             topic=self.config.topic,
@@ -537,6 +548,7 @@ class Agent:
                 runtime_bytes=process.ready.get("rss_bytes"),
             ),
             objective=str(task["objective"]),
+            function=task.get("function"),
             began=now,
         )
         with self._lock:
@@ -609,6 +621,8 @@ class Agent:
                 self._pass_on(run, "settled", **{**memory, "peak_bytes": run.peak_bytes})
             case messages.Note(text=text):
                 self._pass_on(run, "note", text=text)
+            case messages.Called(method=method, number=number, arguments=arguments):
+                self._pass_on(run, "call", method=method, number=number, arguments=dict(arguments))
 
     def _tick(self, run: AttemptRun, step: int, now: float) -> None:
         with contextlib.suppress(OSError):  # a full disk on the host must not end a healthy trial
@@ -637,10 +651,13 @@ class Agent:
         return outcome
 
     def _imports(self, run: AttemptRun) -> door.Probe:
-        objective = run.objective
+        objective, function = run.objective, run.function
 
         def probe() -> None:
-            check_objective(objective, self._environment())
+            if function is None:
+                check_objective(objective, self._environment())
+            else:
+                check_objective(function, self._environment(), objective.partition(":")[0])
 
         return probe
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -215,12 +216,14 @@ _ASKED = {"prune": ExitReason.PRUNED, "timeout": ExitReason.TIMED_OUT, "orphaned
 def conclude(seen: Witness) -> Outcome:
     """What the end of an attempt was. A durable result always wins: a kill that came too late changes nothing."""
     value, traceback, last = None, None, seen.last
+    values: tuple[float, ...] = ()
     own_peak_bytes = max(seen.peak_bytes or 0, (last and last.peak_bytes) or 0)
     peak_bytes = with_children(own_peak_bytes, seen.tree, None if last is None else last.children_peak_bytes)
     result: Json = {}
     if last is not None and last.result is not None:
         result = dict(last.result)
-        reason, detail, value = _of_result(result, seen.asked or last.asked)
+        values = _values(result)
+        reason, detail, value = _of_result(result, values, seen.asked or last.asked)
     elif (killed_for := _kill_reason(seen.kill)) is not None:
         reason, detail = killed_for, f"watchdog: {seen.kill.get('rule', '')}"
     elif last is not None:
@@ -244,6 +247,8 @@ def conclude(seen: Witness) -> Outcome:
     return Outcome(
         reason=reason,
         value=value,
+        values=values if reason is ExitReason.COMPLETED else (),
+        fatal=reason is ExitReason.FAILED and last is not None and last.fatal,
         detail=detail.strip().splitlines()[-1] if detail.strip() else "",
         epochs=epochs if isinstance(epochs, int) and not isinstance(epochs, bool) and epochs > 0 else seen.epochs,
         duration_s=seen.duration_s,
@@ -260,10 +265,22 @@ def conclude(seen: Witness) -> Outcome:
     )
 
 
-def _of_result(result: Json, asked: str | None) -> tuple[ExitReason, str, float | None]:
+def _values(result: Json) -> tuple[float, ...]:
+    """What an objective with a trial of its own returned: numbers as text. Empty when there are none that are."""
+    found = result.get("values")
+    try:
+        values = tuple(float(value) for value in found) if isinstance(found, list) else ()
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    return () if any(math.isnan(value) for value in values) else values
+
+
+def _of_result(result: Json, values: tuple[float, ...], asked: str | None) -> tuple[ExitReason, str, float | None]:
     """(reason, detail, value) of an attempt that returned. That it was interrupted counts only if it was asked to
     leave: a function that says so by itself would else be run again for ever."""
     said, value = line(result.get("stop_reason") or "completed", 80), finite(result.get("value"))
+    if values:
+        value = values[0]  # may be infinite: the study can hold that
     if said in ("interrupted", "pruned") and asked is not None:
         own_word = said == "pruned" and asked not in _ASKED
         return ExitReason.PRUNED if own_word else _ASKED.get(asked, ExitReason.INTERRUPTED), said, value
@@ -285,12 +302,14 @@ def _kill_reason(kill: Mapping[str, Any]) -> ExitReason | None:
     return ExitReason.PREEMPTED if reason in MEMORY_REASONS and kill.get("within_promise") is True else reason
 
 
-def check_objective(path: str, environment: Mapping[str, str | None] | None = None) -> None:
+def check_objective(
+    path: str, environment: Mapping[str, str | None] | None = None, module: str = "training.trial"
+) -> None:
     """Import the objective `module:function` as a trial would, in a process. Raises TrialStartError saying why not.
 
-    A process that was killed from outside says nothing of the objective and is tried again.
+    A process that was killed from outside says nothing of the objective and is tried again. module: what runs it.
     """
-    command = [sys.executable, "-m", "training.trial", f"--check={path}"]
+    command = [sys.executable, "-m", module, f"--check={path}"]
     for tries_left in reversed(range(CHECK_TRIES)):
         try:
             done = subprocess.run(

@@ -41,6 +41,8 @@ def load(settings: Settings) -> dict[str, TrainingFunction | None]:
     """The functions by their key, None where the settings have none. Raises UsageError for one that is not there."""
     paths = settings.training.functions
     paths.pop("objective")
+    if settings.objective is not None:  # it asks for its parameters itself, and nobody has a formula for it
+        return dict.fromkeys(paths)
     return {
         key: None if path is None else TrainingFunction(key=key, path=path, function=find(path, f"training.{key}"))
         for key, path in paths.items()

@@ -14,7 +14,7 @@ from typing import Any
 from scheduler.core import admission
 from scheduler.model import Json, StudySpec, UsageError, WorkerFacts
 from scheduler.settings.schema import BUDGETS, Settings
-from scheduler.units import GIB, gib
+from scheduler.units import GIB, gib, parse_size
 from scheduler.workload import functions as training_side
 from scheduler.workload.functions import Function
 
@@ -68,8 +68,7 @@ class StudyPlan:
     def to_json(self) -> Json:
         return {
             "study": self.spec.name,
-            "budget": self.spec.budget,
-            "horizon_days": self.spec.horizon,
+            **({} if self.spec.define_by_run else {"budget": self.spec.budget, "horizon_days": self.spec.horizon}),
             "trials": self.spec.quota,
             "slots_per_trial": self.spec.slots,
             "architectures_fit": self.fits,
@@ -141,6 +140,9 @@ def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
     """The plan for these workers. Raises UsageError: budget above what exists, bad data file, unknown function."""
     budget = admission.parse_memory_budget(settings.memory_budget)
     rooms = tuple(_room(budget, facts, workers) for facts in workers)
+    if settings.objective is not None:
+        studies = [_objective(spec, rooms, settings) for spec in settings.studies()]
+        return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=settings.memory_budget)
     functions = training_side.load(settings)
     specs = with_data_facts(settings.studies(), functions["check_data"])
     sized: dict[str, StudyPlan] = {}
@@ -169,12 +171,14 @@ def _room(budget: admission.MemoryBudget, facts: WorkerFacts, workers: Sequence[
 
 def with_data_facts(specs: Sequence[StudySpec], check: Function | None) -> tuple[StudySpec, ...]:
     """The specs with their data file checked and what it holds noted. Raises UsageError for a bad file."""
+    if check is None:
+        return tuple(specs)
     seen: dict[tuple[Any, int], Mapping[str, int]] = {}
     done = []
     for spec in specs:
         key = (spec.context["data"], spec.horizon)
         if key not in seen:
-            seen[key] = {} if check is None else check(*key)
+            seen[key] = check(*key)
         done.append(dataclasses.replace(spec, context={**spec.context, **seen[key]}))
     return tuple(done)
 
@@ -224,6 +228,20 @@ def _study(
         smallest_bytes=smallest_bytes,
         runtime_bytes=runtime_bytes,
         architectures=tuple(fitting),
+    )
+
+
+def _objective(spec: StudySpec, rooms: Sequence[Room], settings: Settings) -> StudyPlan:
+    """The study of an objective: what a trial takes is not known, unless the user has given one size for all."""
+    if settings.memory is None or ":" in settings.memory:
+        return StudyPlan(spec=spec, fits=0, never=0)
+    size, largest = parse_size(settings.memory), max(rooms, key=lambda room: room.trial_bytes)
+    refusal = None
+    if size > largest.trial_bytes:
+        refusal = f"--memory {gib(size)} is more than any worker has for a trial: {gib(largest.trial_bytes)}"
+    at_once = _at_once(spec, size, rooms)
+    return StudyPlan(
+        spec=spec, fits=0, never=0, footprint_bytes=(size, size), at_once=(at_once, at_once), refusal=refusal
     )
 
 

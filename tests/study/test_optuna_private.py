@@ -114,7 +114,7 @@ def test_value_reports_and_constraint_are_read_back_by_optuna(study: optuna.Stud
             optuna_private.set_intermediate_value(storage, session, row, step, value)
         optuna_private.set_intermediate_value(storage, session, row, 1, 0.75)  # the later report wins
         optuna_private.set_constraint(storage, session, row, "memory", 1.5)
-        optuna_private.set_value(storage, session, row, 0.5)
+        optuna_private.set_values(storage, session, row, [0.5])
         row.state, row.datetime_complete = TrialState.COMPLETE, datetime.now()
     first, second = study.get_trials()
     assert comparable(first) == comparable(second)
@@ -132,7 +132,7 @@ def test_a_pruned_trial_is_told_as_optuna_tells_it(study: optuna.Study, storage:
     rdb = Rdb(str(storage.engine.url))
     begun = rdb.begin(storage.get_study_id_from_name("s"), run="r", owner="o", quota=9, delivered=())
     rdb.report(storage.get_study_id_from_name("s"), begun.number, "r", reports)
-    rdb.finish(storage.get_study_id_from_name("s"), begun.number, "r", TrialState.PRUNED, None, {}, None)
+    rdb.finish(storage.get_study_id_from_name("s"), begun.number, "r", TrialState.PRUNED, (), {}, None)
     first, second = study.get_trials()
     assert (second.state, repr(second.values)) == (first.state, repr(first.values))
     assert repr(second.intermediate_values) == repr(first.intermediate_values)
@@ -194,4 +194,14 @@ def test_nothing_else_uses_a_private_part_of_optuna() -> None:
     files = [p for p in (*ROOT.glob("scheduler/**/*.py"), *ROOT.glob("training/*.py")) if "optuna" in p.read_text()]
     found = {path.name: list(private_uses(path)) for path in files}
     assert {name for name, uses in found.items() if uses} == {"optuna_private.py"}, found
-    assert len(found["optuna_private.py"]) == len(optuna_private.METHODS) + 1  # and the module with the tables
+    assert len(found["optuna_private.py"]) == len(optuna_private.METHODS) + 3  # the tables, and what `stop` sets
+
+
+def test_stop_is_heard_as_the_loop_of_optimize_hears_it(study: optuna.Study) -> None:
+    """`Study.stop` outside of `optimize` is refused by Optuna; once allowed it is heard."""
+    with pytest.raises(RuntimeError):
+        study.stop()
+    optuna_private.allow_stop(study)
+    assert not optuna_private.is_stopped(study)
+    study.stop()
+    assert optuna_private.is_stopped(study)
