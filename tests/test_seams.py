@@ -18,7 +18,8 @@ from scheduler.core.attributes import final_attrs
 from scheduler.core.fault import NEVER_RAN, RetryPolicy
 from scheduler.driver import decisions, recovery
 from scheduler.driver.journal import Journal, read
-from scheduler.model import ExitReason, FinalState, Outcome, TellTrial, messages
+from scheduler.model import ExitReason, FinalState, KillRecord, Outcome, TellTrial, messages
+from scheduler.model.fields import BadMessage
 from scheduler.model.plain import MAX_CHARACTERS, MAX_ENTRIES, line, plain, text
 from scheduler.study.transactions import clean
 from scheduler.worker.trial_process import Witness, conclude
@@ -52,6 +53,11 @@ MESSAGES = st.builds(
     lambda kind, rest: {**rest, "type": kind},
     st.sampled_from(KINDS) | ANYTHING,
     st.dictionaries(st.sampled_from(FIELDS), ANYTHING | st.integers(0, 100) | st.floats(0, 1), max_size=6),
+)
+KILLS = st.builds(
+    lambda reason, rest: {**rest, "reason": reason},
+    st.sampled_from([reason.value for reason in ExitReason]) | ANYTHING,
+    st.dictionaries(st.sampled_from(["kill_id", "rule", "within_promise", "evidence", "steps", "seconds"]), ANYTHING),
 )
 RESULTS = st.dictionaries(st.sampled_from(["value", "epochs", "stop_reason", "metrics", "best_epoch"]), ANYTHING)
 
@@ -118,7 +124,7 @@ def test_a_message_is_parsed_or_refused(message: dict[Any, Any]) -> None:
     """Every field of what is parsed has its type and travels; the rest is BadMessage and nothing else."""
     try:
         found = messages.parse(message)
-    except messages.BadMessage as error:
+    except BadMessage as error:
         travels(str(error))
         return
     fields = {name: getattr(found, name) for kind in type(found).__mro__[:2] for name in kind.__dataclass_fields__}
@@ -127,13 +133,16 @@ def test_a_message_is_parsed_or_refused(message: dict[Any, Any]) -> None:
         assert math.isfinite(found.value) and 0 <= found.step <= messages.LAST_STEP
 
 
-@given(MESSAGES, st.dictionaries(st.sampled_from(["reason", "rule", "within_promise", "evidence"]), ANYTHING))
+@given(MESSAGES, KILLS)
 def test_every_end_is_an_outcome(message: dict[Any, Any], kill: dict[str, Any]) -> None:
     """Whatever the last message and the kill's record hold, the outcome and its attributes can be written anywhere."""
     last = None
-    with contextlib.suppress(messages.BadMessage):
+    with contextlib.suppress(BadMessage):
         last = messages.last(message)
-    outcome = conclude(Witness(last=last, kill=plain(kill), exit_status=1))
+    record = None
+    with contextlib.suppress(BadMessage):
+        record = KillRecord.from_json(kill)
+    outcome = conclude(Witness(last=last, kill=record, exit_status=1))
     assert Outcome.from_json(travels(outcome.to_json())) == outcome
     travels(final_attrs(outcome, b.footprint(), 1, trusted_peak=True))
     assert (outcome.value is None) or math.isfinite(outcome.value)

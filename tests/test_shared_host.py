@@ -229,7 +229,9 @@ def test_cgroup_names_the_memory() -> None:
     group.mkdir()
     try:
         (group / "memory.limit_in_bytes").write_text(str(GIB))
-        code = "from scheduler import bounds; b = bounds.measure({}); print(b.domain, b.limit_source, b.limit_bytes)"
+        code = (
+            "from scheduler.host import bounds; b = bounds.measure({}); print(b.domain, b.limit_source, b.limit_bytes)"
+        )
         inside = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", sys.executable, "-c", code]
         said = [subprocess.run(inside, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
     finally:

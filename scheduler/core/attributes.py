@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scheduler.core import fault
-from scheduler.model import AttemptId, ExitReason, Footprint, Outcome
+from scheduler.model import AttemptId, ExitReason, Footprint, KillRecord, Outcome
 from scheduler.model.plain import line
 
 _EXPLAINED = frozenset({ExitReason.FAILED, ExitReason.LOST, ExitReason.NOT_STARTED, ExitReason.NO_ROOM})
@@ -37,13 +37,13 @@ def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, truste
         "footprint.device_peak_bytes": outcome.device_peak_bytes,
         "checkpoint": outcome.checkpoint,
     }
-    if outcome.kill:
+    if (kill := outcome.kill) is not None:
         attrs |= {
             "watchdog.reason": outcome.reason.value,
-            "watchdog.rule": outcome.kill.get("rule"),
-            "watchdog.kill_id": outcome.kill.get("kill_id"),
-            "watchdog.seconds": outcome.kill.get("seconds"),
-            "watchdog.evidence": outcome.kill.get("evidence"),
+            "watchdog.rule": kill.rule,
+            "watchdog.kill_id": kill.kill_id,
+            "watchdog.seconds": kill.seconds,
+            "watchdog.evidence": dict(kill.evidence),
         }
     elif outcome.reason is ExitReason.KERNEL_OOM:
         attrs |= {"watchdog.reason": outcome.reason.value, "watchdog.evidence": {"exit_status": outcome.exit_status}}
@@ -87,7 +87,7 @@ def ended_line(
         "error_ratio": None if ratio is None else round(ratio, 4),
         "exit_status": outcome.exit_status,
         "checkpoint": outcome.checkpoint,
-        "kill": dict(outcome.kill) or None,
+        "kill": outcome.kill and outcome.kill.to_json(),
         "traceback": outcome.traceback,
         "params": None if params is None else dict(params),
     }
@@ -97,7 +97,8 @@ def ended_outcome(line: Mapping[str, Any]) -> Outcome:
     """What `ended_line` tells of the outcome, read back. Raises KeyError, TypeError, ValueError: it is no such line."""
     names = ("detail", "epochs", "duration_s", "exit_status", "checkpoint", "traceback", "peak_bytes")
     value, told = line["value"], {name: line[name] for name in (*names, "device_peak_bytes")}
-    return Outcome(reason=ExitReason(line["reason"]), value=value, kill=line["kill"] or {}, **told)
+    kill = None if line["kill"] is None else KillRecord.from_json(line["kill"])
+    return Outcome(reason=ExitReason(line["reason"]), value=value, kill=kill, **told)
 
 
 def stop_reason(outcome: Outcome) -> str:

@@ -403,7 +403,8 @@ class Dispatcher:
                     device_bytes=message.get("device_bytes") or 0,
                 )
             case "would_kill", m.AttemptId():
-                said = {key: message.get(key) for key in ("kill_id", "rule", "reason", "evidence")}
+                told = m.KillRecord.from_json(message["kill"]).to_json()
+                said = {key: told[key] for key in ("kill_id", "rule", "reason", "evidence")}
                 self._log("watchdog.would_kill", durable=True, attempt=str(attempt), **said)
             case "call", m.AttemptId():
                 return self._called(attempt, message)

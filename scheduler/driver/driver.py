@@ -429,7 +429,7 @@ def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: recovery.Evidenc
         return dataclasses.replace(outcome, checkpoint=checkpoint, log_tail=remains.log_tail)
     seen = Witness(
         last=remains.result,
-        kill=dict(remains.kill),
+        kill=remains.kill,
         duration_s=remains.result.duration_s if remains.result else 0.0,
         checkpoint=checkpoint,
         log_tail=remains.log_tail,

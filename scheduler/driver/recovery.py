@@ -33,13 +33,13 @@ from scheduler.model import (
     FinalState,
     Footprint,
     FootprintSource,
+    KillRecord,
     Outcome,
     StudySpec,
     TellTrial,
     TrialId,
 )
 from scheduler.model.messages import Last
-from scheduler.model.plain import plain
 from scheduler.study.store import LeftTrial, NotOurs, OpenedStudy, StudyStore
 from scheduler.worker.trial_process import Witness, conclude
 
@@ -71,7 +71,7 @@ class Remains:
 
     attempt: int = 0
     result: Last | None = None
-    kill: Mapping[str, Any] = field(default_factory=dict)
+    kill: KillRecord | None = None
     process: tuple[int, float] | None = None
     checkpoint: str | None = None
     progress: bool = False
@@ -132,7 +132,7 @@ def end_of(left: LeftTrial, remains: Remains) -> Outcome:
     return conclude(
         Witness(
             last=remains.result,
-            kill=dict(remains.kill),
+            kill=remains.kill,
             ended_by=None if remains.result or remains.kill else "orphaned",
             epochs=left.steps,
             duration_s=remains.result.duration_s if remains.result else 0.0,
@@ -194,19 +194,19 @@ class Evidence:
                 return registration.pid, registration.start_time
         return None
 
-    def _kill(self, attempt: AttemptId, folder: AttemptFolder) -> dict[str, Any]:
-        # Bounded: the folder is the trial's own, and what it leaves there must not end the driver at each start.
-        written: dict[str, Any] = plain(folder.kill())
-        if any(written.get("reason") == reason.value for reason in ExitReason):
+    def _kill(self, attempt: AttemptId, folder: AttemptFolder) -> KillRecord | None:
+        """A kill that was carried out: what was only intended, or called off, has ended nobody."""
+        written = folder.kill()
+        if written is not None and written.signalled and not written.aborted:
             return written
         if self.registry is None:
-            return {}
+            return None
         for story in reversed(self.registry.kills()):
             where = story.records[0].get("folder") if story.records else None
             elsewhere = where is not None and os.path.realpath(where) != os.path.realpath(folder.path)
             if story.attempt == str(attempt) and story.signalled and not story.aborted and not elsewhere:
-                return story.told()
-        return {}
+                return story.record
+        return None
 
 
 def end(action: EndProcess, start_time: Callable[[int], float | None], timeout_s: float = END_TIMEOUT_S) -> bool:

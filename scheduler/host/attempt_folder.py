@@ -28,7 +28,8 @@ from typing import Any
 
 from scheduler.files.durable import create, read_json, tail, write_json
 from scheduler.host.registry import boot_id
-from scheduler.model import AttemptId, Json, TrialId, messages
+from scheduler.model import AttemptId, Json, KillRecord, TrialId, messages
+from scheduler.model.fields import BadMessage, finite
 
 CLAIM = "claim"
 TASK = "spec.json"
@@ -123,7 +124,7 @@ class AttemptFolder:
         own_s = 0.0
         with contextlib.suppress(OSError):
             own_s = self.checkpoint.stat().st_mtime - (self.path / TASK).stat().st_mtime
-        return max(0.0, messages.finite(self._begun_with("ran_s")) or 0.0) + max(0.0, own_s)
+        return max(0.0, finite(self._begun_with("ran_s")) or 0.0) + max(0.0, own_s)
 
     # -- what the trial writes ----------------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class AttemptFolder:
 
     def result(self) -> messages.Last | None:
         """The last message as it was written before it was sent; None when there is none that parses."""
-        with contextlib.suppress(messages.BadMessage):
+        with contextlib.suppress(BadMessage):
             return messages.last(read_json(self.path / RESULT) or {})
         return None
 
@@ -169,9 +170,15 @@ class AttemptFolder:
         write_json(path, story, durable=True)
         return path
 
-    def kill(self, *, would_have: bool = False) -> Json:
-        """The story of the kill as far as it is written, not bounded yet; empty without one."""
-        return read_json(self.path / (WOULD_KILL if would_have else KILL)) or {}
+    def kill_story(self) -> Json:
+        """All that is written of the kill, for the watchdog that takes it over; empty without one."""
+        return read_json(self.path / KILL) or {}
+
+    def kill(self, *, would_have: bool = False) -> KillRecord | None:
+        """The record of the kill as far as it is written; would_have: of one that was only observed."""
+        with contextlib.suppress(BadMessage):
+            return KillRecord.from_json(read_json(self.path / (WOULD_KILL if would_have else KILL)))
+        return None
 
 
 # -- all attempts of a trial ------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from typing import Any
 
 from scheduler.files.durable import read_json, sync_folder, write, write_json
 from scheduler.files.private import FLAGS, opener, own_folder
-from scheduler.model import Pressure, UsageError
+from scheduler.model import ExitReason, KillRecord, Pressure, UsageError
 
 STALE_AFTER_S = 5.0  # a reading older than this says nothing: five missed samples
 _JOURNAL_LIMIT_BYTES = 4 << 20
@@ -101,51 +101,22 @@ class HostReading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KillStory:
-    """One kill as its journal tells it.
+class KillStory(KillRecord):
+    """One kill as its journal tells it: the record, whom it was meant for, and the lines themselves.
 
-    reason: value of model.ExitReason (stalled, evicted, overshoot; "lost" for an orphan nobody waits for).
-    steps: (name, monotonic instant) in order. finished: the memory is back, or the watchdog gave up waiting, or the
-    kill was called off. seconds: from the first symptom to confirmed death, None before it.
+    A reason that this version does not know counts as `lost`: it costs the trial nothing.
     """
 
-    kill_id: str
     attempt: str
     pid: int
     start_time: float
-    rule: str
-    reason: str
     boot_id: str
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    steps: tuple[tuple[str, float], ...] = ()
     records: tuple[Mapping[str, Any], ...] = ()
-    seconds: float | None = None
-
-    def has(self, step: str) -> bool:
-        return any(name == step for name, _ in self.steps)
-
-    def told(self) -> dict[str, Any]:
-        """What an attempt's outcome holds of it: what was done, by which rule, and why."""
-        return {
-            "kill_id": self.kill_id,
-            "rule": self.rule,
-            "reason": self.reason,
-            "evidence": dict(self.evidence),
-            "seconds": self.seconds,
-        }
 
     @property
-    def finished(self) -> bool:
-        return self.has("released") or self.has("aborted")
-
-    @property
-    def signalled(self) -> bool:
-        """The victim was sent a signal: its death is our doing."""
-        return self.has("term") or self.has("kill")
-
-    @property
-    def aborted(self) -> bool:
-        return self.has("aborted")
+    def record(self) -> KillRecord:
+        """What an attempt's outcome holds of it."""
+        return KillRecord(**{each.name: getattr(self, each.name) for each in dataclasses.fields(KillRecord)})
 
 
 class HostRegistry:
@@ -376,17 +347,21 @@ class HostRegistry:
 
 def _story(kill_id: str, lines: list[dict[str, Any]]) -> KillStory:
     first = lines[0]
-    seconds = next((line["seconds"] for line in lines if line.get("seconds") is not None), None)
+    try:
+        reason = ExitReason(first.get("reason"))
+    except ValueError:
+        reason = ExitReason.LOST
     return KillStory(
         kill_id=kill_id,
         attempt=first.get("attempt", ""),
         pid=first.get("pid", 0),
         start_time=first.get("start_time", 0.0),
         rule=first.get("rule", ""),
-        reason=first.get("reason", ""),
+        reason=reason,
+        within_promise=first.get("within_promise"),
         boot_id=first.get("boot_id", ""),
         evidence=first.get("evidence", {}),
         steps=tuple((line["step"], line["at"]) for line in lines),
         records=tuple(lines),
-        seconds=seconds,
+        seconds=next((line["seconds"] for line in lines if line.get("seconds") is not None), None),
     )

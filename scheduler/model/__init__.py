@@ -57,7 +57,15 @@ from scheduler.model.memory import (
     WorkerFacts,
     WorkerView,
 )
-from scheduler.model.outcome import MEMORY_REASONS, WATCHDOG_REASONS, ExitReason, FinalState, Outcome, TrialState
+from scheduler.model.outcome import (
+    MEMORY_REASONS,
+    WATCHDOG_REASONS,
+    ExitReason,
+    FinalState,
+    KillRecord,
+    Outcome,
+    TrialState,
+)
 from scheduler.model.queue import Admit, Decision, Defer, Reject, Running, Waiting
 from scheduler.model.study import Json, StudySpec
 
@@ -91,6 +99,7 @@ __all__ = [
     "HeadroomError",
     "Json",
     "KillAttempt",
+    "KillRecord",
     "LaunchAttempt",
     "NoteDeferral",
     "NoteDrain",

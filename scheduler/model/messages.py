@@ -7,20 +7,16 @@ How the lines travel is `scheduler.worker.trial_process`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scheduler.model.fields import BadMessage, finite
 from scheduler.model.plain import WIDEST, line, plain, text
 
 LAST_STEP = 2**31 - 1  # what a study's database holds
 LARGEST_BYTES = 2**50  # no process has a peak of a PiB
 MAX_PATH = 4096
-
-
-class BadMessage(ValueError):
-    """No message of the protocol: which field, and the value seen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,17 +159,6 @@ def _call(message: Mapping[str, Any], memory: Mapping[str, int | None]) -> Calle
     if not isinstance(arguments, Mapping):
         raise BadMessage(f"a call with arguments that are no mapping: {line(arguments, 80)!r}")
     return Called(method=line(message.get("method"), 40), number=number, arguments=plain(arguments), **memory)
-
-
-def finite(value: Any) -> float | None:
-    """The number as a finite float; None for what is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
 
 
 def _number(name: str, value: Any) -> float:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scheduler.model.fields import BadMessage, finite
+from scheduler.model.plain import line, plain
 from scheduler.model.study import Json
 
 
@@ -50,6 +52,101 @@ class FinalState(enum.Enum):
     FAIL = "FAIL"
 
 
+_SIGNALS = frozenset({"term", "kill"})
+_LAST_STEPS = frozenset({"released", "aborted"})
+_MAX_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KillRecord:
+    """What the watchdog did to one attempt's process: one type from its journal to the study.
+
+    reason: as it was ordered; `ended` is what that means for the attempt. within_promise: the victim held no more than
+    it was promised; None where nobody could size it. steps: (name, monotonic instant) in order. seconds: from the first
+    symptom to confirmed death, None before it.
+    """
+
+    kill_id: str
+    rule: str
+    reason: ExitReason
+    within_promise: bool | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    steps: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def ended(self) -> ExitReason:
+        """How an attempt that died of it ended: one that kept its promise is not to blame for want of memory."""
+        kept = self.reason in MEMORY_REASONS and self.within_promise is True
+        return ExitReason.PREEMPTED if kept else self.reason
+
+    def has(self, step: str) -> bool:
+        return any(name == step for name, _ in self.steps)
+
+    @property
+    def signalled(self) -> bool:
+        """The victim was sent a signal: its death is our doing."""
+        return any(name in _SIGNALS for name, _ in self.steps)
+
+    @property
+    def aborted(self) -> bool:
+        """It was called off before any signal."""
+        return self.has("aborted")
+
+    @property
+    def finished(self) -> bool:
+        """The memory is back, or the watchdog gave up waiting, or it was called off."""
+        return any(name in _LAST_STEPS for name, _ in self.steps)
+
+    def to_json(self) -> Json:
+        """A JSON object; `from_json` is the inverse."""
+        return {
+            "kill_id": self.kill_id,
+            "rule": self.rule,
+            "reason": self.reason.value,
+            "within_promise": self.within_promise,
+            "evidence": dict(self.evidence),
+            "seconds": self.seconds,
+            "steps": [list(step) for step in self.steps],
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> KillRecord:
+        """A record, or what the watchdog's story in the attempt's folder says of it (where each step is a mapping).
+
+        Bounded: a trial's own code can write to that folder. Raises BadMessage for what is neither.
+        """
+        if not isinstance(data, Mapping):
+            raise BadMessage(f"no record of a kill: {line(data, 80)!r}")
+        try:
+            reason = ExitReason(data.get("reason"))
+        except (ValueError, TypeError):
+            raise BadMessage(f"a kill for the unknown reason {line(data.get('reason'), 80)!r}") from None
+        told = data.get("steps")
+        steps = told[:_MAX_STEPS] if isinstance(told, Sequence) and not isinstance(told, str | bytes) else ()
+        evidence, within = data.get("evidence"), data.get("within_promise")
+        seconds = [data.get("seconds"), *(step.get("seconds") for step in steps if isinstance(step, Mapping))]
+        return cls(
+            kill_id=line(data.get("kill_id") or "", 200),
+            rule=line(data.get("rule") or "", 80),
+            reason=reason,
+            within_promise=within if isinstance(within, bool) else None,
+            evidence=plain(evidence) if isinstance(evidence, Mapping) else {},
+            seconds=next((number for each in seconds if (number := finite(each)) is not None), None),
+            steps=tuple(found for step in steps if (found := _step(step)) is not None),
+        )
+
+
+def _step(told: Any) -> tuple[str, float] | None:
+    name = at = None
+    if isinstance(told, Mapping):
+        name, at = told.get("step"), told.get("at")
+    elif isinstance(told, list | tuple) and len(told) == 2:
+        name, at = told
+    instant = finite(at)
+    return None if not isinstance(name, str) or instant is None else (line(name, 40), instant)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How one attempt ended, complete enough for a post-mortem.
@@ -58,7 +155,7 @@ class Outcome:
     fatal: its error ends the study (the caller did not ask to catch it).
     peak_bytes: the process's own VmHWM (host); None when it could not be read. device_peak_bytes: as reported.
     detail: one line (exception's last line, signal name, rule of the watchdog).
-    kill: the watchdog's record (rule, kill_id, evidence, seconds), empty for any other end.
+    kill: the watchdog's record, None for any other end.
     environment: of the very process it ran in, with runtime_bytes what that held when it was ready; None: not known.
     result: the objective's own result mapping (metrics, epochs, stop_reason, ...).
     checkpoint: path of the last good checkpoint, None when there is none.
@@ -79,16 +176,18 @@ class Outcome:
     traceback: str | None = None
     log_tail: str = ""
     checkpoint: str | None = None
-    kill: Mapping[str, Any] = field(default_factory=dict)
+    kill: KillRecord | None = None
     result: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> Json:
         """A JSON object; `from_json` is the inverse."""
         data = dataclasses.asdict(self)
         data["reason"] = self.reason.value
+        data["kill"] = self.kill and self.kill.to_json()
         return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Outcome:
+        kill = KillRecord.from_json(told) if (told := data.get("kill")) is not None else None
         values = tuple(float(value) for value in data.get("values") or ())
-        return cls(**{**data, "reason": ExitReason(data["reason"]), "values": values})
+        return cls(**{**data, "reason": ExitReason(data["reason"]), "kill": kill, "values": values})

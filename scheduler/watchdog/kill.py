@@ -93,7 +93,7 @@ class Kill:
             "start_time": victim.start_time,
             "boot_id": boot_id(),
             "rule": order.rule,
-            "reason": order.reason,
+            "reason": order.reason.value,
             "level": order.level.name,
             "since": round(order.since, 3),
             "grace_s": order.grace_s,
@@ -132,7 +132,7 @@ class Kill:
         self._hard = first.get("level") == "HARD"
         for line in story.records:
             self.known.update((int(pid), float(start)) for pid, start in line.get("members", ()))
-        told = {} if self._folder is None else self._folder.kill()
+        told = {} if self._folder is None else self._folder.kill_story()
         self._story = {k: told[k] for k in ("candidates", "samples", "stack", "kernel") if k in told}
         self._log("kill.resumed", kill_id=self.kill_id, attempt=self.attempt, last=story.steps[-1][0])
         if story.boot_id != boot_id():

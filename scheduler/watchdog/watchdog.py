@@ -287,7 +287,7 @@ class Watchdog:
             "attempt": order.victim.attempt,
             "pid": order.victim.pid,
             "rule": order.rule,
-            "reason": order.reason,
+            "reason": order.reason.value,
             "level": order.level.name,
             "evidence": dict(order.evidence),
             "boot_id": boot_id(),
@@ -422,6 +422,10 @@ def replay(path: str, thresholds: Thresholds | None = None) -> list[Decision]:
     return decisions
 
 
+def _told(order: KillOrder) -> dict[str, Any]:
+    return {**to_json(order), "victim": order.victim.attempt, "reason": order.reason.value, "level": order.level.name}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 all right, 2 usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -438,7 +442,7 @@ def main(arguments: list[str] | None = None) -> int:
             now = (d.level, d.closed_reason, d.held_back, d.gap, d.kill is not None)
             if now != said:
                 said = now
-                kill = None if d.kill is None else {**to_json(d.kill), "victim": d.kill.victim.attempt}
+                kill = None if d.kill is None else _told(d.kill)
                 out = {"at": d.at, "level": d.level.name, "why": d.level_reason, "closed": d.closed_reason}
                 print(json.dumps({**out, "held_back": d.held_back, "gap": d.gap, "kill": kill}, default=str))
         return 0

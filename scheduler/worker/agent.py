@@ -29,7 +29,7 @@ from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.host.promises import NoRoom, Promises
 from scheduler.host.registry import HostRegistry, KillStory, Registration
 from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
-from scheduler.model.plain import plain
+from scheduler.model.fields import BadMessage
 from scheduler.watchdog import watchdog
 from scheduler.watchdog.policy.thresholds import Thresholds
 from scheduler.worker import door
@@ -318,11 +318,10 @@ class Agent:
     def _pass_on_observations(self, runs: list[AttemptRun]) -> None:
         """What the watchdog would have ended belongs into the run's journal, not only into the attempt's folder."""
         for run in runs:
-            said = {} if run.observed else run.folder.kill(would_have=True)
-            if said:
+            said = None if run.observed else run.folder.kill(would_have=True)
+            if said is not None:
                 run.observed = True
-                words = plain({key: said.get(key) for key in ("kill_id", "rule", "reason", "evidence")})
-                self._post({"type": "would_kill", "attempt": run.attempt, **words})
+                self._post({"type": "would_kill", "attempt": run.attempt, "kill": said.to_json()})
 
     def _pressure(self) -> tuple[int, str | None]:
         """(level, why admission is closed) as the watchdog says. One that is silent closes the host: what is not
@@ -584,7 +583,7 @@ class Agent:
         now, seen = time.monotonic(), run.seen
         try:
             message = messages.parse(said)
-        except messages.BadMessage as error:
+        except BadMessage as error:
             if not run.complained:
                 run.complained = True
                 self._pass_on(
@@ -637,7 +636,7 @@ class Agent:
             run.seen.last = run.folder.result()
         story = self._kill_story(run)
         if story is not None:
-            run.seen.kill = plain({**story.told(), "steps": [list(step) for step in story.steps]})
+            run.seen.kill = story.record
         run.seen.log_tail = run.folder.log_tail()
         outcome = conclude(run.seen)
         if outcome.reason is ExitReason.NOT_STARTED:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.files.durable import tail
-from scheduler.model import MEMORY_REASONS, ExitReason, HeadroomError, Json, Outcome
-from scheduler.model.messages import Last, finite
+from scheduler.model import ExitReason, HeadroomError, Json, KillRecord, Outcome
+from scheduler.model.fields import finite
+from scheduler.model.messages import Last
 from scheduler.model.plain import line, plain, text
 from scheduler.worker.tree_peak import TreePeak, with_children
 
@@ -179,8 +180,8 @@ class Witness:
     """All that was seen of one attempt; `conclude` makes the outcome of it.
 
     last: its final message, None when none came. asked: why the agent asked it to leave, None if it did not. ended_by:
-    why the agent itself ended it, None if it did not. kill: the watchdog's record, empty without one; its
-    `within_promise`: the victim held no more than it was promised. oom_killed: the kernel killed it and counted that.
+    why the agent itself ended it, None if it did not. kill: the watchdog's record, None without one. oom_killed: the
+    kernel killed it and counted that.
     allowed_bytes: its promise and what an estimate may err, None where unknown. freed_bytes: what the host had
     available right after the kernel's kill: no less than the victim held; None where that cannot be told. peak_bytes:
     its own, tree: of all its processes. environment, runtime_bytes: what the process was and held when it was ready.
@@ -190,7 +191,7 @@ class Witness:
     asked: str | None = None
     exit_status: int | None = None
     ended_by: str | None = None
-    kill: Json = field(default_factory=dict)
+    kill: KillRecord | None = None
     oom_killed: bool = False
     allowed_bytes: float | None = None
     freed_bytes: int | None = None
@@ -224,8 +225,8 @@ def conclude(seen: Witness) -> Outcome:
         result = dict(last.result)
         values = _values(result)
         reason, detail, value = _of_result(result, values, seen.asked or last.asked)
-    elif (killed_for := _kill_reason(seen.kill)) is not None:
-        reason, detail = killed_for, f"watchdog: {seen.kill.get('rule', '')}"
+    elif seen.kill is not None:
+        reason, detail = seen.kill.ended, f"watchdog: {seen.kill.rule}"
     elif last is not None:
         reason, detail, traceback = ExitReason.FAILED, last.error, last.traceback
         if not last.started:
@@ -260,7 +261,7 @@ def conclude(seen: Witness) -> Outcome:
         traceback=traceback,
         log_tail=text(seen.log_tail),
         checkpoint=seen.checkpoint,
-        kill=seen.kill if reason not in (ExitReason.COMPLETED, ExitReason.PRUNED) else {},
+        kill=seen.kill if reason not in (ExitReason.COMPLETED, ExitReason.PRUNED) else None,
         result=result,
     )
 
@@ -291,15 +292,6 @@ def _of_result(result: Json, values: tuple[float, ...], asked: str | None) -> tu
         shown = line(repr(result.get("value")), 80)
         return ExitReason.FAILED, f"{why}the objective returned the value {shown}, not a number", None
     return ExitReason.COMPLETED, said, value
-
-
-def _kill_reason(kill: Mapping[str, Any]) -> ExitReason | None:
-    """What the watchdog killed it for; None without a kill, and for a record that is none."""
-    try:
-        reason = ExitReason(kill.get("reason"))
-    except ValueError:
-        return None
-    return ExitReason.PREEMPTED if reason in MEMORY_REASONS and kill.get("within_promise") is True else reason
 
 
 def check_objective(

@@ -315,7 +315,7 @@ def test_a_preempted_trial_runs_again_from_its_checkpoint() -> None:
     batch = Batch(b.study(quota=1))
     batch.join()
     launch = batch.start()
-    kill = {"kill_id": "k", "rule": "pressure", "within_promise": True}
+    kill = m.KillRecord(kill_id="k", rule="pressure", reason=m.ExitReason.PREEMPTED, within_promise=True)
     commands = batch.end(launch.attempt, m.ExitReason.PREEMPTED, checkpoint="/c", kill=kill)
     again = only(commands or batch.tell(m.Tick(), after=600), m.LaunchAttempt)
     assert (again.attempt.attempt, again.resume_from, again.retries) == (2, "/c", 0)
@@ -356,7 +356,7 @@ def test_watchdog_kills_are_pruned_and_explained(reason: m.ExitReason, constrain
     batch = Batch()
     batch.join()
     launch = batch.start()
-    kill = {"kill_id": "k1", "rule": "rule", "evidence": {"swap_bytes": 5}, "seconds": 3.0}
+    kill = m.KillRecord(kill_id="k1", rule="rule", reason=reason, evidence={"swap_bytes": 5}, seconds=3.0)
     tell = only(batch.end(launch.attempt, reason, kill=kill), m.TellTrial)
     assert tell.state is m.FinalState.PRUNED
     assert tell.attrs["watchdog.reason"] == reason.value

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from scheduler.core import fault
 from scheduler.core.fault import RULES, Again, Facts, Final, RetryPolicy, failures_in_row, is_broken, judge
-from scheduler.model import MEMORY_REASONS, ExitReason, FinalState
+from scheduler.model import MEMORY_REASONS, ExitReason, FinalState, KillRecord
 from tests.builders import outcome
 
 README = Path(__file__).resolve().parents[2] / "scheduler" / "README.md"
 POLICY = RetryPolicy(max_retries=3, max_consecutive_failures=2, delay_s=1.0)
 NOT_ITS_FAULT = (ExitReason.NOT_STARTED, ExitReason.PREEMPTED, ExitReason.NO_ROOM, ExitReason.INTERRUPTED)
-KILL = {"kill_id": "k", "rule": "pressure", "within_promise": True}
+KILL = KillRecord(kill_id="k", rule="pressure", reason=ExitReason.EVICTED, within_promise=True)
 
 
 def rows() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -16,14 +17,21 @@ from scheduler.driver import decisions, recovery
 from scheduler.driver.journal import Journal, read
 from scheduler.host import vitals
 from scheduler.host.registry import HostRegistry, Registration
-from scheduler.model import AttemptId, EnqueueRetry, ExitReason, FinalState, Outcome, TellTrial, TrialId
+from scheduler.model import AttemptId, EnqueueRetry, ExitReason, FinalState, KillRecord, Outcome, TellTrial, TrialId
 from scheduler.model.messages import last
 from scheduler.study.store import LeftTrial
 from tests.study.test_study import ARCHITECTURES, STUDY, ask, spec, states, store_at
 
 TRIAL = TrialId(STUDY, 0)
 POLICY = RetryPolicy(max_retries=3)
-KILL = {"kill_id": "k1", "rule": "stalled", "reason": "stalled", "evidence": {"cpu": 0.0}, "seconds": 600.0}
+KILL = KillRecord(
+    kill_id="k1",
+    rule="stalled",
+    reason=ExitReason.STALLED,
+    evidence={"cpu": 0.0},
+    seconds=600.0,
+    steps=(("intent", 1.0), ("kill", 2.0), ("released", 3.0)),
+)
 
 
 def result(stop_reason: str = "completed", value: float | None = 0.5) -> dict[str, Any]:
@@ -44,6 +52,11 @@ def remains_of(**found: Any) -> recovery.Remains:
     return recovery.Remains(**found)
 
 
+def kill_for(reason: ExitReason, **more: Any) -> KillRecord:
+    """The record of a kill for this reason."""
+    return dataclasses.replace(KILL, reason=reason, **more)
+
+
 def left(**more: Any) -> LeftTrial:
     """A RUNNING trial of a dead driver."""
     return LeftTrial(**{"trial": TRIAL, "run": "run1", **more})
@@ -62,8 +75,8 @@ def left(**more: Any) -> LeftTrial:
         (dict(attempt=9, result=result("interrupted")), {"retries": 9}, None, "retry 10 None interrupted"),
         (dict(attempt=1, result=ERROR), {}, None, "FAIL None"),
         (dict(attempt=1, kill=KILL), {}, None, "PRUNED None"),
-        (dict(attempt=1, kill=KILL | {"reason": "overshoot"}), {}, None, "PRUNED None"),
-        (dict(attempt=1, kill=KILL | {"reason": "lost"}), {}, None, "retry 2 None lost"),
+        (dict(attempt=1, kill=kill_for(ExitReason.OVERSHOOT)), {}, None, "PRUNED None"),
+        (dict(attempt=1, kill=kill_for(ExitReason.LOST)), {}, None, "retry 2 None lost"),
         (dict(attempt=1, checkpoint="/c"), {}, None, "retry 2 /c lost"),
         (dict(attempt=2), {"attempt": 2, "retries": 1, "attrs": {"resume_from": "/b"}}, None, "retry 3 /b lost"),
         (dict(attempt=3), {}, None, "retry 4 None lost"),
@@ -74,7 +87,7 @@ def left(**more: Any) -> LeftTrial:
         (dict(attempt=9, retries=3), {}, None, "FAIL None"),
         (dict(attempt=9, retries=3, checkpoint="/c", progress=True), {}, None, "retry 10 /c lost"),
         (
-            dict(attempt=1, kill=KILL | {"reason": "evicted", "within_promise": True}),
+            dict(attempt=1, kill=kill_for(ExitReason.EVICTED, within_promise=True)),
             {},
             None,
             "retry 2 None preempted",
@@ -106,7 +119,7 @@ def test_a_settled_trial_tells_its_story() -> None:
     assert isinstance(done, TellTrial)
     assert done.attrs["footprint.observed_peak_bytes"] == 700
     assert (done.attrs["duration_s"], done.attrs["attempts"], done.attrs["stop_reason"]) == (9.0, 2, "completed")
-    killed = recovery.decide(left(), recovery.Remains(attempt=1, kill=KILL | {"reason": "evicted"}), POLICY)
+    killed = recovery.decide(left(), recovery.Remains(attempt=1, kill=kill_for(ExitReason.EVICTED)), POLICY)
     assert isinstance(killed, TellTrial)
     assert killed.constraint is not None and killed.constraint > 0
     assert (killed.attrs["watchdog.reason"], killed.attrs["watchdog.kill_id"]) == ("evicted", "k1")
@@ -188,14 +201,28 @@ def test_kills_are_found_in_the_hosts_journal(tmp_path: Path) -> None:
     evidence = recovery.Evidence(registry=registry)
     story: dict[str, Any] = {"attempt": f"{TRIAL}/1", "pid": 1, "rule": "stalled", "reason": "stalled"}
     registry.record("k1", "intent", 1.0, folder=str(folder), **story)
-    assert evidence.of(TRIAL, tmp_path).kill == {}
+    assert evidence.of(TRIAL, tmp_path).kill is None
     registry.record("k1", "term", 2.0)
-    assert evidence.of(TRIAL, tmp_path).kill["kill_id"] == "k1"
+    found = evidence.of(TRIAL, tmp_path).kill
+    assert found is not None and (found.kill_id, found.reason) == ("k1", ExitReason.STALLED)
     registry.record("k1", "aborted", 3.0)
-    assert evidence.of(TRIAL, tmp_path).kill == {}
+    assert evidence.of(TRIAL, tmp_path).kill is None
     registry.record("k2", "intent", 4.0, folder="/another/run", **story)
     registry.record("k2", "kill", 5.0)
-    assert evidence.of(TRIAL, tmp_path).kill == {}, "an attempt of the same name in another run"
+    assert evidence.of(TRIAL, tmp_path).kill is None, "an attempt of the same name in another run"
+
+
+@pytest.mark.parametrize(
+    ("steps", "counts"), [("intent", False), ("intent aborted", False), ("intent recheck term", True)]
+)
+def test_a_story_of_a_kill_counts_once_a_signal_was_sent(tmp_path: Path, steps: str, counts: bool) -> None:
+    """The story lies in the attempt's folder from the intent on: called off, it has ended nobody, and costs nothing."""
+    told = [{"step": step, "at": at, "seconds": 7.0} for at, step in enumerate(steps.split())]
+    folder_of(tmp_path, 1, kill__json={"kill_id": "k", "rule": "stalled", "reason": "stalled", "steps": told})
+    remains = recovery.Evidence().of(TRIAL, tmp_path)
+    assert (remains.kill is not None and remains.kill.seconds == 7.0) is counts
+    verdict = recovery.decide(left(), remains, POLICY)
+    assert isinstance(verdict, TellTrial if counts else EnqueueRetry)
 
 
 def test_a_process_that_outlived_its_driver_is_ended_first(tmp_path: Path) -> None:
@@ -246,7 +273,7 @@ def test_resume_settles_and_runs_nothing_twice(tmp_path: Path) -> None:
     for trial, files in (
         (done, {"result.json": result()}),
         (lost, {"checkpoint.pt": "x"}),
-        (killed, {"kill.json": KILL}),
+        (killed, {"kill.json": KILL.to_json()}),
     ):
         folder = tmp_path / "attempts" / AttemptId(trial, 1).slug
         folder.mkdir(parents=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from scheduler.model import ExitReason
 from tests.faults.sandbox import Sandbox
 from tests.faults.watchdog_harness import HEALTHY, MIB, Host, Trial, host, until
 
@@ -97,7 +98,7 @@ def test_growing_trial_is_ended_before_the_kernel_acts(here: Host, per_s: int) -
     )
     assert grower.done.wait(120.0)
     assert kernel_kills(group) == 0
-    assert grower.story is not None and grower.story.reason in ("evicted", "overshoot")
+    assert grower.story is not None and grower.story.reason in (ExitReason.EVICTED, ExitReason.OVERSHOOT)
     assert grower.story.evidence["within_promise"] is False
     here.check(victims=1, bystanders=tuple(beside))
 
@@ -129,7 +130,7 @@ def test_stranger_that_takes_it_all_preempts_the_least_work(here: Host) -> None:
     here.registry.register(dataclasses.replace(old.registration, launched=time.monotonic() - 3600.0))
     here.foreign(TAKE + "blocks = take(952, 200), take(250, 20)\ntime.sleep(600)", group)
     assert young.done.wait(60.0)
-    assert young.story is not None and young.story.reason == "preempted"
+    assert young.story is not None and young.story.reason is ExitReason.PREEMPTED
     record = young.story.records[0]
     assert record["within_promise"] is True
     assert record["footprint_bytes"] <= record["promised_bytes"]
@@ -164,7 +165,7 @@ def test_filler_of_shared_memory_is_ended_not_its_neighbour(here: Host, name: Pa
         "filler", FILL.format(open=opened, mib=750, close=closing), reservation_bytes=100 * MIB, cgroup=group
     )
     assert filler.done.wait(90.0)
-    assert filler.story is not None and filler.story.reason in ("evicted", "overshoot")
+    assert filler.story is not None and filler.story.reason in (ExitReason.EVICTED, ExitReason.OVERSHOOT)
     assert filler.story.evidence["shared_bytes"] > 200 * MIB
     assert kernel_kills(group) == 0
     assert not beside[0].done.wait(1.0)

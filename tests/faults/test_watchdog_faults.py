@@ -20,7 +20,7 @@ import pytest
 
 from scheduler.host import vitals
 from scheduler.host.attempt_folder import AttemptFolder
-from scheduler.model import Pressure
+from scheduler.model import ExitReason, Pressure
 from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, SILENT, Host, alive, host, until
 
 pytestmark = [
@@ -54,7 +54,7 @@ def test_silent_deadlock_is_killed_with_its_stack_and_story(here: Host) -> None:
     healthy, silent = here.trial("healthy", HEALTHY), here.trial("silent", SILENT)
     assert silent.done.wait(15.0)
     assert silent.state == "PRUNED"
-    assert silent.story is not None and silent.story.reason == "stalled" and silent.story.finished
+    assert silent.story is not None and silent.story.reason is ExitReason.STALLED and silent.story.finished
     assert silent.story.seconds is not None and 1.5 <= silent.story.seconds < 5.0
     story = json.loads((silent.folder / "kill.json").read_text())
     assert "trial.py" in story["stack"]
@@ -128,7 +128,7 @@ def test_orphan_is_ended(here: Host) -> None:
     gone = dataclasses.replace(trial.registration, owner_pid=trial.registration.pid, owner_start=1.0)
     here.registry.register(gone)
     assert trial.done.wait(10.0)
-    assert trial.story is not None and trial.story.reason == "lost"
+    assert trial.story is not None and trial.story.reason is ExitReason.LOST
     here.check(victims=1)
 
 
@@ -281,7 +281,7 @@ def test_four_over_the_line_lose_one(here: Host) -> None:
         trial.done.wait(0.7)
     assert sum(t.done.is_set() for t in trials) == 1
     here.check(victims=1, bystanders=tuple(t for t in trials if not t.done.is_set()))
-    assert here.stories()[0].reason == "evicted"
+    assert here.stories()[0].reason is ExitReason.EVICTED
 
 
 def test_foreign_memory_closes_admission_and_kills_nobody(here: Host) -> None:
@@ -344,7 +344,7 @@ def test_far_over_its_promise_is_killed_without_pressure(here: Host) -> None:
     here.running()
     trial = here.trial("far", "block = hold(180)\n" + HEALTHY, reservation_bytes=40 * MIB)
     assert trial.done.wait(15.0)
-    assert trial.story is not None and trial.story.reason == "overshoot"
+    assert trial.story is not None and trial.story.reason is ExitReason.OVERSHOOT
     here.check(victims=1)
 
 
@@ -628,7 +628,8 @@ GUARDS: dict[str, tuple[Any, str, str]] = {
     "recheck": (
         waking,
         """
-        from scheduler import kill, signals
+        from scheduler.host import signals
+        from scheduler.watchdog import kill
         def blind(self, now):
             signals.failpoint("recheck")
             self._start_kill(now)
@@ -640,7 +641,7 @@ GUARDS: dict[str, tuple[Any, str, str]] = {
         reused_pid,
         """
         import os
-        from scheduler import kill
+        from scheduler.watchdog import kill
         def blind(identities, number, start_time):
             for pid, _ in identities:
                 try: os.kill(pid, number)
@@ -653,7 +654,7 @@ GUARDS: dict[str, tuple[Any, str, str]] = {
     "token": (
         one_at_a_time,
         """
-        from scheduler import watchdog
+        from scheduler.watchdog import watchdog
         def drive(self, now):
             if self.kill is not None:
                 self.stuck.append(self.kill)
@@ -667,17 +668,17 @@ GUARDS: dict[str, tuple[Any, str, str]] = {
     ),
     "lock": (
         one_watchdog,
-        "from scheduler import watchdog\nwatchdog.Election.won = lambda self: True",
+        "from scheduler.watchdog import watchdog\nwatchdog.Election.won = lambda self: True",
         "stalled.*stalled",
     ),
     "cooldown": (
         cool_down,
-        "from scheduler.policy import eviction\neviction.Evaluator.kill_ended = lambda self, at: None",
+        "from scheduler.watchdog.policy import eviction\neviction.Evaluator.kill_ended = lambda self, at: None",
         "^0[.]",
     ),
     "gap": (
         gap,
-        "from scheduler.policy import eviction\neviction.Evaluator._is_gap = lambda self, sample: False",
+        "from scheduler.watchdog.policy import eviction\neviction.Evaluator._is_gap = lambda self, sample: False",
         "PRUNED",
     ),
     "fence": (fence, "no fence", "2 == 1"),

@@ -246,7 +246,8 @@ class Host:
         environment = {**os.environ, "PYTHONPATH": str(REPO)}
         if failpoint:
             environment["HEADROOM_FAILPOINT"] = failpoint
-        code = f"{textwrap.dedent(without or '')}\nfrom scheduler import watchdog\nraise SystemExit(watchdog.main())"
+        start = "from scheduler.watchdog import watchdog\nraise SystemExit(watchdog.main())"
+        code = f"{textwrap.dedent(without or '')}\n{start}"
         with open(self.log, "ab") as log:
             enter = "" if cgroup is None else f"echo $$ > {cgroup}/cgroup.procs; "
             process = subprocess.Popen(

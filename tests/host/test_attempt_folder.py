@@ -31,6 +31,13 @@ def test_the_names_of_its_files_stand_in_one_place() -> None:
     assert (trial.LOG, trial.RESULT, hpo.CHECKPOINT) == (module.LOG, module.RESULT, module.CHECKPOINT)
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"reason": "nonsense"}', '{"reason": ["evicted"]}', "[" * 50_000])
+def test_a_record_that_is_none_of_ours_is_no_kill(tmp_path: Path, text: str) -> None:
+    """A trial's own code can write there: it cannot make its end look like a kill of a kind that there is not."""
+    (tmp_path / "kill.json").write_text(text)
+    assert AttemptFolder(tmp_path).kill() is None
+
+
 def test_a_claim_is_won_once_across_processes(tmp_path: Path) -> None:
     """Ten processes start the same attempt of one run at once: one of them may."""
     folder = tmp_path / "runs" / "s.t0000.a1"

@@ -9,6 +9,7 @@ import pytest
 
 from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.model import ExitReason, Outcome, messages
+from scheduler.model.fields import BadMessage
 from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, check_objective, conclude
 from tests.test_seams import travels
 
@@ -50,7 +51,7 @@ class Heard:
                 travels(said)
                 try:
                     self.parsed.append(messages.parse(said))
-                except messages.BadMessage as error:
+                except BadMessage as error:
                     self.refused.append(str(error))
             status = process.close()
         finally:

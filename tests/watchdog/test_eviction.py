@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.model import Pressure
+from scheduler.model import ExitReason, Pressure
 from scheduler.model.samples import HostMemory, HostSample, TreeSample, TrialSample, host_sample_from_json, to_json
 from scheduler.watchdog.policy.eviction import Decision, Evaluator, Over, State, Thresholds
 from scheduler.watchdog.watchdog import main, replay
@@ -93,7 +93,12 @@ def test_no_cpu_and_no_tick_for_ten_minutes_is_stalled() -> None:
     last = decisions[-1]
     assert last.kill is not None and last.kill.victim.attempt == "s/0/1"
     assert 600.0 <= last.at <= 610.0
-    assert (last.kill.rule, last.kill.reason, last.kill.grace_s, last.kill.since) == ("stalled", "stalled", 15.0, 0.0)
+    assert (last.kill.rule, last.kill.reason, last.kill.grace_s, last.kill.since) == (
+        "stalled",
+        ExitReason.STALLED,
+        15.0,
+        0.0,
+    )
     assert [c["why"][:7] for c in last.kill.candidates] == ["chosen:", "healthy"]
 
 
@@ -157,7 +162,7 @@ def test_orphan_is_killed_as_lost() -> None:
     """A trial whose agent is gone is nobody's: it is ended with the reason `lost`, which is not its fault."""
     decisions = run(Evaluator(), 100.0, trials=lambda at: [trial(ticked_at=at, cpu_s=at, owner_gone=at > 10)])
     kill = decisions[-1].kill
-    assert kill is not None and (kill.rule, kill.reason) == ("orphaned", "lost")
+    assert kill is not None and (kill.rule, kill.reason) == ("orphaned", ExitReason.LOST)
     assert 40.0 <= decisions[-1].at <= 50.0
 
 
@@ -176,7 +181,7 @@ def test_thrashing_needs_no_zero_cpu() -> None:
         Evaluator(), 2000.0, host=swapping, trials=lambda at: [trial(cpu_s=0.9 * at, tree_swap_bytes=5 * GIB)]
     )
     kill = decisions[-1].kill
-    assert kill is not None and (kill.rule, kill.reason) == ("thrashing", "evicted")
+    assert kill is not None and (kill.rule, kill.reason) == ("thrashing", ExitReason.EVICTED)
     assert 600.0 <= decisions[-1].at <= 620.0
 
 
@@ -230,7 +235,7 @@ def test_soft_evicts_one_with_grace_and_hard_without() -> None:
     assert soft.kill is not None and soft.kill.grace_s == 10.0 and 11.0 <= soft.at <= 16.0
     hard = run(Evaluator(), 60.0, step=1.0, host=ours("", free=0.03), trials=healthy(8))[-1]
     assert hard.kill is not None and hard.kill.grace_s == 0.0 and hard.at == 2.0
-    assert hard.kill.reason == "evicted"
+    assert hard.kill.reason is ExitReason.EVICTED
 
 
 def test_with_swap_low_memory_alone_is_not_soft() -> None:
@@ -377,7 +382,7 @@ def test_overshoot_by_steps() -> None:
     assert last.kill is None and last.verdicts[0].over is Over.OVER
     assert run(Evaluator(), 100.0, trials=grow(13 * GIB))[-1].verdicts[0].over is Over.FIRST
     kill = run(Evaluator(), 100.0, trials=grow(18 * GIB))[-1].kill
-    assert kill is not None and (kill.rule, kill.reason) == ("overshoot", "overshoot")
+    assert kill is not None and (kill.rule, kill.reason) == ("overshoot", ExitReason.OVERSHOOT)
     two = {"tree_exact": False, "tree_members": ((100, 1.0), (101, 1.0))}
     assert run(Evaluator(), 100.0, trials=grow(18 * GIB, **two))[-1].kill is None
     unsized = lambda at: [trial(held=90 * GIB, promised_bytes=0, cpu_s=at, ticked_at=at)]  # noqa: E731

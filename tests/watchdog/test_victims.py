@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.model import Pressure
+from scheduler.model import ExitReason, Pressure
 from scheduler.model.samples import HostMemory, HostSample, TrialSample
 from scheduler.watchdog.policy.eviction import Decision, Evaluator
 from scheduler.watchdog.policy.pressure import HostWatch, pace_s
@@ -90,7 +90,7 @@ def test_the_one_that_grows_is_ended_before_memory_is_gone(limit: int, rate: int
     assert gone is None
     kill = decisions[-1].kill
     assert kill is not None and kill.victim.attempt == "s/0/1"
-    assert kill.reason in ("evicted", "overshoot") and kill.evidence["within_promise"] is False
+    assert kill.reason in (ExitReason.EVICTED, ExitReason.OVERSHOOT) and kill.evidence["within_promise"] is False
     available = limit - sum(held(decisions[-1].at) for held, _ in ours.values())
     assert available / rate >= 1.0 or kill.grace_s == 0.0
     assert available / rate >= 0.7
@@ -101,7 +101,7 @@ def test_far_over_does_not_wait_for_any_window() -> None:
     decisions, gone = play(64 * GIB, {0: (growing(GIB, GIB), 4 * GIB), 1: (constant(GIB), 2 * GIB)}, constant(0))
     kill = decisions[-1].kill
     assert gone is None and kill is not None
-    assert (kill.rule, kill.reason, kill.victim.attempt) == ("overshoot", "overshoot", "s/0/1")
+    assert (kill.rule, kill.reason, kill.victim.attempt) == ("overshoot", ExitReason.OVERSHOOT, "s/0/1")
     assert kill.grace_s <= decisions[-1].kill.evidence["left_s"] - 1.0  # type: ignore[union-attr]
 
 
@@ -158,7 +158,7 @@ def test_stranger_that_goes_on_preempts_the_one_with_least_to_lose() -> None:
     decisions, gone = play(16 * GIB, ours, growing(300 * MIB, 2 * GIB))
     kill = decisions[-1].kill
     assert gone is None and kill is not None
-    assert (kill.reason, kill.victim.attempt, kill.grace_s) == ("preempted", "s/2/1", 0.0)
+    assert (kill.reason, kill.victim.attempt, kill.grace_s) == (ExitReason.PREEMPTED, "s/2/1", 0.0)
     assert kill.evidence["within_promise"] is True and kill.evidence["left_s"] <= 5.0
     assert kill.evidence["ours_held_bytes"] <= kill.evidence["ours_promised_bytes"]
     whys = {c["attempt"]: c["why"] for c in kill.candidates}
@@ -178,7 +178,7 @@ def test_over_its_promise_goes_before_every_bystander() -> None:
     ours = {0: (constant(6 * GIB), 4 * GIB), 1: (constant(4 * GIB), 4 * GIB), 2: (constant(4 * GIB), 4 * GIB)}
     decisions, _ = play(16 * GIB, ours, constant(GIB))
     kill = decisions[-1].kill
-    assert kill is not None and (kill.victim.attempt, kill.reason) == ("s/0/1", "evicted")
+    assert kill is not None and (kill.victim.attempt, kill.reason) == ("s/0/1", ExitReason.EVICTED)
     whys = {c["attempt"]: c["why"] for c in kill.candidates}
     assert whys["s/1/1"].startswith("within its promise") and whys["s/2/1"].startswith("within its promise")
 
@@ -199,7 +199,7 @@ def test_paged_out_within_its_promise_is_preempted_not_blamed() -> None:
                       paging_bytes=int(20 * MIB * at))  # fmt: skip
         paged = trial(held=10 * GIB, promised_bytes=11 * GIB, cpu_s=0.9 * at, tree_swap_bytes=5 * GIB)
         kill = evaluator.observe(HostSample(at=at, interval_s=5.0, host=memory, trials=(paged,))).kill
-    assert kill is not None and (kill.rule, kill.reason) == ("thrashing", "preempted")
+    assert kill is not None and (kill.rule, kill.reason) == ("thrashing", ExitReason.PREEMPTED)
 
 
 def test_second_grower_does_not_profit_from_the_cool_down() -> None:
@@ -233,7 +233,7 @@ def test_nobody_within_its_promise_is_ended_while_another_is_over(seed: int) -> 
     stranger = growing(dice.choice([0, limit // 200, limit // 30]), int(limit * dice.uniform(0, 0.2)), 5.0)
     decisions, _ = play(limit, ours, stranger, until=200.0)
     kill = decisions[-1].kill if decisions else None
-    if kill is None or kill.reason != "preempted":
+    if kill is None or kill.reason is not ExitReason.PREEMPTED:
         return
     verdicts = {v.sample.attempt: v for v in decisions[-1].verdicts}
     least = max(256 * MIB, int(0.05 * kill.evidence["deficit_bytes"]))

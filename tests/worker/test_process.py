@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import textwrap
@@ -11,14 +12,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scheduler.model import ExitReason
+from scheduler.model import ExitReason, KillRecord
 from scheduler.model.messages import last
 from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, conclude
 from tests.waiting import wait_until
 
 RESULT = {"type": "result", "result": {"value": 0.5, "epochs": 3, "stop_reason": "completed"}, "peak_bytes": 100}
 STOPPED = {"stop_reason": "interrupted"}
-KILL = {"kill_id": "k", "rule": "silent", "reason": "stalled"}
+KILL = KillRecord(kill_id="k", rule="silent", reason=ExitReason.STALLED)
+MEMORY = dataclasses.replace(KILL, reason=ExitReason.EVICTED)
 
 
 def with_last(seen: dict) -> dict:
@@ -46,7 +48,6 @@ LEAPT = {"oom_killed": True, "peak_bytes": 1, "allowed_bytes": 8}
         ({"last": {"type": "error", "error": "x", "started": False}}, ExitReason.NOT_STARTED, "x"),
         ({"last": {"type": "error", "error": "x", "no_room": True}}, ExitReason.NO_ROOM, "x"),
         ({"ended_by": "timeout", "exit_status": -9}, ExitReason.TIMED_OUT, "timeout"),
-        ({"kill": {"reason": "nonsense"}, "exit_status": 3}, ExitReason.FAILED, "exit status 3"),
         ({"last": {**RESULT, "result": {"value": "high"}}}, ExitReason.FAILED, "the value 'high', not a number"),
         ({"last": {"type": "error", "error": "ValueError: bad"}}, ExitReason.FAILED, "ValueError: bad"),
         ({"kill": KILL, "exit_status": -15}, ExitReason.STALLED, "watchdog: silent"),
@@ -57,9 +58,9 @@ LEAPT = {"oom_killed": True, "peak_bytes": 1, "allowed_bytes": 8}
         ({"oom_killed": True, "peak_bytes": 8, "allowed_bytes": 8}, ExitReason.PREEMPTED, "within its promise"),
         ({**LEAPT, "freed_bytes": 9}, ExitReason.KERNEL_OOM, "out of memory"),
         ({**LEAPT, "freed_bytes": 7}, ExitReason.PREEMPTED, "within its promise"),
-        ({"kill": KILL | {"reason": "evicted", "within_promise": True}}, ExitReason.PREEMPTED, "watchdog: silent"),
-        ({"kill": KILL | {"reason": "evicted", "within_promise": False}}, ExitReason.EVICTED, "watchdog: silent"),
-        ({"kill": KILL | {"within_promise": True}}, ExitReason.STALLED, "watchdog: silent"),
+        ({"kill": dataclasses.replace(MEMORY, within_promise=True)}, ExitReason.PREEMPTED, "watchdog: silent"),
+        ({"kill": dataclasses.replace(MEMORY, within_promise=False)}, ExitReason.EVICTED, "watchdog: silent"),
+        ({"kill": dataclasses.replace(KILL, within_promise=True)}, ExitReason.STALLED, "watchdog: silent"),
         ({"exit_status": -signal.SIGSEGV}, ExitReason.FAILED, "SIGSEGV"),
         ({"exit_status": 7}, ExitReason.FAILED, "exit status 7"),
         ({"exit_status": None}, ExitReason.FAILED, "would not die"),

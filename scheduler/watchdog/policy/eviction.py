@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.model import Pressure
+from scheduler.model import ExitReason, Pressure
 from scheduler.model.samples import HostMemory, HostSample, TrialSample
 from scheduler.watchdog.policy.pressure import RUNNING_OUT, HostWatch, swap_limit
 from scheduler.watchdog.policy.thresholds import Thresholds
@@ -30,14 +30,14 @@ class KillOrder:
     """One trial is to be killed.
 
     rule: what it broke (stalled, thrashing, orphaned, overshoot, or the host's: memory_low, swap_threshold, ...).
-    reason: value of model.ExitReason (`preempted`: within its promise). since: instant of the first symptom.
+    reason: how the attempt will have ended (PREEMPTED: within its promise). since: instant of the first symptom.
     grace_s: from SIGTERM to SIGKILL.
     candidates: every trial with its rank or why it was not chosen.
     """
 
     victim: TrialSample
     rule: str
-    reason: str
+    reason: ExitReason
     level: Pressure
     since: float
     grace_s: float
@@ -257,19 +257,22 @@ class Evaluator:
             candidates=candidates,
         )
 
-    def _sentence(self, ground: Ground, victim: Verdict, level: Pressure) -> tuple[str, str, float | None, float]:
-        """(rule, reason, instant of the first symptom, grace in seconds). A bystander's reason is `preempted`."""
+    def _sentence(
+        self, ground: Ground, victim: Verdict, level: Pressure
+    ) -> tuple[str, ExitReason, float | None, float]:
+        """(rule, reason, instant of the first symptom, grace in seconds). A bystander's reason is PREEMPTED."""
         t, state = self.thresholds, victim.state
         if state is State.STALLED:
-            return state.value, "stalled", victim.since, t.stall_grace_s
+            return state.value, ExitReason.STALLED, victim.since, t.stall_grace_s
         if state is State.THRASHING:  # one that pages because others took the memory is a bystander too
-            within = victim.within_promise is True
-            return state.value, "preempted" if within else "evicted", victim.since, t.stall_grace_s
+            reason = ExitReason.PREEMPTED if victim.within_promise is True else ExitReason.EVICTED
+            return state.value, reason, victim.since, t.stall_grace_s
         if victim.orphaned:
-            return "orphaned", "lost", victim.orphaned_since, t.stall_grace_s
+            return "orphaned", ExitReason.LOST, victim.orphaned_since, t.stall_grace_s
         if ground is Ground.FAR and level < Pressure.SOFT:
-            return "overshoot", "overshoot", victim.since, t.stall_grace_s
-        return self.host.reason, "preempted" if ground is Ground.WITHIN else "evicted", None, t.soft_grace_s
+            return "overshoot", ExitReason.OVERSHOOT, victim.since, t.stall_grace_s
+        reason = ExitReason.PREEMPTED if ground is Ground.WITHIN else ExitReason.EVICTED
+        return self.host.reason, reason, None, t.soft_grace_s
 
     def _evidence(self, victim: Verdict, host: HostMemory, situation: Situation) -> dict[str, Any]:
         now, tree = situation.now, victim.sample.tree
