@@ -21,6 +21,7 @@ import pytest
 
 from scheduler.driver import decisions, journal
 from tests.waiting import free_port, wait_until
+from training import load_model
 
 ARGUMENTS = ["--horizons", "1", "--trials", "2", "--max-steps", "2", "--seed", "3"]
 
@@ -132,7 +133,16 @@ def test_run_folder_is_complete(run: Run) -> None:
     for name in attempts:
         files = {path.name for path in (run.folder / "attempts" / name).iterdir()}
         assert {"spec.json", "trial.log", "result.json"} <= files
-        assert ("checkpoint.pt" in files) == (f"t{best['number']:04d}" in name)
+        is_best = f"t{best['number']:04d}" in name
+        assert ("checkpoint.safetensors" in files, "model.safetensors" in files) == (is_best, is_best)
+
+
+def test_the_best_trials_model_can_be_taken_out(run: Run) -> None:
+    """Its path is in best/<study>.json; loaded, it is the trial's, with the loss that the study has."""
+    best = json.loads((run.folder / "best" / "run_2M_h1.json").read_text())
+    model = load_model(best["model"])
+    assert model.value == pytest.approx(best["value"]) and model.epoch == best["best_epoch"]
+    assert sum(weights.numel() for weights in model.module.parameters()) == best["param_count"]
 
 
 def test_reservations_were_tightened_and_learned_from(run: Run) -> None:

@@ -317,7 +317,7 @@ def test_a_checkpoint_executes_nothing(tmp_path: Path, form: str) -> None:
     from training.checkpoint import load
     from training.errors import CheckpointRejected
 
-    path, done = tmp_path / "checkpoint.pt", tmp_path / "done"
+    path, done = tmp_path / "checkpoint.safetensors", tmp_path / "done"
     if form == "pickle":
         path.write_bytes(pickle.dumps(Bomb(done)))
     else:

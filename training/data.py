@@ -73,12 +73,15 @@ class Part:
 class Dataset:
     """Features of every usable day, labels of those whose future is known, and the parts.
 
-    features: float32 (rows, n_features), normalised. labels: float32 (rows,), 0 or 1, meaningless outside the parts.
+    features: float32 (rows, n_features), normalised: less its mean, by its std, of the training part's rows.
+    labels: float32 (rows,), 0 or 1, meaningless outside the parts.
     """
 
     features: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     context_length: int
     train: Part
     validation: Part
@@ -120,11 +123,13 @@ def load(path: str | None, horizon: int = 1, context_length: int = 60) -> Datase
     labels = rise_labels(table.columns["high"], table.columns["close"], horizon)
     train, validation, held_out = split(warm + context_length - 1, len(table) - horizon, horizon)
     columns |= {name: table.columns[name] for name in table.further}
-    features = _normalised(columns, warm, train.last)
+    features, mean, std = _normalised(columns, warm, train.last)
     return Dataset(
         features=features,
         labels=labels,
         names=tuple(columns),
+        mean=mean,
+        std=std,
         context_length=context_length,
         train=train,
         validation=validation,
@@ -133,8 +138,12 @@ def load(path: str | None, horizon: int = 1, context_length: int = 60) -> Datase
     )
 
 
-def _normalised(columns: Mapping[str, np.ndarray], first: int, last: int) -> np.ndarray:
+def _normalised(
+    columns: Mapping[str, np.ndarray], first: int, last: int
+) -> tuple[np.ndarray, tuple[float, ...], tuple[float, ...]]:
     """All columns as float32 (rows, columns), by mean and deviation of the rows first..last - 1; 0 before them.
+
+    Returns these too.
 
     A few columns at a time: what is held beside the file's own numbers (8 bytes each) is the result (4), not three
     copies more. At least two at a time, because NumPy adds up a single column in another order, and so do the digits.
@@ -143,6 +152,7 @@ def _normalised(columns: Mapping[str, np.ndarray], first: int, last: int) -> np.
 
     every = list(columns.values())
     features = np.empty((len(every[0]), len(every)), dtype=np.float32)
+    means, deviations = np.empty(len(every)), np.empty(len(every))
     for start in range(0, len(every), COLUMNS_AT_ONCE):
         block = slice(max(0, min(start, len(every) - 2)), start + COLUMNS_AT_ONCE)
         raw = np.stack(every[block], axis=1)
@@ -153,7 +163,8 @@ def _normalised(columns: Mapping[str, np.ndarray], first: int, last: int) -> np.
         raw /= std
         raw[:first] = 0.0
         features[:, block] = raw
-    return features
+        means[block], deviations[block] = mean, std
+    return features, tuple(means.tolist()), tuple(deviations.tolist())
 
 
 def split(first: int, last: int, horizon: int) -> tuple[Part, Part, Part]:

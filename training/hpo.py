@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from training.trainer import Progress
 
 SEARCH_SPACE_FILE = Path(__file__).resolve().parent.parent / "configs" / "hpo" / "architectural_search.yaml"
-CHECKPOINT = "checkpoint.pt"  # in the attempt's folder
+CHECKPOINT = "checkpoint.safetensors"  # in the attempt's folder
 TARGET_EFFECTIVE_BATCH = 256
 DROPOUT_WHEN_NOT_SEARCHED = 0.1
 DEFAULTS = {
@@ -171,7 +171,8 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Train one trial in this process and return its result.
 
     task: `params`, `context`, `folder` (checkpoints go there), `resume_from`, `threads`. The result has `value` (best
-    validation loss), `epochs`, `best_epoch`, `stop_reason` and `metrics`. Raises TrainingInputError, NonFiniteLoss.
+    validation loss), `epochs`, `best_epoch`, `stop_reason`, `model` (its file) and `metrics`. Raises
+    TrainingInputError, NonFiniteLoss.
     """
     import torch
 
@@ -202,6 +203,13 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         progress=progress,
         checkpoint_path=Path(task["folder"]) / CHECKPOINT if task.get("folder") else None,
         task=checkpoint.task_digest(params, context, dataset.fingerprint),
+        model_facts={
+            "params": dict(params),
+            "context": {key: value for key, value in context.items() if key != "training_search_space"},
+            "features": dataset.names,
+            "mean": dataset.mean,
+            "std": dataset.std,
+        },
     )
     resumed_epoch, rejected = None, None
     if task.get("resume_from"):
@@ -221,7 +229,9 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         "resumed_epoch": resumed_epoch,
         "checkpoint_rejected": rejected,
     }
-    return {key: found[key] for key in ("value", "epochs", "best_epoch", "stop_reason")} | {"metrics": metrics}
+    model = trainer.model_path if trainer.model_path is not None and trainer.model_path.exists() else None
+    result = {key: found[key] for key in ("value", "epochs", "best_epoch", "stop_reason")}
+    return result | {"model": None if model is None else str(model), "metrics": metrics}
 
 
 # -- parts of the objective -----------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ is often done, gives a short last group too small a step.)
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training import checkpoint
+from training import checkpoint, model_file
 from training.adamw import AdamW
 from training.errors import NonFiniteLoss, TrainingInputError
 
@@ -72,6 +74,7 @@ class Trainer:
     early_stopping_patience: epochs without an improvement of `early_stopping_min_delta`, None for never.
     warmup_steps: optimizer steps over which the learning rate rises to `lr`. max_steps: optimizer steps in all.
     checkpoint_path: written after each epoch and on "drain"; None for none. task: see `checkpoint.task_digest`.
+    model_facts: what `model_file` keeps beside the weights; given, the best epoch's model lies beside the checkpoint.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Trainer:
         progress: Progress | None = None,
         checkpoint_path: Path | None = None,
         task: str = "",
+        model_facts: Mapping[str, Any] | None = None,
     ) -> None:
         for name, number in (
             ("epochs", epochs),
@@ -121,6 +125,7 @@ class Trainer:
         self.progress: Progress = progress or Silent()
         self.checkpoint_path = checkpoint_path
         self.task = task
+        self.model_facts = model_facts
 
         # Everything below is what a checkpoint keeps beside the tensors.
         self.epoch = 0  # epochs completed
@@ -164,6 +169,7 @@ class Trainer:
             self.progress.report(self.epoch, value)
             if verbose:
                 print(f"epoch {self.epoch}: train {train_loss:.6f} validation {value:.6f}", flush=True)
+            self._save_model()
             self._save_checkpoint()
             if stop_early:
                 return self._result("early_stopping")
@@ -338,6 +344,24 @@ class Trainer:
         self._saved_at = (self.epoch, self.position)
         self.progress.checkpoint(str(self.checkpoint_path), self.epoch)
 
+    @property
+    def model_path(self) -> Path | None:
+        """Where the model of the best epoch so far lies."""
+        wanted = self.checkpoint_path is not None and self.model_facts is not None
+        return self.checkpoint_path.with_name(model_file.NAME) if wanted and self.checkpoint_path else None
+
+    def _save_model(self) -> None:
+        """Keep the weights of an epoch that is the best so far: a checkpoint has those of the last one."""
+        if self.model_path is None or self.model_facts is None or self.best_epoch != self.epoch:
+            return
+        facts = {**self.model_facts, "epoch": self.epoch, "value": self.best_value}
+        try:
+            model_file.save(self.model_path, self.model, facts)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # an earlier epoch's would pass for the best one's
+                self.model_path.unlink()
+            self.progress.note(f"model of epoch {self.epoch}, the best so far, not written: {error}")
+
     def _tensors(self) -> dict[str, Tensor]:
         model = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         return model | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state().items()}
@@ -349,6 +373,8 @@ class Trainer:
             setattr(self, name, facts[name])
         generators = {name: bytearray.fromhex(state) for name, state in facts["rng"].items()}
         self._set_rng_state({name: torch.frombuffer(state, dtype=torch.uint8) for name, state in generators.items()})
+        if self.model_path is not None:
+            model_file.take_over(path.with_name(model_file.NAME), self.model_path)
         self.progress.checkpoint(str(path), self.epoch)  # until we write one ourselves, this is the last good one
 
     def _rng_state(self) -> dict[str, Tensor]:

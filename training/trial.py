@@ -32,10 +32,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import sync_folder
 from training.errors import AskedToLeave, NonFiniteLoss, ObjectiveNotImported, TrainingInputError
 from training.plain import MAX_TEXT, plain, text
 from training.runtime import in_force
+from training.tensor_file import sync_folder
 
 PROTOCOL = 1
 LOG, RESULT = "trial.log", "result.json"  # in the attempt's folder

@@ -53,7 +53,7 @@ def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, truste
             attrs["traceback"] = outcome.traceback[-_TRACEBACK_CHARS:]
         elif outcome.log_tail:
             attrs["log_tail"] = outcome.log_tail[-_TRACEBACK_CHARS:]
-    for key in ("best_epoch", "metrics"):
+    for key in ("best_epoch", "metrics", "model"):
         if outcome.result.get(key) is not None:
             attrs[key] = outcome.result[key]
     return {name: value for name, value in attrs.items() if value is not None}

@@ -5,7 +5,8 @@
 | `claim` | the agent, once | which run started the attempt: an attempt is started at most once |
 | `spec.json` | the agent | the task it was begun with |
 | `trial.log` | the trial | its output, of bounded size |
-| `checkpoint.pt` | the trial | what a later attempt goes on from |
+| `checkpoint.safetensors` | the trial | what a later attempt goes on from |
+| `model.safetensors` | the trial | the model of its best epoch |
 | `result.json` | the trial | its last message, durable before it is sent |
 | `kill.json`, `would_kill.json` | the watchdog | the story of a kill, or of one that it would have carried out |
 
@@ -34,7 +35,8 @@ from scheduler.model.fields import BadMessage, finite
 CLAIM = "claim"
 TASK = "spec.json"
 LOG = "trial.log"
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.safetensors"
+MODEL = "model.safetensors"
 RESULT = "result.json"
 KILL = "kill.json"
 WOULD_KILL = "would_kill.json"
@@ -146,9 +148,12 @@ class AttemptFolder:
         return self.checkpoint.is_file()
 
     def drop_checkpoint(self) -> list[Path]:
-        """Remove it, with the halves that a killed process left behind; returns what went. What cannot go stays."""
+        """Remove it and the model, with the halves that a killed process left behind; return what went.
+
+        What cannot go stays.
+        """
         removed = []
-        for path in self.path.glob(f"{CHECKPOINT}*"):
+        for path in (*self.path.glob(f"{CHECKPOINT}*"), *self.path.glob(f"{MODEL}*")):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed.append(path)

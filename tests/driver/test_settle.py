@@ -181,11 +181,11 @@ def test_the_newest_attempt_counts_and_the_newest_checkpoint_is_kept(tmp_path: P
     """Attempt 10 is newer than 9; one that died before its first checkpoint goes on from the one before."""
     evidence = recovery.Evidence()
     assert not evidence.of(TRIAL, tmp_path).reachable
-    folder_of(tmp_path, 9, checkpoint__pt="x")
+    folder_of(tmp_path, 9, checkpoint__safetensors="x")
     folder_of(tmp_path, 10, trial__log="last words")
     remains = evidence.of(TRIAL, tmp_path)
     assert (remains.attempt, remains.result, remains.log_tail) == (10, None, "last words")
-    assert remains.checkpoint is not None and remains.checkpoint.endswith(".a9/checkpoint.pt")
+    assert remains.checkpoint is not None and remains.checkpoint.endswith(".a9/checkpoint.safetensors")
     assert evidence.of(TrialId(STUDY, 1), tmp_path) == recovery.Remains()
 
 
@@ -272,7 +272,7 @@ def test_resume_settles_and_runs_nothing_twice(tmp_path: Path) -> None:
     first.close()
     for trial, files in (
         (done, {"result.json": result()}),
-        (lost, {"checkpoint.pt": "x"}),
+        (lost, {"checkpoint.safetensors": "x"}),
         (killed, {"kill.json": KILL.to_json()}),
     ):
         folder = tmp_path / "attempts" / AttemptId(trial, 1).slug
@@ -286,6 +286,6 @@ def test_resume_settles_and_runs_nothing_twice(tmp_path: Path) -> None:
         assert states(file) == ["COMPLETE", "FAIL", "PRUNED", "FAIL", "WAITING", "WAITING"]
         rows = store.rows(STUDY)
         assert [row.get("retried") for row in rows] == [None, 4, None, 5, None, None]
-        assert rows[4]["resume_from"].endswith("checkpoint.pt") and rows[4]["attempt"] == 2
+        assert rows[4]["resume_from"].endswith("checkpoint.safetensors") and rows[4]["attempt"] == 2
         assert rows[5]["attempt"] == 1 and rows[5]["retry_of"] == unlaunched.number
         store.close()

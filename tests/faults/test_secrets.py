@@ -81,7 +81,7 @@ def nowhere(box: Sandbox, said: str) -> None:
     assert box.folder.stat().st_mode & 0o077 == 0
     open_to_others = [p for p in box.folder.rglob("*") if p.is_file() and p.stat().st_mode & 0o077]
     # A checkpoint is made by the user's own function, in a folder that others cannot enter.
-    assert {path.name for path in open_to_others} <= {"checkpoint.pt"}
+    assert {path.name for path in open_to_others} <= {"checkpoint.safetensors"}
 
 
 def test_a_password_in_the_url_is_in_no_file_and_no_line(tmp_path, server):

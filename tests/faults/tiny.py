@@ -38,7 +38,7 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
 def objective(task: Mapping[str, Any], progress: Any) -> dict[str, Any]:
     """Train: the loss of an epoch follows from the one before, so that a resume from anything else shows."""
     params = task["params"]
-    path = Path(task["folder"]) / "checkpoint.pt"
+    path = Path(task["folder"]) / "checkpoint.safetensors"
     state = {"epoch": 0, "loss": 1.0, "rate": params["learning_rate"]}
     if task["resume_from"]:
         state = json.loads(Path(task["resume_from"]).read_text())

@@ -13,7 +13,7 @@ import pytest
 from scheduler.host import attempt_folder
 from scheduler.host.attempt_folder import AttemptFolder, drop_checkpoints
 from scheduler.model import TrialId
-from training import hpo, trial
+from training import hpo, model_file, trial
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -21,14 +21,15 @@ REPO = Path(__file__).resolve().parents[2]
 def test_the_names_of_its_files_stand_in_one_place() -> None:
     """No other module of ours spells them, and the training side spells the same."""
     module = attempt_folder
-    own = {module.TASK, module.LOG, module.CHECKPOINT, module.RESULT, module.KILL, module.WOULD_KILL}
+    own = {module.TASK, module.LOG, module.CHECKPOINT, module.MODEL, module.RESULT, module.KILL, module.WOULD_KILL}
     elsewhere = {}
     for path in sorted((REPO / "scheduler").rglob("*.py")):
         texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         if path.name != "attempt_folder.py" and (found := own & texts):
             elsewhere[path.name] = found
     assert elsewhere == {}
-    assert (trial.LOG, trial.RESULT, hpo.CHECKPOINT) == (module.LOG, module.RESULT, module.CHECKPOINT)
+    assert (trial.LOG, trial.RESULT) == (module.LOG, module.RESULT)
+    assert (hpo.CHECKPOINT, model_file.NAME) == (module.CHECKPOINT, module.MODEL)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"reason": "nonsense"}', '{"reason": ["evicted"]}', "[" * 50_000])
@@ -91,13 +92,13 @@ def test_a_claim_that_names_no_run_is_respected(tmp_path: Path, text: str) -> No
 
 
 def attempt(attempts: Path, name: str, resume_from: Path | None = None) -> Path:
-    """An attempt's folder with a checkpoint, half of another, and a result."""
+    """An attempt's folder with a checkpoint, half of another, a model and a result."""
     folder = attempts / name
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(json.dumps({"resume_from": resume_from and str(resume_from)}))
-    for file in ("checkpoint.pt", "checkpoint.pt.123.tmp", "result.json"):
+    for file in ("checkpoint.safetensors", "checkpoint.safetensors.123.tmp", "model.safetensors", "result.json"):
         (folder / file).write_text("x")
-    return folder / "checkpoint.pt"
+    return folder / "checkpoint.safetensors"
 
 
 def test_drops_the_trial_and_what_it_was_resumed_from(tmp_path: Path) -> None:
@@ -108,7 +109,8 @@ def test_drops_the_trial_and_what_it_was_resumed_from(tmp_path: Path) -> None:
     third = attempt(attempts, "run_2M_h1.t0007.a3", second)
     other = attempt(attempts, "run_2M_h1.t0070.a1")
     removed = drop_checkpoints(attempts, TrialId("run_2M_h1", 7))
-    assert {path.name for path in removed} == {"checkpoint.pt", "checkpoint.pt.123.tmp"}
+    kinds = {"checkpoint.safetensors", "checkpoint.safetensors.123.tmp", "model.safetensors"}
+    assert {path.name for path in removed} == kinds
     assert not any(path.exists() for path in (first, second, third))
     assert other.exists()
     assert (third.parent / "result.json").exists()

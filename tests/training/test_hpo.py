@@ -235,7 +235,7 @@ def test_objective_trains_on_further_features(tmp_path):
     result = hpo.objective(
         {"params": params, "context": make_context(data=path), "folder": str(tmp_path)}, trainer.Silent()
     )
-    assert math.isfinite(result["value"]) and (tmp_path / "checkpoint.pt").exists()
+    assert math.isfinite(result["value"]) and (tmp_path / "checkpoint.safetensors").exists()
 
 
 @pytest.mark.parametrize(("key", "value"), [("device", "tpu"), ("precision", "fp8"), ("optimizer", "sgd")])

@@ -291,7 +291,7 @@ class TestCheckpoints:
         whole = make_trainer(50, **settings)
         expected = whole.train()
 
-        path = tmp_path / "checkpoint.pt"
+        path = tmp_path / "checkpoint.safetensors"
         torch.manual_seed(7)
         first = make_trainer(50, **settings, progress=Stop("drain", at_look), checkpoint_path=path)
         stopped = first.train()
@@ -307,7 +307,7 @@ class TestCheckpoints:
 
     def test_killed_run_loses_at_most_an_epoch(self, tmp_path):
         """The checkpoint of the last complete epoch is there without any stop request, and leads to the same end."""
-        path = tmp_path / "checkpoint.pt"
+        path = tmp_path / "checkpoint.safetensors"
         whole = make_trainer(dropout=0.2, epochs=4, task="t")
         torch.manual_seed(7)
         make_trainer(dropout=0.2, epochs=2, task="t", checkpoint_path=path).train()
@@ -321,7 +321,7 @@ class TestCheckpoints:
 
     def test_resume_after_the_end_does_not_train(self, tmp_path):
         """The checkpoint of a trial that had ended gives the same result at once."""
-        path = tmp_path / "checkpoint.pt"
+        path = tmp_path / "checkpoint.safetensors"
         arguments = {"epochs": 30, "batch_size": 32, "early_stopping_patience": 3}
         first = Trainer(Flat(), make_samples(32), make_samples(16), **arguments, checkpoint_path=path)
         expected = first.train()
@@ -331,7 +331,7 @@ class TestCheckpoints:
 
     def test_prune_leaves_without_a_checkpoint(self, tmp_path):
         """A pruned trial is over: nothing is written for it."""
-        path = tmp_path / "checkpoint.pt"
+        path = tmp_path / "checkpoint.safetensors"
         result = make_trainer(progress=Stop("prune", 2), checkpoint_path=path).train()
         assert result["stop_reason"] == "pruned" and not path.exists()
 
@@ -340,7 +340,7 @@ class TestCheckpoints:
     )
     def test_bad_checkpoint_is_rejected(self, tmp_path, monkeypatch, damage):
         """Torn, foreign, another task's: each is told from a good one, and the trainer stays as it was."""
-        path = tmp_path / "checkpoint.pt"
+        path = tmp_path / "checkpoint.safetensors"
         make_trainer(task="t", checkpoint_path=path).train()
         data = bytearray(path.read_bytes())
         match damage:
@@ -362,13 +362,13 @@ class TestCheckpoints:
                 path.unlink()
         trainer = make_trainer(task="t")
         before = weights(trainer)
-        with pytest.raises(CheckpointRejected, match=r"checkpoint\.pt"):
+        with pytest.raises(CheckpointRejected, match=r"checkpoint\.safetensors"):
             trainer.resume(path)
         assert torch.equal(weights(trainer), before) and trainer.epoch == 0
 
     def test_damaged_bytes_never_reach_the_weights(self, tmp_path):
-        """Whichever byte is flipped, the checkpoint is rejected, or the byte did not matter (a time in the zip)."""
-        path = tmp_path / "checkpoint.pt"
+        """Whichever byte is flipped, the checkpoint is rejected, or the byte did not matter (a space in the header)."""
+        path = tmp_path / "checkpoint.safetensors"
         first = make_trainer(task="t", checkpoint_path=path)
         first.train()
         good, rejected = path.read_bytes(), 0
@@ -389,7 +389,7 @@ class TestCheckpoints:
         """A checkpoint that cannot be written costs neither the run nor the one before, and leaves no litter."""
         folder = tmp_path / "attempt"
         folder.mkdir()
-        path = folder / "checkpoint.pt"
+        path = folder / "checkpoint.safetensors"
         notes: list[str] = []
 
         class Noting(Silent):
@@ -404,7 +404,7 @@ class TestCheckpoints:
         assert notes == []
         good = path.read_bytes()
         trainer.epochs = 2
-        trainer.checkpoint_path = folder / "gone" / "checkpoint.pt"
+        trainer.checkpoint_path = folder / "gone" / "checkpoint.safetensors"
         assert trainer.train()["stop_reason"] == "completed"
         assert len(notes) == 1 and "checkpoint not written" in notes[0]
         assert path.read_bytes() == good and list(folder.iterdir()) == [path]

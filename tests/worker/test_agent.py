@@ -93,11 +93,11 @@ def ears(tmp_path: Path) -> Iterator[Ears]:
 
 def test_a_checkpoint_that_is_not_there_means_the_start_and_is_told(ears: Ears, tmp_path: Path) -> None:
     """The objective never sees the path; neither does whoever settles the attempt later."""
-    ears.launch(0, do="end", resume_from="/other/host/checkpoint.pt")
+    ears.launch(0, do="end", resume_from="/other/host/checkpoint.safetensors")
     outcome = ears.outcome()
     (told,) = [message for message in ears.heard if message["type"] == "restarted"]
     assert told["checkpoint"] is None
-    assert told["detail"].startswith("/other/host/checkpoint.pt on ") and "No such file" in told["detail"]
+    assert told["detail"].startswith("/other/host/checkpoint.safetensors on ") and "No such file" in told["detail"]
     assert (outcome.reason, outcome.checkpoint) == (ExitReason.COMPLETED, None)
     assert (read_json(str(tmp_path / "a0" / "spec.json")) or {})["resume_from"] is None
 
