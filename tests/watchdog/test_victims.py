@@ -259,6 +259,17 @@ def test_trend_needs_four_readings_and_says_how_long_it_lasts() -> None:
     assert trend(600, 700, 800, 900).left_s() is None
 
 
+def test_what_quick_looks_saw_within_half_a_second_is_no_forecast() -> None:
+    """Ten looks a second, right after a kill: a neighbour that loads 7 GiB in 0.7 s and stops foretells nothing; one
+    that still takes memory after two seconds does."""
+    for rate, seconds, expected in ((10 * GIB, 0.7, Pressure.NORMAL), (5 * GIB, 2.0, Pressure.HARD)):
+        t, watch = Thresholds(), HostWatch()
+        watch.drop_trend()
+        looks = [n / 10 for n in range(25)]
+        levels = {at: watch.observe(host(at, int(20 * GIB - rate * min(at, seconds)), 64 * GIB), 0, t) for at in looks}
+        assert max(levels.values()) is expected, levels
+
+
 def test_trend_is_not_moved_by_one_odd_reading() -> None:
     """A dip and a spike in a level line are no fall."""
     assert (trend(900, 900, 300, 900, 900).slope or 0.0) == pytest.approx(0.0)

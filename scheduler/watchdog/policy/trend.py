@@ -13,6 +13,7 @@ from statistics import median
 
 NEWEST_S = 0.5  # what happened in the last half second must agree: a burst that is over is no trend
 MIN_POINTS = 4  # at one reading a second: three seconds of the same story
+MIN_SPAN_SHARE = 0.5  # of the window: four looks at ten a second are 0.3 s, in which a program loads its data
 
 
 @dataclass(slots=True)
@@ -38,10 +39,10 @@ class Trend:
 
     @property
     def slope(self) -> float | None:
-        """Bytes a second, below zero when it falls; None before MIN_POINTS. The slope nearer to zero of two: that of
-        the window and that of its newest part, so that neither an old nor a passing movement counts."""
+        """Bytes a second, below zero when it falls; None before MIN_POINTS over half a window. The slope nearer to zero
+        of two: that of the window and that of its newest part, so that neither an old nor a passing movement counts."""
         points = list(self.points)
-        if len(points) < MIN_POINTS:
+        if len(points) < MIN_POINTS or points[-1][0] - points[0][0] < MIN_SPAN_SHARE * self.window_s:
             return None
         whole = median(
             (value - before) / (at - since) for i, (since, before) in enumerate(points) for at, value in points[i + 1 :]
