@@ -274,16 +274,17 @@ class Sandbox:
     # -- ending -----------------------------------------------------------------------------------------------------
 
     def end_all(self) -> None:
-        """SIGKILL to everything that carries the mark, until nothing does."""
-        deadline = time.monotonic() + 20.0
+        """SIGKILL to everything that carries the mark, until nothing does. AssertionError when something stays."""
+        deadline = time.monotonic() + 60.0
         while (left := self.processes()) and time.monotonic() < deadline:
             for process in left:
                 process.kill()
             for started in self.started:
                 started.poll()
             time.sleep(0.05)
+        assert not left, f"processes that SIGKILL did not end: {left}"
         for started in self.started:
-            started.wait(10)
+            started.wait(60)
 
 
 class Disk:

@@ -138,8 +138,17 @@ def test_no_process_to_be_had_and_dasks_scratch_cleared_away(box: Sandbox) -> No
         nobody_paid(box, driver)
     finally:
         box.end_all()
-        group.rmdir()
+        until(
+            lambda: _removed(group), 60, lambda: f"its group is empty: {(group / 'cgroup.procs').read_text().split()}"
+        )
 
 
 def _lift(group: Path) -> None:
     (group / "pids.max").write_text("max")
+
+
+def _removed(group: Path) -> bool:
+    """A process that is ending has no name and no environment any more, but is in its group until it is reaped."""
+    with contextlib.suppress(OSError):
+        group.rmdir()
+    return not group.exists()

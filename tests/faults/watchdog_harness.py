@@ -29,6 +29,7 @@ from scheduler.host.registry import HostRegistry, KillStory, Registration
 
 REPO = Path(__file__).resolve().parents[2]
 MIB = 2**20
+WAIT_S = 60.0  # how long is waited, not how long it may take: the machine may be loaded
 
 # Limits a hundredth of the real ones, so that ten minutes pass in a second or two.
 SCALED: dict[str, Any] = {
@@ -201,7 +202,7 @@ class Host:
         self.registry.register(registration)
         threading.Thread(target=self._follow, args=(trial,), daemon=True).start()
         if wait:
-            until(lambda: trial.said or trial.states, 20.0, f"{name} says something")
+            until(lambda: trial.said or trial.states, WAIT_S, f"{name} says something")
         return trial
 
     def _follow(self, trial: Trial) -> None:
@@ -264,7 +265,10 @@ class Host:
     def running(self, **options: Any) -> subprocess.Popen[bytes]:
         """A watchdog that has published a reading."""
         process = self.watchdog(**options)
-        until(lambda: self.registry.pressure() is not None, 20.0, "the watchdog publishes")
+        until(
+            lambda: self.registry.pressure() is not None or process.poll() is not None, WAIT_S, "the watchdog publishes"
+        )
+        assert process.poll() is None, self.log.read_text(errors="replace")[-2000:]
         return process
 
     def foreign(self, script: str = "import time; time.sleep(600)", cgroup: Path | None = None) -> Any:
@@ -281,7 +285,7 @@ class Host:
         before = len(self.saw("policy.read"))
         self.limits.update(thresholds)
         self.registry.thresholds(self.limits)
-        until(lambda: len(self.saw("policy.read")) > before, 10.0, "the new thresholds are read")
+        until(lambda: len(self.saw("policy.read")) > before, WAIT_S, "the new thresholds are read")
 
     def cgroup(self, controller: str, name: str, **values: int) -> Path:
         """A cgroup (v1) of our own, with these values written to its files."""
@@ -321,7 +325,7 @@ class Host:
             assert trial.starts <= 1
         if new_trial:
             fresh = self.trial(f"fresh{len(self.trials)}", "tick(); result(); tick()")
-            assert fresh.done.wait(20.0)
+            assert fresh.done.wait(WAIT_S)
             assert fresh.state == "COMPLETE"
         live = {t.registration.key for t in self.trials if not t.done.is_set()}
         assert {reg.key for reg in self.registry.registrations()} == live
