@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 ARCHITECTURES = [{"d_model": d} for d in range(10, 210, 10)]
-FUNCTIONS = {
+FUNCTIONS: dict[str, Any] = {
     "objective": "tests.bowl:objective",
     "sample": "tests.bowl:sample",
     "candidates": "tests.bowl:candidates",
@@ -28,7 +28,9 @@ def candidates(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     return ARCHITECTURES
 
 
-def sample(trial: Any, context: Mapping[str, Any], architectures: Sequence[Mapping[str, Any]], fit: Any) -> dict:
+def sample(
+    trial: Any, context: Mapping[str, Any], architectures: Sequence[Mapping[str, Any]], fit: Any
+) -> dict[str, Any]:
     """Three parameters: an index, a rate on a logarithmic scale, a share."""
     index = trial.suggest_int("architecture", 0, len(architectures) - 1)
     rate = trial.suggest_float("rate", 1e-5, 1e-1, log=True)

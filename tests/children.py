@@ -6,35 +6,48 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+    from training.trainer import Progress
 
 HOLD = "import sys, time; b = b'x' * (300 << 20); print('held', flush=True); time.sleep(float(sys.argv[1]))"
 
 
-def sample(trial, context, architectures, fit):
+def sample(
+    trial: Trial,
+    context: Mapping[str, Any],
+    architectures: Sequence[Mapping[str, Any]],
+    fit: Callable[[Mapping[str, Any]], int | None],
+) -> dict[str, Any]:
     """One number."""
     return {"rate": trial.suggest_float("rate", 0.0, 1.0)}
 
 
-def estimate(params, context):
+def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, int]:
     """What the objective itself takes: it knows nothing of its children."""
     return {"host_bytes": 60 << 20}
 
 
-def _result(task):
+def _result(task: Mapping[str, Any]) -> dict[str, Any]:
     from training import trial
 
     return {"value": task["params"]["rate"], "metrics": {"own_peak_bytes": trial.peak_bytes()}}
 
 
-def short(task, progress):
+def short(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """A program that takes 300 MiB for less than half a second."""
     subprocess.run([sys.executable, "-S", "-c", HOLD, "0.1"], check=True, stdout=subprocess.DEVNULL)
     return _result(task)
 
 
-def long(task, progress):
+def long(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """The same for four seconds, with an epoch reported in the last of them."""
     with subprocess.Popen([sys.executable, "-S", "-c", HOLD, "4"], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
         child.stdout.readline()
         time.sleep(3.0)
         progress.report(1, 1.0)
@@ -42,7 +55,7 @@ def long(task, progress):
     return _result(task)
 
 
-def forks(task, progress):
+def forks(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """A fork that takes 300 MiB for a second."""
     child = os.fork()
     if child == 0:
@@ -53,16 +66,16 @@ def forks(task, progress):
     return _result(task)
 
 
-def loads(task, progress):
+def loads(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """A torch DataLoader with two workers, which hand 8 MiB at a time over in shared memory."""
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    class Batches(Dataset):
-        def __len__(self):
+    class Batches(Dataset[torch.Tensor]):
+        def __len__(self) -> int:
             return 60
 
-        def __getitem__(self, i):
+        def __getitem__(self, i: int) -> torch.Tensor:
             time.sleep(0.05)
             return torch.full((2 << 20,), float(i))
 

@@ -5,57 +5,63 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from training.trainer import Progress
+    from training.trial import TrialProgress
 
 
-def bad_name(task, progress):
+def bad_name(task: Mapping[str, Any], progress: Progress) -> NoReturn:
     """Fail with a file name that is no UTF-8, as a listing of an old disk gives it."""
     raise ValueError(f"no such file: {os.fsdecode(b'caf' + bytes([0xE9]))}\x1b[2J")
 
 
-def no_words(task, progress):
+def no_words(task: Mapping[str, Any], progress: Progress) -> NoReturn:
     """Fail with an error that cannot be shown."""
 
     class Mute(Exception):
-        def __str__(self):
+        def __str__(self) -> str:
             raise RuntimeError("mute")
 
     raise Mute
 
 
-def huge_step(task, progress):
+def huge_step(task: Mapping[str, Any], progress: Progress) -> float:
     """Report a step that no database holds."""
     progress.report(2**70, 0.5)
     return 1.0
 
 
-def huge_value(task, progress):
+def huge_value(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Return an integer of 6,000 digits."""
     return {"value": 10**6000}
 
 
-def huge_result(task, progress):
+def huge_result(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Return a sound value and beside it what no reader could take."""
-    loop: list = []
+    loop: list[Any] = []
     loop.append(loop)
-    nested: list = []
+    nested: list[Any] = []
     for _ in range(50_000):
         nested = [nested]
     metrics = {"digits": 10**6000, "nan": float("nan"), 7: "seven", "loop": loop, "deep": nested, "half": "\udc80"}
     return {"value": 0.25, "metrics": metrics, "series": ["x" * 1000] * 100_000}
 
 
-def says_interrupted(task, progress):
+def says_interrupted(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Say that it was interrupted, although nobody asked it to leave."""
     return {"value": None, "stop_reason": "interrupted"}
 
 
-def says_does_not_fit(task, progress):
+def says_does_not_fit(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Use a word that the quota is counted by."""
     return {"value": 0.5, "stop_reason": "does_not_fit"}
 
 
-def forked_child_returns(task, progress):
+def forked_child_returns(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """A child that was forked comes back first, with a result of its own; the parent's is 0.5."""
     child = os.fork()
     if child == 0:
@@ -65,7 +71,7 @@ def forked_child_returns(task, progress):
     return {"value": 0.5}
 
 
-def forked_child_returns_alone(task, progress):
+def forked_child_returns_alone(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """A child that was forked comes back with a result of its own, and its parent dies without a word."""
     child = os.fork()
     if child == 0:
@@ -74,7 +80,7 @@ def forked_child_returns_alone(task, progress):
     os._exit(9)
 
 
-def forked_child_exits(task, progress):
+def forked_child_exits(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """A child that was forked leaves by sys.exit, as a careless library does."""
     child = os.fork()
     if child == 0:
@@ -83,7 +89,7 @@ def forked_child_exits(task, progress):
     return {"value": float(os.waitstatus_to_exitcode(status))}
 
 
-def closes_everything(task, progress):
+def closes_everything(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Close what it did not open, as a function that makes a daemon does, and open files of its own."""
     os.closerange(3, 65_536)
     own = Path(task["folder"]) / "own"
@@ -95,7 +101,7 @@ def closes_everything(task, progress):
     return {"value": float(len(text))}
 
 
-def writes_to_the_pipe(task, progress):
+def writes_to_the_pipe(task: Mapping[str, Any], progress: TrialProgress) -> dict[str, Any]:
     """Find the protocol's pipe and write into it whatever there is."""
     pipe = progress._outbox._descriptor
     for junk in (
@@ -120,7 +126,7 @@ def writes_to_the_pipe(task, progress):
     return {"value": 0.5}
 
 
-def leaves_rubbish(task, progress):
+def leaves_rubbish(task: Mapping[str, Any], progress: Progress) -> NoReturn:
     """Write into its folder what the next driver will read, and die without a word."""
     folder = Path(task["folder"])
     (folder / "result.json").write_text('{"type": "result", "result": "no"}')
@@ -129,13 +135,13 @@ def leaves_rubbish(task, progress):
     os._exit(9)
 
 
-def bad_path(task, progress):
+def bad_path(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Announce a checkpoint whose name is no UTF-8."""
     progress.checkpoint(os.path.join(task["folder"], "caf\udce9.pt"), 1)
     return {"value": 0.5}
 
 
-def full_disk(task, progress):
+def full_disk(task: Mapping[str, Any], progress: Progress) -> float:
     """Write until there is no room, on a device that never has any."""
     with open("/dev/full", "w") as file:
         file.write("x" * 100_000)

@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+    from training.trainer import Progress
 
 DAYS, FEATURES = 60, 25
 
 
-def sample(trial, context, architectures, fit):
+def sample(
+    trial: Trial,
+    context: Mapping[str, Any],
+    architectures: Sequence[Mapping[str, Any]],
+    fit: Callable[[Mapping[str, Any]], int | None],
+) -> dict[str, Any]:
     """Suggest what a trial trains."""
     return {
         "units": trial.suggest_categorical("units", [64, 96, 128]),
@@ -22,19 +34,20 @@ def sample(trial, context, architectures, fit):
     }
 
 
-def objective(task, progress):
+def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Train two epochs of a few steps; the metrics tell which heap it trained under."""
     import torch
     from torch import nn
 
     class Net(nn.Module):
-        def __init__(self, units, layers):
+        def __init__(self, units: int, layers: int) -> None:
             super().__init__()
             self.lstm = nn.LSTM(FEATURES, units, layers, batch_first=True)
             self.head = nn.Linear(units, 1)
 
-        def forward(self, x):
-            return self.head(self.lstm(x)[0][:, -1]).squeeze(-1)
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.head(self.lstm(x)[0][:, -1])
+            return logits.squeeze(-1)
 
     params = task["params"]
     torch.manual_seed(0)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import optuna
 
 
-def quadratic(trial):
+def quadratic(trial: optuna.Trial) -> float:
     """One number in, one number out."""
     x = trial.suggest_float("x", -10, 10)
     return (x - 2) ** 2
 
 
-def conditional(trial):
+def conditional(trial: optuna.Trial) -> float:
     """Another space for each kind of classifier, and as many parameters as there are layers."""
     kind = trial.suggest_categorical("classifier", ["SVC", "MLP"])
     if kind == "SVC":
@@ -27,7 +28,7 @@ def conditional(trial):
     return abs(sum(units) - 100) / 100 + dropout
 
 
-def two_objectives(trial):
+def two_objectives(trial: optuna.Trial) -> tuple[float, float]:
     """Binh and Korn: one value to be small, one to be large."""
     x = trial.suggest_float("x", 0, 5)
     y = trial.suggest_float("y", 0, 3)
@@ -35,7 +36,7 @@ def two_objectives(trial):
     return 4 * x**2 + 4 * y**2, -((x - 5) ** 2) - (y - 5) ** 2
 
 
-def pruned(trial):
+def pruned(trial: optuna.Trial) -> float:
     """Logistic regression by gradient descent, its accuracy reported at each step."""
     random = np.random.default_rng(0)
     points = random.normal(size=(200, 5))
@@ -52,7 +53,7 @@ def pruned(trial):
     return accuracy
 
 
-def fails(trial):
+def fails(trial: optuna.Trial) -> float | None:
     """A region where it cannot be computed, one where it is not a number, and one where it is infinite."""
     x = trial.suggest_categorical("x", ["good", "raises", "nan", "none", "infinite"])
     if x == "raises":
@@ -60,7 +61,7 @@ def fails(trial):
     return {"good": 1.0, "nan": float("nan"), "none": None, "infinite": float("inf")}[x]
 
 
-def looks_around(trial):
+def looks_around(trial: optuna.Trial) -> float:
     """What a trial can be asked for besides its parameters, and a study that is stopped by one of its trials."""
     x = trial.suggest_float("x", 0, 1)
     assert trial.suggest_float("x", 0, 1) == x
@@ -75,7 +76,7 @@ def looks_around(trial):
     return x
 
 
-def leaves_the_beaten_track(trial):
+def leaves_the_beaten_track(trial: optuna.Trial) -> float:
     """Asks for something else than the trials before it: nobody could know."""
     x = trial.suggest_float("x", 0, 1)
     if trial.number % 2:
@@ -83,7 +84,7 @@ def leaves_the_beaten_track(trial):
     return x + trial.suggest_int("y", 0, 9)
 
 
-def slow_reports(trial):
+def slow_reports(trial: optuna.Trial) -> float:
     """Ten reports, two a second: time enough to be asked to leave."""
     x = trial.suggest_float("x", 0, 1)
     for step in range(20):
@@ -92,7 +93,7 @@ def slow_reports(trial):
     return x
 
 
-def asks_often(trial):
+def asks_often(trial: optuna.Trial) -> float:
     """How long an answer takes: a hundred parameters that no trial before could have told of."""
     times = []
     for number in range(100):
@@ -103,14 +104,15 @@ def asks_often(trial):
     return 0.0
 
 
-def torch_net(trial):
+def torch_net(trial: optuna.Trial) -> float:
     """A small network, built layer by layer as the trial says; accuracy after each epoch."""
     import torch
 
     torch.manual_seed(0)
     points = torch.randn(256, 8)
     labels = (points.sum(dim=1) > 0).long()
-    layers, width = [], 8
+    layers: list[torch.nn.Module] = []
+    width = 8
     for i in range(trial.suggest_int("n_layers", 1, 3)):
         units = trial.suggest_int(f"n_units_l{i}", 4, 64)
         layers += [torch.nn.Linear(width, units), torch.nn.ReLU()]
@@ -134,20 +136,20 @@ def torch_net(trial):
 not_a_function = 3
 
 
-def needs_two(trial, data):
+def needs_two(trial: optuna.Trial, data: object) -> None:
     """Not an objective: somebody forgot a functools.partial."""
 
 
-def random_seeded():
+def random_seeded() -> optuna.samplers.RandomSampler:
     """A sampler of the user's."""
     return optuna.samplers.RandomSampler(seed=1)
 
 
-def sized(params):
+def sized(params: Mapping[str, float]) -> str:
     """What a trial takes, by its parameters."""
     return f"{100 + int(params['x'])}MiB"
 
 
-def not_a_sampler():
+def not_a_sampler() -> str:
     """Returns the wrong thing."""
     return "random"

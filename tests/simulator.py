@@ -8,6 +8,7 @@ By hand: `.venv/bin/python -m tests.simulator [TRIALS] [WORKERS]` prints how lon
 from __future__ import annotations
 
 import dataclasses
+import functools
 import heapq
 import random
 import sys
@@ -88,7 +89,7 @@ class Simulation:
         for fact in self.facts.values():
             self.at(0.0, m.WorkerJoined(facts=fact))
             if world.vitals_s:
-                self.at(self.random.uniform(0, world.vitals_s), lambda address=fact.address: self._vitals(address))
+                self.at(self.random.uniform(0, world.vitals_s), functools.partial(self._vitals, fact.address))
         for spec in self.specs.values():
             self.at(0.0, m.StudyOpened(study=spec))
         self.at(1.0, self._tick)
@@ -188,7 +189,7 @@ class Simulation:
         for step in range(1, EPOCHS + 1):
             progress = m.AttemptProgress(attempt=attempt, step=step, value=1 / step, peak_bytes=size)
             if (after := seconds * step / (EPOCHS + 0.1)) < until:
-                self.at(0.02 + after, lambda progress=progress: self._news(attempt, progress))
+                self.at(0.02 + after, functools.partial(self._news, attempt, progress))
         if seconds / EPOCHS < until:
             settled = m.AttemptSettled(attempt=attempt, peak_bytes=size)
             self.at(0.03 + seconds / EPOCHS, lambda: self._news(attempt, settled))

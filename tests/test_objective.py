@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import pytest
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.timeout(800)  # whole commands, on a machine that may b
 FILE = Path(optuna_objectives.__file__)
 OWN = f"{optuna_objectives.__name__}:"
 States = optuna.trial.TrialState
+Direction = Literal["minimize", "maximize"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(FILE.parent.parent)}
 
 
-def optimized(objective: str, directions: Sequence[str], like: Sequence[optuna.trial.FrozenTrial]) -> optuna.Study:
+def optimized(
+    objective: str, directions: Sequence[Direction], like: Sequence[optuna.trial.FrozenTrial]
+) -> optuna.Study:
     """What `study.optimize` makes of the same parameters in the same order."""
     study = optuna.create_study(directions=list(directions), sampler=optuna.samplers.RandomSampler(seed=0))
     for trial in like:
@@ -94,7 +97,7 @@ def optimized(objective: str, directions: Sequence[str], like: Sequence[optuna.t
     ],
 )
 def test_an_unchanged_objective_gives_what_study_optimize_gives(
-    tmp_path: Path, objective: str, directions: list[str], trials: int
+    tmp_path: Path, objective: str, directions: list[Direction], trials: int
 ) -> None:
     """One after the other: same parameters, then same states, values, reports and attributes; nothing is left over."""
     flags = [flag for direction in directions for flag in ("--direction", direction)]
@@ -176,7 +179,7 @@ def test_an_interrupted_trial_is_taken_up_again_with_the_same_parameters(tmp_pat
         command(tmp_path, *arguments), cwd=tmp_path, env=environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     lines = tmp_path / "run" / "journal.jsonl"
-    wait_until(lambda: lines.exists() and '"attempt.progress"' in lines.read_text(), 120)
+    wait_until(lambda: lines.exists() and '"attempt.progress"' in lines.read_text(), "an epoch is reported", 120)
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(120) == 130
     assert driver.stderr is not None

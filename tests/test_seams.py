@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_a_message_is_parsed_or_refused(message: dict[Any, Any]) -> None:
     except BadMessage as error:
         travels(str(error))
         return
-    fields = {name: getattr(found, name) for kind in type(found).__mro__[:2] for name in kind.__dataclass_fields__}
+    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     travels(fields)
     if isinstance(found, messages.Progress):
         assert math.isfinite(found.value) and 0 <= found.step <= messages.LAST_STEP

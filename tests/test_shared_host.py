@@ -290,7 +290,7 @@ def test_two_drivers_that_admit_at_once_do_not_both_start(
 ) -> None:
     """Both saw 8 GiB free and launch 5.37 GiB: one is registered, the other is told that there is no room."""
     memory = vitals.HostMemory(at=0.0, total_bytes=8 * GIB, limit_bytes=8 * GIB, available_bytes=8 * GIB)
-    monkeypatch.setattr(promises.vitals, "host_memory", lambda: memory)
+    monkeypatch.setattr(vitals, "host_memory", lambda: memory)
     ready, ended = threading.Barrier(2), []
 
     def launch(process: Any, topic: str) -> None:

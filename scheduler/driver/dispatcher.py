@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from scheduler import model as m
-from scheduler.cluster.client import Cluster
 from scheduler.core.attributes import ended_line
 from scheduler.core.state import BatchState
 from scheduler.driver import decisions
-from scheduler.driver.fleet import Fleet
-from scheduler.driver.recorder import Recorder
+from scheduler.driver.ports import Agents, Connection, StudyRecorder
 from scheduler.host.attempt_folder import AttemptFolder, attempts_of, drop_checkpoints
 from scheduler.model.calls import Answer, CallStudy
 from scheduler.model.plain import line as one_line
@@ -80,9 +78,9 @@ class Dispatcher:
     def __init__(
         self,
         brain: BatchState,
-        cluster: Cluster,
-        fleet: Fleet,
-        recorder: Callable[[Callable[[m.Event | Answer], None]], Recorder],
+        cluster: Connection,
+        fleet: Agents,
+        recorder: Callable[[Callable[[m.Event | Answer], None]], StudyRecorder],
         *,
         inbox: Inbox,
         objective: str,

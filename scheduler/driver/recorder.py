@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scheduler.driver.ports import Recordable
 from scheduler.masking import scrubbed
 from scheduler.model import (
     AskFailed,
@@ -39,7 +40,6 @@ FIRST_DELAY_S = 0.5
 MAX_DELAY_S = 30.0
 PARKED_S = 5.0  # between asks of a study whose remaining trials are run by other drivers
 
-Recordable = AskTrial | ReportValue | TellTrial | EnqueueRetry | CallStudy
 Told = Event | Answer
 Note = Callable[..., None]
 Settle = Callable[[LeftTrial], TellTrial | EnqueueRetry | None]

@@ -182,7 +182,7 @@ def main() -> None:
     if unknown := set(groups) - {*GROUPS, "fit"}:
         parser.error(f"unknown groups {', '.join(sorted(unknown))}: choose from {', '.join(GROUPS)}")
     allocators, missing = cases_of.allocators()
-    cases = {
+    cases: dict[str, Callable[[], list[Case]]] = {
         "fit": cases_of.fitted,
         "draw": lambda: cases_of.draw(cases_of.JUDGE_SEED, arguments.draws),
         "wide": cases_of.wide,

@@ -72,7 +72,7 @@ def rows(case: Case) -> int:
 
 def work(case: Case) -> float:
     """Parameters x rows of an optimizer step, which is what its time grows with."""
-    return float(case["params"]["param_count"]) * rows(case) * case["params"]["accumulation_steps"]
+    return float(case["params"]["param_count"]) * rows(case) * int(case["params"]["accumulation_steps"])
 
 
 def rough_bytes(case: Case) -> int:

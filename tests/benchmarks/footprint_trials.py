@@ -35,7 +35,7 @@ def write_bars(folder: Path, n_features: int, rows: int = BARS) -> Path:
     path = folder / f"bars_{n_features}.csv"
     if not path.exists():
         bars = sp500.load().tail(rows).copy()
-        bars = bars.drop(columns=[name for name in bars if name.lower().startswith("adj")])
+        bars = bars.drop(columns=[name for name in bars.columns if str(name).lower().startswith("adj")])
         for i in range(n_features - 25):
             bars[f"further_{i}"] = bars["Close"].pct_change(i + 1).fillna(0.0)
         bars.to_csv(path)

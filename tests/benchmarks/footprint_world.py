@@ -68,7 +68,7 @@ def write_file(folder: Path, rows: int, columns: int, kind: str) -> Path:
 
 def data_case(path: Path, rows: int, columns: int, model: Mapping[str, Any]) -> Case:
     """A trial of that model on that file."""
-    context = {"device": "cpu", "threads": 1, "allocator": "auto", "horizon": 1, **PUBLISHED}
+    context: dict[str, Any] = {"device": "cpu", "threads": 1, "allocator": "auto", "horizon": 1, **PUBLISHED}
     context |= {"n_features": 20 + columns, "n_rows": rows, "n_columns": 1 + columns, "data": str(path)}
     context["target_effective_batch"] = 2 * model["micro_batch"]
     count = param_count(model["d_model"], model["n_layers"], model["d_ff"], n_features=context["n_features"])
@@ -102,7 +102,13 @@ def judge_data(python: str) -> list[float]:
 
 def run_with_children(objective: str, folder: Path, python: str = sys.executable) -> tuple[int, int, list[int]]:
     """(seen, learnt, reserved): the largest sum over either trial's tree, the larger peak learnt, what was reserved."""
-    training = {"candidates": None, "estimate": None, "micro_batch": None, "check_data": None, "preload": []}
+    training: dict[str, Any] = {
+        "candidates": None,
+        "estimate": None,
+        "micro_batch": None,
+        "check_data": None,
+        "preload": [],
+    }
     training |= {"sample": "tests.children:sample", "objective": f"tests.children:{objective}"}
     config = folder / "own.yaml"
     config.write_text(json.dumps({"training": training, "budgets": ["2M"], "horizons": [1], "dashboard": None}))

@@ -34,7 +34,7 @@ CONTEXT: dict[str, Any] = {
     "context_length": 60, "patch_length": 10, "stride": 5, "n_features": 25, "head_dropout": 0.0,
     "early_stopping": {"patience": 10, "min_delta": 0.001},
 }  # fmt: skip
-PARAMS = {
+PARAMS: dict[str, Any] = {
     "d_model": 128, "n_layers": 12, "n_heads": 4, "d_ff": 256, "learning_rate": 1e-3, "weight_decay": 1e-3,
     "warmup_steps": 100, "epochs": 1, "dropout": 0.1, "micro_batch": 256, "accumulation_steps": 1,
     "effective_batch": 256,
@@ -91,7 +91,7 @@ def batch(trials: int, preload: list[str] | None) -> dict[str, float]:
     """Run a batch of idle trials; figures per trial, and the memory of its processes while it runs."""
     with tempfile.TemporaryDirectory() as root:
         functions = {name: f"{IDLE}:{name}" for name in ("objective", "sample", "candidates", "estimate")}
-        training = {**functions, "micro_batch": None, "check_data": None}
+        training: dict[str, Any] = {**functions, "micro_batch": None, "check_data": None}
         if preload is not None:
             training["preload"] = preload
         config = Path(root) / "settings.yaml"

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks.peak_objectives import OBJECTIVES
 
@@ -91,7 +91,7 @@ def growth_shares(samples: list[tuple[float, int]], base: int) -> tuple[float, f
     return shares[0], shares[1]
 
 
-def run(objective: Callable[[PipedTrial], float], trial: optuna.Trial) -> dict[str, object]:
+def run(objective: Callable[[PipedTrial], float], trial: optuna.Trial) -> dict[str, Any]:
     """One trial in a forked process: its row, without the parameters."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=child, args=(objective, trial.number, theirs))

@@ -36,13 +36,15 @@ def fields(trial: Any, grid: Grid) -> Mapping[str, Any]:
 
 def index(trial: Any, grid: Grid) -> Mapping[str, Any]:
     """One integer into the list sorted by d_model, n_layers, d_ff, n_heads."""
-    return grid[trial.suggest_int("architecture", 0, len(grid) - 1)]
+    chosen: int = trial.suggest_int("architecture", 0, len(grid) - 1)
+    return grid[chosen]
 
 
 def monotone(trial: Any, grid: Grid) -> Mapping[str, Any]:
     """One integer, heads slowest: within each number of heads from narrow and deep to wide and shallow."""
     ordered = sorted(grid, key=lambda a: (a["n_heads"], *_depth_order(a)))
-    return ordered[trial.suggest_int("architecture", 0, len(grid) - 1)]
+    chosen: int = trial.suggest_int("architecture", 0, len(grid) - 1)
+    return ordered[chosen]
 
 
 def shape(trial: Any, grid: Grid) -> Mapping[str, Any]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from scheduler.core.parameter_sizing import ParameterSizing, PeakObservation
-from scheduler.core.parameter_space import Choice, Distribution, Range, Value
+from scheduler.core.parameter_sizing import ParameterSizing
+from scheduler.model.parameters import Choice, Distribution, PeakObservation, Range, Value
 
 DATA = Path(__file__).parent / "data"
 FIRST = 8

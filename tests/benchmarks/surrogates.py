@@ -50,11 +50,11 @@ def log_share(params: Params, name: str) -> float:
     """Where a parameter lies in its range, 0 to 1, on its own scale."""
     entry, value = SPACE[name], params[name]
     if entry["type"] == "categorical":
-        return entry["choices"].index(value) / (len(entry["choices"]) - 1)
+        return float(entry["choices"].index(value) / (len(entry["choices"]) - 1))
     low, high = entry["low"], entry["high"]
     if entry["type"] == "log_uniform":
         low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / (high - low)
+    return float((value - low) / (high - low))
 
 
 def smooth(params: Params) -> float:

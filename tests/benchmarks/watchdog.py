@@ -11,6 +11,7 @@ processes of this benchmark. Needs root and Linux for the rows beside peers; oth
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import re
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from scheduler.host import vitals
 from scheduler.model import Pressure
 from scheduler.model.samples import HostMemory, HostSample, TreeSample, TrialSample
 from scheduler.watchdog.policy.eviction import Evaluator
-from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, REPO, SILENT, Host, host, until
+from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, REPO, SILENT, Host, Trial, host, until
 
 GIB = 2**30
 HOG = """
@@ -370,6 +371,16 @@ def race(limit_mib: int, rate_mib: int, promise_mib: int, rounds: int) -> None:
 # -- errors ---------------------------------------------------------------------------------------------------------
 
 
+def any_done(trials: Sequence[Trial]) -> bool:
+    """Whether one of them has ended."""
+    return any(trial.done.is_set() for trial in trials)
+
+
+def elected_twice(here: Host) -> bool:
+    """Whether a second watchdog has won."""
+    return len(here.saw("watchdog.elected")) == 2
+
+
 def four_at_once(rounds: int = 6) -> None:
     """Four trials over a real cgroup limit: how many die beyond the one that is needed, and who."""
     kills, kernel = [], 0
@@ -378,7 +389,7 @@ def four_at_once(rounds: int = 6) -> None:
             group = here.cgroup("memory", "bench", limit_in_bytes=400 * MIB)
             here.running(cgroup=group)
             trials = [here.trial(n, "block = hold(85)\n" + HEALTHY, cgroup=group) for n in "abcd"]
-            until(lambda trials=trials: any(t.done.is_set() for t in trials), 20.0, "one dies")
+            until(functools.partial(any_done, trials), 20.0, "one dies")
             time.sleep(2.5)
             kills.append(len(here.stories()))
             kernel += sum((t.state or "").startswith("FAIL") for t in trials)
@@ -511,14 +522,14 @@ def takeover(rounds: int = 5) -> None:
             died = time.time()
             first.kill()
             first.wait()
-            until(lambda here=here: len(here.saw("watchdog.elected")) == 2, 10.0, "the standby is elected")
+            until(functools.partial(elected_twice, here), 10.0, "the standby is elected")
             times.append(here.saw("watchdog.elected")[1]["unix"] - died)
     say(f"standby takes over after SIGKILL: {spread(times)} (target 2 s)")
 
 
 def main(parts: list[str]) -> None:
     """Print all figures, or those of these parts."""
-    assert REPO.exists() and Host
+    assert REPO.exists()
     say(f"watchdog figures, {os.cpu_count()} cores, {(vitals.host_memory().total_bytes or 0) / GIB:.0f} GiB, "
         f"{os.uname().sysname} {os.uname().release}")  # fmt: skip
     for part in parts:

@@ -79,7 +79,7 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str], arguments: list
 def test_a_data_file_counts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Its rows and columns are in the table, and a bad file is one line."""
     path = tmp_path / "bars.csv"
-    days = np.busday_offset("1950-01-02", np.arange(20_000)).astype(str)
+    days = np.busday_offset(np.datetime64("1950-01-02"), np.arange(20_000)).astype(str)
     path.write_text("date,open,high,low,close,volume\n" + "".join(f"{day},9,9,9,9,7\n" for day in days))
     small = ("--d-model", "64", "--n-layers", "2", "--micro-batch", "1", "--memory", "1GiB", "--json")
     plain = json.loads(run(capsys, *small)[1])["components"]

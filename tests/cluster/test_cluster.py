@@ -110,7 +110,7 @@ def ours(tmp_path: Path) -> Iterator[tuple[Driver, Path]]:
 
 def worker_pid(driver: Driver) -> int:
     """The Dask worker's process."""
-    return next(iter(driver.cluster._client.run(os.getpid).values()))
+    return int(next(iter(driver.cluster._client.run(os.getpid).values())))
 
 
 def test_each_attempt_ends_once_whatever_becomes_of_its_worker(ours: tuple[Driver, Path]) -> None:

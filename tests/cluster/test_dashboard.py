@@ -10,10 +10,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from distributed import Client, LocalCluster, Worker
+from distributed import Client, LocalCluster, Scheduler, Worker
 
 from scheduler.cluster import agent_plugin, dashboard
 from scheduler.cluster.client import Cluster
@@ -196,10 +196,13 @@ def test_a_board_forgets_old_runs() -> None:
     assert [run.key for run in board.runs(50.0)] == [str(n) for n in range(49, 29, -1)]
 
 
-def test_the_page_outlives_a_message_it_cannot_read(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_page_outlives_a_message_it_cannot_read(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A driver of another version, or garbage on our topic, is logged once and otherwise ignored."""
     plugin = HeadroomPage()
-    plugin.board, plugin._failed, plugin._scheduler = Board(), False, None
+    plugin.board, plugin._failed = Board(), False
+    monkeypatch.setattr(plugin, "_scheduler", None, raising=False)
     for bad in ({"version": 99}, {}, None, "text", {"version": VERSION, "key": "a", "snapshot": {"run": 1}}):
         plugin.log_event(dashboard.TOPIC, bad)
     assert len([r for r in caplog.records if r.name == "scheduler.cluster.dashboard"]) == 1
@@ -215,8 +218,12 @@ def local() -> Iterator[LocalCluster]:
         yield cluster
 
 
+def scheduler_of(local: LocalCluster) -> Scheduler:
+    return cast(Scheduler, local.scheduler)
+
+
 def board_of(local: LocalCluster) -> Board:
-    return local.scheduler.plugins[HeadroomPage.name].board
+    return cast(HeadroomPage, scheduler_of(local).plugins[HeadroomPage.name]).board
 
 
 def connect(local: LocalCluster) -> Cluster:
@@ -226,7 +233,7 @@ def connect(local: LocalCluster) -> Cluster:
 
 def get(url: str) -> str:
     with urllib.request.urlopen(url, timeout=5) as answer:
-        return answer.read().decode()
+        return str(answer.read(), "utf-8")
 
 
 def wait_until(condition: Callable[[], Any]) -> None:
@@ -260,7 +267,7 @@ def test_two_drivers_share_one_page(local: LocalCluster) -> None:
         "k0": "ended: all studies reached their quota",
         "k1": "ended: stopped",
     }
-    assert local.scheduler.get_events(dashboard.TOPIC) == ()
+    assert scheduler_of(local).get_events(dashboard.TOPIC) == ()
     assert "Headroom" in get(urls[0])
     assert failures == []
 
@@ -320,8 +327,8 @@ def test_dask_shows_the_trials_memory(tmp_path: Path) -> None:
         client.run(agent_plugin.install, dataclasses.asdict(config))
         wait_until(lambda: state.metrics["memory"] > own + 100 * 2**20)
         drawn = get(local.dashboard_link.replace("/status", "/info/main/workers.html"))
-        shown = int(re.search(r'<progress class="progress" value="(\d+)"', drawn)[1])
-        assert shown > own + 100 * 2**20
+        (shown,) = re.findall(r'<progress class="progress" value="(\d+)"', drawn)[:1]
+        assert int(shown) > own + 100 * 2**20
         client.run(agent_plugin.remove, config.topic)
         wait_until(lambda: state.metrics["memory"] < own + 50 * 2**20)
         folder = AgentFolder(HostRegistry.default())

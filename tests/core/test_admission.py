@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,7 +102,7 @@ def test_admits_what_fits_exactly() -> None:
         ("probe_failed", {"available_bytes": None}),
     ],
 )
-def test_defers_with_reason_and_numbers(reason: str, changes: dict[str, int]) -> None:
+def test_defers_with_reason_and_numbers(reason: str, changes: dict[str, Any]) -> None:
     """Each way not to be admitted now has its own word and carries the numbers that led there."""
     decision = admit(waiting(0, 4 * GIB), worker(**changes))
     assert isinstance(decision, Defer)
@@ -118,7 +120,7 @@ def test_defers_with_reason_and_numbers(reason: str, changes: dict[str, int]) ->
         ("exceeds_device", {"device_bytes": 9 * GIB}, {"device_capacity_bytes": 8 * GIB}),
     ],
 )
-def test_rejects_what_never_fits(reason: str, trial: dict[str, int], changes: dict[str, int]) -> None:
+def test_rejects_what_never_fits(reason: str, trial: dict[str, Any], changes: dict[str, Any]) -> None:
     """Too large for the worker even when it is empty: with the need and the limit, also through `feasible`."""
     candidate, view = waiting(0, **trial), worker(**changes)
     decision = admit(candidate, view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,12 +16,14 @@ from scheduler.core.trial import IllegalTransition, Rules
 from scheduler.units import GIB, MIB
 from tests import builders as b
 
+Kind = TypeVar("Kind")
+
 
 class Batch:
     """A brain with a clock; every event is followed by a check of the invariants."""
 
-    def __init__(self, *studies: m.StudySpec, **rules: object) -> None:
-        defaults = {
+    def __init__(self, *studies: m.StudySpec, **rules: Any) -> None:
+        defaults: dict[str, Any] = {
             "memory_budget": parse_memory_budget("100%"),
             "reserve_bytes": 0,
             "retry": RetryPolicy(max_retries=2, max_consecutive_failures=3, delay_s=0.0),
@@ -39,17 +42,19 @@ class Batch:
         self.log.extend(commands)
         return commands
 
-    def join(self, **facts: object) -> list[m.Command]:
+    def join(self, **facts: Any) -> list[m.Command]:
         """A worker joins: 24 GiB and four slots unless told otherwise."""
         return self.tell(m.WorkerJoined(facts=b.facts(**facts)))
 
-    def start(self, number: int = 0, host_bytes: int = GIB, *, attempt: int = 1, **asked: object) -> m.LaunchAttempt:
+    def start(self, number: int = 0, host_bytes: int = GIB, *, attempt: int = 1, **asked: Any) -> m.LaunchAttempt:
         """Ask, launch and start a trial; it must be launched at once."""
         launch = only(self.tell(b.asked(number, host_bytes, attempt=attempt, **asked)), m.LaunchAttempt)
         self.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=100 + number))
         return launch
 
-    def end(self, attempt: m.AttemptId, reason: m.ExitReason = m.ExitReason.COMPLETED, **outcome: object):
+    def end(
+        self, attempt: m.AttemptId, reason: m.ExitReason = m.ExitReason.COMPLETED, **outcome: object
+    ) -> list[m.Command]:
         """The attempt ends like this."""
         return self.tell(m.AttemptEnded(attempt=attempt, outcome=b.outcome(reason, **outcome)))
 
@@ -58,12 +63,12 @@ class Batch:
         return self.tell(m.TrialTold(trial=trial, state=state))
 
 
-def kinds(commands: Iterable[m.Command], kind: type) -> list:
-    """The commands of one kind."""
-    return [command for command in commands if isinstance(command, kind)]
+def kinds(commands: Iterable[m.Command], *wanted: type[Kind]) -> list[Kind]:
+    """The commands of these kinds."""
+    return [command for command in commands if isinstance(command, wanted)]
 
 
-def only(commands: Iterable[m.Command], kind: type):
+def only(commands: Iterable[m.Command], kind: type[Kind]) -> Kind:
     """The one command of this kind; fails when there are more or none."""
     found = kinds(commands, kind)
     assert len(found) == 1, (kind.__name__, list(commands))
@@ -152,7 +157,7 @@ def test_a_trial_over_its_time_limit_is_asked_to_leave_then_ended() -> None:
     launch = batch.start()
     assert kinds(batch.tell(m.Tick(), after=99), m.StopAttempt) == []
     assert only(batch.tell(m.Tick(), after=2), m.StopAttempt).reason == "timeout"
-    assert kinds(batch.tell(m.Tick(), after=19), m.StopAttempt | m.KillAttempt) == []
+    assert kinds(batch.tell(m.Tick(), after=19), m.StopAttempt, m.KillAttempt) == []
     assert only(batch.tell(m.Tick(), after=2), m.KillAttempt).reason == "timeout"
     assert kinds(batch.tell(m.Tick(), after=60), m.KillAttempt) == []
     tell = only(batch.end(launch.attempt, m.ExitReason.TIMED_OUT), m.TellTrial)
@@ -418,7 +423,7 @@ def test_misfits_are_pruned_without_counting_and_close_the_study_in_the_end() ->
     for number in range(3):
         tell = only(batch.tell(b.asked(number, 25 * GIB)), m.TellTrial)
         assert tell.state is m.FinalState.PRUNED
-        assert tell.constraint > 0
+        assert tell.constraint is not None and tell.constraint > 0
         batch.told(tell.trial, tell.state)
     assert batch.brain.studies["study"].counted == 0
     assert only(batch.log, m.CloseStudy).early is True
@@ -655,7 +660,7 @@ def test_each_environment_learns_for_itself() -> None:
     launch = only(batch.tell(sized(0, GIB)), m.LaunchAttempt)
     batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=100))
     batch.tell(m.AttemptSettled(attempt=launch.attempt, peak_bytes=GIB))
-    said = {"environment": CPU_BUILD.name, "runtime_bytes": 230 * MIB}
+    said: dict[str, Any] = {"environment": CPU_BUILD.name, "runtime_bytes": 230 * MIB}
     batch.end(launch.attempt, peak_bytes=2 * GIB + 230 * MIB, **said)
     again = only(batch.tell(sized(1, GIB)), m.LaunchAttempt)
     assert 2 * GIB + CPU_BUILD.runtime_bytes < again.reserved_bytes < 2.2 * GIB + CPU_BUILD.runtime_bytes

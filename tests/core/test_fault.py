@@ -22,6 +22,7 @@ KILL = KillRecord(kill_id="k", rule="pressure", reason=ExitReason.EVICTED, withi
 def rows() -> list[str]:
     """The table of the README as the data gives it."""
     lines = []
+    words: dict[float | None, str] = {fault.INFEASIBLE: "infeasible", fault.FEASIBLE: "feasible"}
     for reason, rule in RULES.items():
         trial = rule.state.value if rule.state else "again, from its checkpoint"
         cells = [
@@ -31,7 +32,7 @@ def rows() -> list[str]:
             trial,
             "yes" if rule.counts else "no",
             "only without progress" if rule.spends_retry else "no",
-            {fault.INFEASIBLE: "infeasible", fault.FEASIBLE: "feasible"}.get(rule.constraint, "-"),
+            words.get(rule.constraint, "-"),
             "closed until a probe succeeds" if rule.closes_host else "open",
             f"{rule.believed} times in a row, then `{rule.else_.value}`" if rule.else_ else "always",
         ]

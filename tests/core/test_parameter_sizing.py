@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.parameter_sizing import ParameterSizing, PeakObservation, PeakSource, Prediction
-from scheduler.core.parameter_space import Choice, Embedding, Range, Space, Value
+from scheduler.core.parameter_sizing import ParameterSizing, PeakSource, Prediction
+from scheduler.core.parameter_space import Embedding
 from scheduler.core.peak_regression import PeakRegression, misfit
+from scheduler.model.parameters import Choice, PeakObservation, Range, Space, Value
 from tests.benchmarks import sizing
 
 MIB, GIB = 2**20, 2**30
@@ -145,7 +146,11 @@ def test_a_branch_never_run_is_told() -> None:
 def test_logarithms_are_taken_where_the_range_asks_for_them() -> None:
     """A range over more than 16 times, and numbers among a choice's options, are spaced by powers."""
     embedding = Embedding()
-    space = {"batch": Choice(options=(16, 64, 256)), "rows": Range(low=1, high=10_000), "width": Range(low=8, high=16)}
+    space: Space = {
+        "batch": Choice(options=(16, 64, 256)),
+        "rows": Range(low=1, high=10_000),
+        "width": Range(low=8, high=16),
+    }
     embedding.learn({"batch": 16, "rows": 1, "width": 8}, space)
     assert embedding.point({"batch": 64, "rows": 100, "width": 12}) == pytest.approx([0, 0] * 3)
 

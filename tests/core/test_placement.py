@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -193,11 +194,11 @@ def test_device_pool_is_held() -> None:
 def test_running_is_not_read_without_need() -> None:
     """With nothing blocked the list of running trials is never walked: it is long on a large cluster."""
 
-    def explode() -> None:
-        raise AssertionError("read")
-        yield
+    class Unread:
+        def __iter__(self) -> Iterator[Running]:
+            raise AssertionError("read")
 
-    assert place([waiting(0)], explode(), [worker()], 0.0).starts  # type: ignore[arg-type]
+    assert place([waiting(0)], Unread(), [worker()], 0.0).starts
 
 
 # -- properties -----------------------------------------------------------------------------------------------------
@@ -209,9 +210,10 @@ durations = st.none() | st.floats(0.1, 100)
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[list[Waiting], list[Running], list[WorkerView]]:
     """A consistent cluster at instant 50: workers with running trials, other programs, closures, and a queue."""
-    rows, runs = [], []
+    rows: list[WorkerView] = []
+    runs: list[Running] = []
     for index in range(draw(st.integers(0, 3))):
-        mine = []
+        mine: list[Running] = []
         free, slots = 30, 6
         for _ in range(draw(st.integers(0, 4))):
             size, taken = draw(st.integers(1, 12)), draw(st.integers(1, 2))

@@ -27,14 +27,16 @@ from tests import builders as b
         (signal.SIGBUS, ExitReason.FAILED),
     ],
 )
-def test_a_signal_from_outside_loses_the_attempt_and_one_of_its_own_fails_the_trial(number, reason):
+def test_a_signal_from_outside_loses_the_attempt_and_one_of_its_own_fails_the_trial(
+    number: int, reason: ExitReason
+) -> None:
     """Somebody's SIGKILL says nothing about the trial and it is run again; a segfault does."""
     outcome = conclude(Witness(exit_status=-number))
     assert outcome.reason is reason
     assert signal.Signals(number).name in outcome.detail
 
 
-def test_a_resumed_batch_is_not_over_when_its_first_study_is_complete():
+def test_a_resumed_batch_is_not_over_when_its_first_study_is_complete() -> None:
     """The studies are opened one by one; only with the last one can the batch have nothing left to do."""
     brain = BatchState(Rules(memory_budget=parse_memory_budget("100%"), reserve_bytes=0, retry=RetryPolicy()), 2)
     commands = brain.handle(m.StudyOpened(study=b.study("one", quota=3), counted=3), 0.0)
@@ -44,7 +46,7 @@ def test_a_resumed_batch_is_not_over_when_its_first_study_is_complete():
     assert [c.study for c in commands if isinstance(c, m.AskTrial)] == ["two"]
 
 
-def test_a_batch_that_cannot_go_on_ends_with_1():
+def test_a_batch_that_cannot_go_on_ends_with_1() -> None:
     """What ends it is nobody's wish: the loss of the cluster is not the user's 130."""
     brain = BatchState(Rules(memory_budget=parse_memory_budget("100%"), reserve_bytes=0, retry=RetryPolicy()))
     brain.handle(m.StudyOpened(study=b.study("one", quota=3)), 0.0)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from scheduler.core.trial import Trial
-from scheduler.model import FinalState, QuitRequested
+from scheduler.model import FinalState, QuitRequested, WorkerFacts
 from tests.builders import facts, footprint, trial_id
 from tests.simulator import Simulation, World, bytes_of, phase6a, seconds_of
 
 
-def hosts(count: int) -> list:
+def hosts(count: int) -> list[WorkerFacts]:
     """That many hosts of 24 GiB."""
     return [facts(f"w{n}", host=f"host{n}", overhead_bytes=2**28) for n in range(count)]
 
 
-def crowded(count: int) -> list:
+def crowded(count: int) -> list[WorkerFacts]:
     """That many hosts of 24 GiB with three workers each, of which one has a limit of its own."""
     return [
         facts(
@@ -30,9 +32,9 @@ def crowded(count: int) -> list:
     ]
 
 
-def world(**changes: float) -> World:
+def world(**changes: Any) -> World:
     """Trials of phase 6a."""
-    return World(bytes_of=bytes_of, seconds_of=seconds_of, **changes)  # type: ignore[arg-type]
+    return World(bytes_of=bytes_of, seconds_of=seconds_of, **changes)
 
 
 @pytest.mark.parametrize("count", [1, 3])

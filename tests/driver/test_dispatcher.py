@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
 from scheduler.driver import dispatcher
 from scheduler.driver.dispatcher import Dispatcher, Ended, Item, Said
+from scheduler.driver.ports import Recordable
 from scheduler.units import GIB
 from tests import builders as b
 from tests.waiting import wait_until
@@ -48,7 +49,7 @@ class FakeCluster:
         self.is_connected = self.is_subscribed = True
         self.in_reach = 1
         self.calls: list[str] = []
-        self.tasks: list[dict[str, Any]] = []
+        self.tasks: list[Mapping[str, Any]] = []
         self.delivered: list[tuple[Any, ...]] = []
         self.on_launch: Callable[[str], None] = lambda attempt: None
         self.on_tick: Callable[[], None] = lambda: None
@@ -70,7 +71,7 @@ class FakeCluster:
 
     # -- the agents
 
-    def launch(self, task: dict[str, Any], worker: str) -> None:
+    def launch(self, task: Mapping[str, Any], worker: str) -> None:
         """Note it, and let the test go on."""
         self.tasks.append(task)
         self.on_launch(str(task["attempt"]))
@@ -95,7 +96,8 @@ class FakeRecorder:
     """A study in memory: numbers trials, confirms every final state at once."""
 
     def __init__(self, post: Callable[[m.Event], None]) -> None:
-        self.post, self.asked, self.told = post, 0, []
+        self.post, self.asked = post, 0
+        self.told: list[m.TellTrial | m.EnqueueRetry] = []
 
     def submit(self, command: Any) -> None:
         """Answer as the study would."""
@@ -111,6 +113,10 @@ class FakeRecorder:
     def drain(self) -> None:
         """Nothing is under way."""
 
+    def close(self, timeout_s: float) -> list[Recordable]:
+        """All is written at once."""
+        return []
+
 
 class Loop:
     """A dispatcher and all that is around it."""
@@ -123,14 +129,16 @@ class Loop:
         away_timeout_s: float = 600.0,
     ) -> None:
         rules = Rules(memory_budget=parse_memory_budget("100%"), reserve_bytes=0, retry=RetryPolicy(delay_s=0.0))
-        self.cluster, self.lines = FakeCluster(), []
+        self.cluster = FakeCluster()
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+        self.recorder: FakeRecorder
         self.inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.opened = m.StudyOpened(study=b.study(quota=quota))
         self.dispatcher = Dispatcher(
             BatchState(rules),
             self.cluster,
             self.cluster,
-            FakeRecorder,
+            self._record,
             inbox=self.inbox,
             objective="module:function",
             folder=folder,
@@ -139,10 +147,18 @@ class Loop:
             away_timeout_s=away_timeout_s,
         )
 
+    def _record(self, post: Callable[[m.Event], None]) -> FakeRecorder:
+        self.recorder = FakeRecorder(post)
+        return self.recorder
+
     def say(self, kind: str, attempt: str | None = None, **fields: Any) -> None:
         """A message of the worker."""
         about = {} if attempt is None else {"attempt": attempt}
         self.inbox.put(Said({"type": kind, "worker": b.WORKER, **about, **fields}))
+
+    def lose(self, attempt: str, why: str) -> None:
+        """The end of an attempt that was given up."""
+        self.inbox.put(Ended(attempt, m.Outcome(reason=m.ExitReason.LOST, detail=why)))
 
     def complete(self, attempt: str) -> None:
         """A whole attempt, said at once."""
@@ -249,7 +265,8 @@ def test_a_worker_that_cannot_run_trials_ends_a_batch_that_has_no_other(tmp_path
         loop.dispatcher.run(first=[loop.opened])
     loop = Loop(tmp_path)
     loop.cluster.on_launch = loop.complete
-    first = [loop.opened, Said(JOINED), *[Said({"type": "broken", "worker": "w", "detail": "disk full"})] * 3]
+    broken = [Said({"type": "broken", "worker": "w", "detail": "disk full"})] * 3
+    first: list[Item] = [loop.opened, Said(JOINED), *broken]
     assert loop.dispatcher.run(first=first).exit_code == 0
     assert loop.events("worker.broken") == [{"worker": "w", "detail": "disk full"}]
 
@@ -304,7 +321,9 @@ def test_a_scheduler_that_was_replaced_between_two_looks_is_joined_anew(tmp_path
     assert len(loop.events("cluster.disconnected")) == len(loop.events("cluster.back")) == 1
 
 
-def test_a_scheduler_that_does_not_come_back_ends_the_run_resumably(tmp_path: Path, quick: None) -> None:
+def test_a_scheduler_that_does_not_come_back_ends_the_run_resumably(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Attempts are ended, or given up where they cannot be reached; the exit code is 1, and the trial is requeued."""
     loop = Loop(tmp_path, away_timeout_s=0.05)
 
@@ -312,15 +331,15 @@ def test_a_scheduler_that_does_not_come_back_ends_the_run_resumably(tmp_path: Pa
         loop.cluster.is_connected = False
 
     ticks(loop, gone)
-    loop.cluster.give_up = lambda attempt, why: loop.inbox.put(
-        Ended(attempt, m.Outcome(reason=m.ExitReason.LOST, detail=why))
-    )
+    monkeypatch.setattr(loop.cluster, "give_up", loop.lose)
     end = loop.dispatcher.run(first=[loop.opened, Said(JOINED)])
     assert (end.exit_code, end.reason) == (1, "stopped by the loss of the Dask scheduler")
-    assert [type(told) for told in loop.dispatcher.recorder.told] == [m.EnqueueRetry]
+    assert [type(told) for told in loop.recorder.told] == [m.EnqueueRetry]
 
 
-def test_a_cluster_of_ones_own_without_workers_is_made_anew_and_not_for_ever(tmp_path: Path, quick: None) -> None:
+def test_a_cluster_of_ones_own_without_workers_is_made_anew_and_not_for_ever(
+    tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three times in a row; then the run ends with 1, resumable."""
     loop = Loop(tmp_path)
     loop.cluster.is_ours = True
@@ -330,9 +349,7 @@ def test_a_cluster_of_ones_own_without_workers_is_made_anew_and_not_for_ever(tmp
         loop.say("left")
 
     ticks(loop, lost)
-    loop.cluster.give_up = lambda attempt, why: loop.inbox.put(
-        Ended(attempt, m.Outcome(reason=m.ExitReason.LOST, detail=why))
-    )
+    monkeypatch.setattr(loop.cluster, "give_up", loop.lose)
     end = loop.dispatcher.run(first=[loop.opened, Said(JOINED)])
     assert (end.exit_code, end.reason) == (1, "stopped by the loss of every worker")
     assert loop.cluster.calls == ["revive"] * 3
@@ -354,5 +371,5 @@ def test_quit_drains_the_loop(tmp_path: Path) -> None:
 
     loop.cluster.on_launch = quit_then_leave
     assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 130
-    retries = {told.trial: told for told in loop.dispatcher.recorder.told if isinstance(told, m.EnqueueRetry)}
+    retries = {told.trial: told for told in loop.recorder.told if isinstance(told, m.EnqueueRetry)}
     assert (retries[b.trial_id(0)].resume_from, retries[b.trial_id(0)].attempt) == ("/c", 2)

@@ -244,7 +244,8 @@ def test_an_identity_of_another_host_or_container_is_never_known_to_be_dead() ->
     own = ProcessIdentity.own(vitals.start_time)
     assert not own.is_dead(vitals.lives)
     assert dataclasses.replace(own, start_time=-1.0).is_dead(vitals.lives)
-    for strange in ({"boot_id": "x"}, {"pid_space": "x"}):
+    others: list[dict[str, Any]] = [{"boot_id": "x"}, {"pid_space": "x"}]
+    for strange in others:
         assert not dataclasses.replace(own, start_time=-1.0, **strange).is_dead(vitals.lives)
 
 

@@ -49,10 +49,12 @@ def test_no_file_is_no_record(tmp_path: Path) -> None:
 def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
     """Every line is whole, whoever writes."""
     journal = Journal(tmp_path / "journal.jsonl")
-    threads = [
-        threading.Thread(target=lambda n=n: [journal.write("line", n=n, text="x" * 5000) for _ in range(50)])
-        for n in range(4)
-    ]
+
+    def write(n: int) -> None:
+        for _ in range(50):
+            journal.write("line", n=n, text="x" * 5000)
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

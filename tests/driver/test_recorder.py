@@ -31,6 +31,7 @@ from scheduler.model import (
     TrialTaken,
     TrialTold,
 )
+from scheduler.model.calls import Answer
 from scheduler.study.store import Functions, NotOurs, StudyStore
 from tests.study.test_study import ARCHITECTURES, FUNCTIONS, STUDY, spec, states, store_at, told
 from tests.waiting import wait_until
@@ -42,7 +43,7 @@ class Driver:
     """A recorder with what it posts and notes, and short delays."""
 
     def __init__(self, store: StudyStore, **settings: Any) -> None:
-        self.store, self.events, self.notes = store, list[Event](), list[tuple[str, dict[str, Any]]]()
+        self.store, self.events, self.notes = store, list[Event | Answer](), list[tuple[str, dict[str, Any]]]()
         store.open(spec(), ARCHITECTURES)
         self.recorder = Recorder(
             store,
@@ -201,7 +202,7 @@ def test_a_read_only_disk_is_waited_for(small_disk: Path, start: Start) -> None:
     rdb.engine.dispose()  # a file that is open for writing would stop the mount from changing
     assert rdb._keeper is not None
     rdb._keeper.close()
-    remount = ["mount", "-o", "remount,ro", small_disk]
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
     wait_until(lambda: subprocess.run(remount, capture_output=True).returncode == 0, "the disk is read-only")
     driver.recorder.submit(told(trial))
     wait_until(lambda: "study.unavailable" in driver.noted(), "the outage is noticed", 30)
@@ -354,6 +355,7 @@ def test_a_trial_that_is_taken_while_it_is_sampled_is_asked_again(tmp_path: Path
         if not stolen:
             stolen.append(trial.number)
             take_over(store, file, TrialId(STUDY, trial.number))
+        assert FUNCTIONS.sample is not None
         return dict(FUNCTIONS.sample(trial, context, architectures, fit))
 
     store = store_at(file, functions=Functions(sample=sample, micro_batch=FUNCTIONS.micro_batch))
@@ -367,10 +369,12 @@ def test_many_threads_may_submit(tmp_path: Path, start: Start) -> None:
     """Reports from several threads all arrive."""
     driver = start(store_at(tmp_path / "study.db", functions=FUNCTIONS, pruner="none"))
     trials = [driver.ask() for _ in range(4)]
-    threads = [
-        threading.Thread(target=lambda t=trial: [driver.recorder.submit(report(t, step)) for step in range(100)])
-        for trial in trials
-    ]
+
+    def submit(trial: TrialId) -> None:
+        for step in range(100):
+            driver.recorder.submit(report(trial, step))
+
+    threads = [threading.Thread(target=submit, args=(trial,)) for trial in trials]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -120,7 +120,7 @@ class Sandbox:
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return self.root / "runs" / self.settings["name"]
+        return self.root / "runs" / str(self.settings["name"])
 
     @property
     def database(self) -> Path:

@@ -7,6 +7,7 @@ a real `dask worker` whose interpreter cannot find it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -76,7 +77,7 @@ def workers_of(address: str) -> set[str]:
 # -- environments without Headroom -------------------------------------------------------------------------------------
 
 
-def test_a_cluster_that_is_shared_is_used_where_it_can_be_and_left_alone_elsewhere(box):
+def test_a_cluster_that_is_shared_is_used_where_it_can_be_and_left_alone_elsewhere(box: Sandbox) -> None:
     """The scheduler and one worker have no Headroom, another such worker joins later: they live on, are named once, and
     no trial is sent to them."""
     scheduler_port = free_port()
@@ -98,7 +99,7 @@ def test_a_cluster_that_is_shared_is_used_where_it_can_be_and_left_alone_elsewhe
     assert len(workers_of(address)) == 3
 
 
-def test_a_cluster_of_nothing_but_strangers_is_refused_in_a_line(box):
+def test_a_cluster_of_nothing_but_strangers_is_refused_in_a_line(box: Sandbox) -> None:
     """No worker has Headroom: exit code 2 with the reason, and nothing is written."""
     address, _, _ = box.start_cluster(0)
     bare_worker(box, address)
@@ -119,7 +120,7 @@ def stopped(process: Process | subprocess.Popen[Any], seconds: float) -> None:
     os.kill(process.pid, signal.SIGCONT)
 
 
-def test_a_driver_that_is_stopped_for_a_while_has_lost_nothing(box):
+def test_a_driver_that_is_stopped_for_a_while_has_lost_nothing(box: Sandbox) -> None:
     """Its trials go on meanwhile, end, and are heard of afterwards; here and on a cluster."""
     driver = box.start(environment={"CRASH_EPOCH_S": "0.1"})
     training(box)
@@ -131,7 +132,7 @@ def test_a_driver_that_is_stopped_for_a_while_has_lost_nothing(box):
     keeps_its_promises(box)
 
 
-def test_trials_of_a_driver_that_is_away_for_too_long_checkpoint_and_leave(tmp_path):
+def test_trials_of_a_driver_that_is_away_for_too_long_checkpoint_and_leave(tmp_path: Path) -> None:
     """Past `away_timeout_s` nobody trains for nobody; what became of them is kept, and they go on when it is back."""
     with Sandbox(tmp_path / "run", **TWO, away_timeout_s=5) as box:
         box.environment["CRASH_EPOCH_S"] = "0.3"
@@ -149,7 +150,7 @@ def test_trials_of_a_driver_that_is_away_for_too_long_checkpoint_and_leave(tmp_p
         keeps_its_promises(box)
 
 
-def test_a_scheduler_that_is_away_for_a_while_costs_nothing(box):
+def test_a_scheduler_that_is_away_for_a_while_costs_nothing(box: Sandbox) -> None:
     """Longer than a Dask client waits: its workers end with it, the trials do not; whoever supervises the workers
     brings one back, and the driver goes on."""
     box.environment["CRASH_EPOCH_S"] = "0.2"
@@ -169,7 +170,7 @@ def test_a_scheduler_that_is_away_for_a_while_costs_nothing(box):
     keeps_its_promises(box)
 
 
-def test_a_scheduler_that_is_replaced_in_a_moment_costs_nothing(box):
+def test_a_scheduler_that_is_replaced_in_a_moment_costs_nothing(box: Sandbox) -> None:
     """Another one answers at its address before the driver has missed the first (a supervisor, a service that fails
     over): it is told anew what the driver listens to, and the trials go on under the worker there."""
     box.environment["CRASH_EPOCH_S"] = "0.2"
@@ -187,21 +188,27 @@ def test_a_scheduler_that_is_replaced_in_a_moment_costs_nothing(box):
     keeps_its_promises(box)
 
 
-def test_own_worker_killed_again_and_again_costs_nothing(box):
+def have_joined(box: Sandbox, count: int) -> bool:
+    """Whether so many workers have joined since the start."""
+    return len(box.events("worker.joined")) >= count
+
+
+def test_own_worker_killed_again_and_again_costs_nothing(box: Sandbox) -> None:
     """Three kills within seconds: Dask's own patience with a worker is no limit of ours."""
     driver = box.start(environment={"CRASH_EPOCH_S": "0.15"})
     training(box)
     for number in range(3):
         (worker,) = until(lambda: box.of_role("worker"), 30, "a worker")
         assert worker.kill()
-        until(lambda n=number: len(box.events("worker.joined")) >= n + 2, 60, lambda: f"another worker: {tail(box)}")
+        joined = functools.partial(have_joined, box, number + 2)
+        until(joined, 60, lambda: f"another worker: {tail(box)}")
     assert ends(driver, box, 120) == 0, tail(box)
     assert reasons(box) == {"completed"}
     keeps_its_promises(box)
     nothing_left(box)
 
 
-def test_worker_and_nanny_gone_for_good_are_replaced_by_whoever_starts_one(box):
+def test_worker_and_nanny_gone_for_good_are_replaced_by_whoever_starts_one(box: Sandbox) -> None:
     """Both are killed at once, and another `dask worker` comes on that host: it carries for what still runs there."""
     box.environment["CRASH_EPOCH_S"] = "0.15"
     address, _, (nanny,) = box.start_cluster()
@@ -218,7 +225,7 @@ def test_worker_and_nanny_gone_for_good_are_replaced_by_whoever_starts_one(box):
     keeps_its_promises(box)
 
 
-def test_retired_workers_give_their_trials_back(box):
+def test_retired_workers_give_their_trials_back(box: Sandbox) -> None:
     """Retired, as an adaptive cluster or a walltime does: its trials checkpoint, leave, and go on elsewhere; nothing of
     ours stays on that host."""
     box.environment["CRASH_EPOCH_S"] = "1"  # they last until another worker is there, on a loaded machine too
@@ -259,7 +266,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="a disk of one's own n
 
 
 @needs_root
-def test_a_lost_host_costs_its_trials_what_only_it_had(box):
+def test_a_lost_host_costs_its_trials_what_only_it_had(box: Sandbox) -> None:
     """Everything on a host dies, its disk with it: the trials start over on the other one, said so, and none fails."""
     box.environment["CRASH_EPOCH_S"] = "1"  # they last until another worker is there, on a loaded machine too
     address, _, _ = box.start_cluster()
@@ -282,7 +289,7 @@ def test_a_lost_host_costs_its_trials_what_only_it_had(box):
     assert sum("started_over" in trial["attrs"] for trial in trials) == len(over)
 
 
-def test_a_host_that_is_missing_when_the_user_stops_loses_no_trial(tmp_path):
+def test_a_host_that_is_missing_when_the_user_stops_loses_no_trial(tmp_path: Path) -> None:
     """All of it hangs: the drain ends without it, its trials are requeued with their checkpoints, and the next start
     goes on."""
     with Sandbox(tmp_path / "run", **TWO, drain_timeout_s=2) as box:
@@ -307,7 +314,7 @@ def test_a_host_that_is_missing_when_the_user_stops_loses_no_trial(tmp_path):
 # -- how long a drain waits --------------------------------------------------------------------------------------------
 
 
-def test_a_drain_waits_for_a_slow_step(tmp_path):
+def test_a_drain_waits_for_a_slow_step(tmp_path: Path) -> None:
     """Steps of 4 s and a limit of 1 s: `q` waits as long as steps have taken, says so, and loses none of them."""
     training_side = {"objective": f"{TINY}:slow"}
     with Sandbox(tmp_path / "run", **TWO, drain_timeout_s=1, training=training_side) as box:
@@ -325,7 +332,7 @@ def test_a_drain_waits_for_a_slow_step(tmp_path):
 # -- a new driver ------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_driver_ends_what_an_earlier_one_of_its_run_left(box):
+def test_a_new_driver_ends_what_an_earlier_one_of_its_run_left(box: Sandbox) -> None:
     """The earlier driver is dead, which its agents have not noticed: they hold its trials until the next driver of the
     run folder comes, which ends them before it runs any of them again."""
     box.environment["CRASH_EPOCH_S"] = "0.3"

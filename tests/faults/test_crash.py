@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize(("count", "cluster"), [(10, False), (8, True)], ids=["here", "on a cluster"])
-def test_nothing_is_lost_charged_run_twice_or_left_running(tmp_path, count, cluster):
+def test_nothing_is_lost_charged_run_twice_or_left_running(tmp_path: Path, count: int, cluster: bool) -> None:
     """Twelve studies reach exactly their quotas, with the values they would have had, whatever happens to the run.
 
     A fast machine is through with a batch before all its events came: then another one is run, until `count` were

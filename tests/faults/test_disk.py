@@ -63,7 +63,7 @@ def fill_disk(folder: Path) -> Callable[[], None]:
     return folder.unlink
 
 
-def outage(box: Sandbox, driver: Any, restore: Callable[[], None], seconds: float, words: str) -> None:
+def outage(box: Sandbox, driver: Any, restore: Callable[[], object], seconds: float, words: str) -> None:
     """Wait until the host is closed for this reason, let the outage last, end it, and see the host open again."""
     opened = len(box.events("host.opened"))
     try:

@@ -35,7 +35,7 @@ def box(tmp_path: Path) -> Iterator[Sandbox]:
 # -- the host registry -------------------------------------------------------------------------------------------------
 
 
-def test_a_registry_that_is_removed_is_made_again(box):
+def test_a_registry_that_is_removed_is_made_again(box: Sandbox) -> None:
     """A cleaner of /tmp takes the folder: the trials that run are watched by a new one, and the next ones start."""
     driver = box.start()
     training(box)
@@ -87,7 +87,7 @@ def goes_on_from(box: Sandbox, before: int) -> None:
     assert box.done() <= 2 * 2 * box.settings["max_epochs"] + 2, f"{before} epochs were done before"
 
 
-def test_a_run_folder_that_is_removed_ends_the_run(box):
+def test_a_run_folder_that_is_removed_ends_the_run(box: Sandbox) -> None:
     """Nothing new starts, no ghost of the folder is made, and what the studies held is saved beside it."""
     driver = box.start(environment=SLOW)
     training(box)
@@ -102,7 +102,7 @@ def test_a_run_folder_that_is_removed_ends_the_run(box):
     assert box.done() > epochs
 
 
-def test_a_run_folder_that_is_moved_ends_the_run(box):
+def test_a_run_folder_that_is_moved_ends_the_run(box: Sandbox) -> None:
     """It says where the folder is now; moved back, the run goes on from its checkpoints."""
     driver = box.start(environment=SLOW)
     training(box)
@@ -116,7 +116,7 @@ def test_a_run_folder_that_is_moved_ends_the_run(box):
 
 
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
-def test_a_database_that_is_taken_away_ends_the_run(box, how):
+def test_a_database_that_is_taken_away_ends_the_run(box: Sandbox, how: str) -> None:
     """Trials checkpoint and leave; what the database held is saved; put back, the run goes on without a loss."""
     driver = box.start(environment=SLOW)
     training(box)
@@ -137,7 +137,7 @@ def test_a_database_that_is_taken_away_ends_the_run(box, how):
     goes_on_from(box, before)
 
 
-def test_a_run_folder_that_is_removed_at_the_very_end_is_no_success(tmp_path):
+def test_a_run_folder_that_is_removed_at_the_very_end_is_no_success(tmp_path: Path) -> None:
     """All trials are done, the results have nowhere to go: 1, with the table on stdout."""
     with Sandbox(tmp_path / "run", **SMALL, training={"objective": "tests.faults.test_folders:removes"}) as box:
         driver = box.start(environment={"REMOVES": str(box.folder)})
@@ -171,7 +171,7 @@ def stop_between_transactions(driver: subprocess.Popen[Any], database: Path) -> 
     until(stopped, 30, "the driver stops between two transactions")
 
 
-def test_a_driver_stopped_past_its_lease_leaves_its_trials_to_who_took_them(tmp_path):
+def test_a_driver_stopped_past_its_lease_leaves_its_trials_to_who_took_them(tmp_path: Path) -> None:
     """It notices for each trial, ends that attempt without a word to the study, and goes on with what is left: both end
     with 0, the quota is exact, and no parameter set is completed twice."""
     one, two, database = pair(tmp_path, horizons=[1], trials=6, lease_s=3)
@@ -201,7 +201,7 @@ def test_a_driver_stopped_past_its_lease_leaves_its_trials_to_who_took_them(tmp_
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a disk of one's own needs root")
-def test_what_a_deleted_run_left_on_another_host_is_in_nobodys_way(tmp_path):
+def test_what_a_deleted_run_left_on_another_host_is_in_nobodys_way(tmp_path: Path) -> None:
     """The run folder is removed where the driver is and begun anew; the worker's own disk still has the attempts of the
     same names, with claims, results and checkpoints. They are set aside: no trial is lost, none is believed."""
     with Sandbox(tmp_path / "run", **{**SMALL, "horizons": [1], "max_epochs": 5}) as box:

@@ -89,7 +89,7 @@ def keeps_its_promises(box: Sandbox, kills: int = 0) -> None:
 # -- a second driver ---------------------------------------------------------------------------------------------------
 
 
-def test_a_second_driver_on_a_run_folder_is_refused_with_the_pid_of_the_first(box):
+def test_a_second_driver_on_a_run_folder_is_refused_with_the_pid_of_the_first(box: Sandbox) -> None:
     """It exits with 2 and one line that names the pid; the first goes on unharmed."""
     first = box.start()
     until(lambda: box.events("batch.started"), START_S, "the start of the first")
@@ -114,7 +114,7 @@ def left_resumable(box: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP", "STOP"])
-def test_a_stop_drains_and_the_next_start_goes_on(box, how):
+def test_a_stop_drains_and_the_next_start_goes_on(box: Sandbox, how: str) -> None:
     """Without a terminal: trials checkpoint and leave within seconds, a summary says what remains, 130, no loss."""
     driver = box.start()
     training(box)
@@ -163,7 +163,7 @@ def window(box: Sandbox) -> Iterator[Window]:
 
 
 @pytest.mark.parametrize("key", ["q", "C-c"])
-def test_a_key_drains_in_tmux(box, window, key):
+def test_a_key_drains_in_tmux(box: Sandbox, window: Window, key: str) -> None:
     """q and Ctrl-C (which the terminal sends to every process of the run) drain; the terminal is usable afterwards."""
     training(box)
     until(lambda: "q: stop" in window.screen(), 30, lambda: f"the tables: {window.screen()}")
@@ -182,7 +182,7 @@ def test_a_key_drains_in_tmux(box, window, key):
     goes_on(box)
 
 
-def test_a_closed_terminal_drains(box, window):
+def test_a_closed_terminal_drains(box: Sandbox, window: Window) -> None:
     """The window is closed: what runs is put back with its checkpoint, nothing stays behind."""
     training(box)
     window.do("kill-session")
@@ -192,7 +192,7 @@ def test_a_closed_terminal_drains(box, window):
     goes_on(box, kills=1)
 
 
-def test_a_second_signal_stops_at_once(tmp_path):
+def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     """Trials that hear no request are ended by the second SIGTERM, not by the drain's limit; the run is resumable."""
     settings = {**SMALL, "drain_timeout_s": 600, "training": {"objective": f"{TINY}:deaf"}}
     with Sandbox(tmp_path / "run", **settings) as box:
@@ -208,7 +208,7 @@ def test_a_second_signal_stops_at_once(tmp_path):
         goes_on(box, kills=2)  # each of the two may have been between an epoch and its checkpoint
 
 
-def test_a_signal_before_the_first_trial_stops_the_start(box):
+def test_a_signal_before_the_first_trial_stops_the_start(box: Sandbox) -> None:
     """A SIGTERM while the driver still starts up is heard; the run can be started again."""
     driver = box.start()
     until(lambda: box.events("batch.started"), START_S, "the start")
@@ -218,7 +218,7 @@ def test_a_signal_before_the_first_trial_stops_the_start(box):
     goes_on(box)
 
 
-def test_a_signal_after_the_end_does_not_replace_the_exit_code(tmp_path):
+def test_a_signal_after_the_end_does_not_replace_the_exit_code(tmp_path: Path) -> None:
     """SIGTERMs while the command, its results printed, takes itself apart: it ends with its own code all the same."""
     with Sandbox(tmp_path / "run", **{**SMALL, "max_epochs": 1, "trials": 1}) as box:
         driver = box.start()
@@ -232,7 +232,7 @@ def test_a_signal_after_the_end_does_not_replace_the_exit_code(tmp_path):
 # -- what dies ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_lost_worker_costs_nothing(box):
+def test_a_lost_worker_costs_nothing(box: Sandbox) -> None:
     """Its trials go on in their agent, which the worker that the nanny starts carries for."""
     driver = box.start()
     training(box)
@@ -244,7 +244,7 @@ def test_a_lost_worker_costs_nothing(box):
     nothing_left(box)
 
 
-def test_a_lost_agent_costs_no_epoch(box):
+def test_a_lost_agent_costs_no_epoch(box: Sandbox) -> None:
     """Its trials die with it and are run again from their checkpoints in the agent that the worker starts anew."""
     driver = box.start()
     training(box)
@@ -258,7 +258,7 @@ def test_a_lost_agent_costs_no_epoch(box):
     nothing_left(box)
 
 
-def test_another_worker_of_the_host_carries_for_a_lost_one(box):
+def test_another_worker_of_the_host_carries_for_a_lost_one(box: Sandbox) -> None:
     """With two workers the trials of the one that died go on, and the other carries what they say."""
     address, _, workers = box.start_cluster(2)
     driver = box.start("--cluster", address)
@@ -272,7 +272,7 @@ def test_another_worker_of_the_host_carries_for_a_lost_one(box):
     keeps_its_promises(box)
 
 
-def test_the_loss_of_the_dask_scheduler_is_a_clear_end(tmp_path):
+def test_the_loss_of_the_dask_scheduler_is_a_clear_end(tmp_path: Path) -> None:
     """When it does not come back in time the driver says so and ends with 1, and no trial survives that by 5 s; a new
     cluster goes on with the run."""
     with Sandbox(tmp_path / "run", **SMALL, away_timeout_s=6) as box:
@@ -295,7 +295,7 @@ def scheduler_is_lost(box: Sandbox) -> None:
     goes_on(box, "--cluster", address, kills=1)
 
 
-def test_a_dask_scheduler_that_comes_back_goes_on(box):
+def test_a_dask_scheduler_that_comes_back_goes_on(box: Sandbox) -> None:
     """Started again on its port, with a worker (the old one ends with its scheduler): nothing was lost."""
     address, scheduler, _ = box.start_cluster()
     driver = box.start("--cluster", address)
@@ -309,7 +309,7 @@ def test_a_dask_scheduler_that_comes_back_goes_on(box):
     keeps_its_promises(box)
 
 
-def test_no_trial_survives_a_driver_killed_on_a_cluster(box):
+def test_no_trial_survives_a_driver_killed_on_a_cluster(box: Sandbox) -> None:
     """SIGKILL to the driver: its trials, spares, agents and watchdog on workers of its host are gone within 5 s."""
     address, _, _ = box.start_cluster()
     driver = box.start("--cluster", address)
@@ -321,7 +321,7 @@ def test_no_trial_survives_a_driver_killed_on_a_cluster(box):
     goes_on(box, "--cluster", address, kills=1)
 
 
-def test_no_process_survives_a_driver_killed_on_this_machine(box):
+def test_no_process_survives_a_driver_killed_on_this_machine(box: Sandbox) -> None:
     """SIGKILL to the driver: everything is gone within 5 s."""
     driver = box.start()
     training(box)
@@ -346,7 +346,7 @@ def run_of(box: Sandbox) -> str:
     return (box.folder / "run_id").read_text().strip()
 
 
-def test_two_drivers_share_a_study(tmp_path):
+def test_two_drivers_share_a_study(tmp_path: Path) -> None:
     """Both work, the quota is exact, and each finishes its own trials only."""
     one, two, database = pair(tmp_path, trials=4, max_epochs=20)
     with one, two:
@@ -365,7 +365,7 @@ def test_two_drivers_share_a_study(tmp_path):
         assert one.done() + two.done() == 2 * 4 * 20
 
 
-def test_trials_of_a_driver_that_is_gone_are_taken_over_after_its_lease(tmp_path):
+def test_trials_of_a_driver_that_is_gone_are_taken_over_after_its_lease(tmp_path: Path) -> None:
     """The other driver finishes them from their checkpoints; not before, and not while it lives."""
     one, two, database = pair(tmp_path, horizons=[1], trials=2, lease_s=4)
     with one, two:
@@ -406,7 +406,7 @@ def outage_is_survived(box: Sandbox, driver: subprocess.Popen[Any], end: Any, da
     assert values == box.done()
 
 
-def test_a_database_that_is_locked_for_20_s_stops_no_training(tmp_path):
+def test_a_database_that_is_locked_for_20_s_stops_no_training(tmp_path: Path) -> None:
     """The trials train on, their values are held, and written when the lock is gone."""
     with Sandbox(tmp_path / "run", **{**SMALL, "max_epochs": 400, "trials": 1}) as box:
         driver = box.start()
@@ -424,7 +424,7 @@ def test_a_database_that_is_locked_for_20_s_stops_no_training(tmp_path):
         outage_is_survived(box, driver, end, box.database, 15)
 
 
-def test_a_second_signal_ends_a_drain_that_waits_for_the_database(tmp_path):
+def test_a_second_signal_ends_a_drain_that_waits_for_the_database(tmp_path: Path) -> None:
     """While the study is locked a drain waits for it; the second signal does not, and the next start writes it."""
     with Sandbox(tmp_path / "run", **SMALL) as box:
         driver = box.start()
@@ -455,7 +455,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(path)], check=False)
 
 
-def test_a_full_disk_under_the_database_stops_no_training(tmp_path, small_disk):
+def test_a_full_disk_under_the_database_stops_no_training(tmp_path: Path, small_disk: Path) -> None:
     """SQLite cannot write, training goes on, and all is written once there is room."""
     database = small_disk / "study.db"
     settings = {**SMALL, "max_epochs": 200, "trials": 1, "storage": f"sqlite:///{database}"}
@@ -469,7 +469,7 @@ def test_a_full_disk_under_the_database_stops_no_training(tmp_path, small_disk):
         outage_is_survived(box, driver, filler.unlink, database, 30)
 
 
-def test_a_full_disk_under_the_run_folder_loses_no_line(tmp_path, small_disk):
+def test_a_full_disk_under_the_run_folder_loses_no_line(tmp_path: Path, small_disk: Path) -> None:
     """What the journal cannot write is held and written once there is room; no trial pays for it."""
     settings = {**SMALL, "max_epochs": 200, "trials": 1, "storage": f"sqlite:///{tmp_path / 'study.db'}"}
     with Sandbox(tmp_path / "run", **settings, training={"objective": f"{TINY}:objective"}) as box:
@@ -494,7 +494,7 @@ def test_a_full_disk_under_the_run_folder_loses_no_line(tmp_path, small_disk):
 # -- what users do wrong -----------------------------------------------------------------------------------------------
 
 
-def test_a_study_that_only_fails_is_closed_and_the_others_go_on(tmp_path):
+def test_a_study_that_only_fails_is_closed_and_the_others_go_on(tmp_path: Path) -> None:
     """Five failures in a row close it with the last line of the traceback; the other reaches its quota; exit 1."""
     settings = {**SMALL, "trials": 8, "max_epochs": 3}
     with Sandbox(tmp_path / "run", **settings, training={"objective": f"{TINY}:picky"}) as box:
@@ -509,7 +509,7 @@ def test_a_study_that_only_fails_is_closed_and_the_others_go_on(tmp_path):
         nothing_left(box)
 
 
-def test_users_mistakes_are_outcomes(tmp_path):
+def test_users_mistakes_are_outcomes(tmp_path: Path) -> None:
     """Each has its reason in the study, costs no slot, and leaves the others alone."""
     settings = {**SMALL, "horizons": [1, 2, 3, 4, 5, 6, 7, 8], "trials": 1, "max_epochs": 3}
     with Sandbox(tmp_path / "run", **settings, training={"objective": f"{TINY}:mistakes"}) as box:

@@ -52,9 +52,9 @@ def check(box: Sandbox) -> None:
     assert all(r["reason"] != "interrupted" for r in box.events("attempt.ended"))
     for horizon in trials:
         study = optuna.load_study(study_name=f"crash_2M_h{horizon}", storage=f"sqlite:///{box.database}")
-        for trial in study.trials:
-            json.dumps(trial.user_attrs).encode()
-            assert -777.0 not in (*trial.intermediate_values.values(), trial.value), horizon
+        for told in study.trials:
+            json.dumps(told.user_attrs).encode()
+            assert -777.0 not in (*told.intermediate_values.values(), told.value), horizon
     with open(box.folder / "results.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) >= len(trials)
     full_disk = next(h for h, name in BY_HORIZON.items() if name == "full_disk")

@@ -41,14 +41,22 @@ class Server:
         self.folder, self.port = folder, unused_port()
         folder.chmod(0o777)
         (folder / "password").write_text(PASSWORD)
-        make = [self.binaries / "initdb", "-A", "scram-sha-256", "--pwfile", folder / "password", "-U", "me"]
-        subprocess.run([*self.as_user, *make, "-D", folder / "data"], check=True, stdout=subprocess.DEVNULL)
+        make = [str(self.binaries / "initdb"), "-A", "scram-sha-256", "--pwfile", str(folder / "password"), "-U", "me"]
+        subprocess.run([*self.as_user, *make, "-D", str(folder / "data")], check=True, stdout=subprocess.DEVNULL)
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        command = [self.binaries / "postgres", "-D", self.folder / "data", "-p", str(self.port), "-h", "127.0.0.1"]
-        self.process = subprocess.Popen([*self.as_user, *command, "-k", self.folder], stderr=subprocess.DEVNULL)
-        ready = [self.binaries / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        command = [
+            str(self.binaries / "postgres"),
+            "-D",
+            str(self.folder / "data"),
+            "-p",
+            str(self.port),
+            "-h",
+            "127.0.0.1",
+        ]
+        self.process = subprocess.Popen([*self.as_user, *command, "-k", str(self.folder)], stderr=subprocess.DEVNULL)
+        ready = [str(self.binaries / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         until(lambda: subprocess.run(ready, check=False).returncode == 0, 60, "PostgreSQL answers")
 
     def stop(self) -> None:
@@ -84,7 +92,7 @@ def nowhere(box: Sandbox, said: str) -> None:
     assert {path.name for path in open_to_others} <= {"checkpoint.safetensors"}
 
 
-def test_a_password_in_the_url_is_in_no_file_and_no_line(tmp_path, server):
+def test_a_password_in_the_url_is_in_no_file_and_no_line(tmp_path: Path, server: Server) -> None:
     """Through a run, an outage of the server, a stop and a resume, which is given it again."""
     url = f"postgresql+psycopg://me:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}/postgres"
     with Sandbox(tmp_path / "run", **{**SMALL, "trials": 1, "max_epochs": 100}) as box:
@@ -103,7 +111,7 @@ def test_a_password_in_the_url_is_in_no_file_and_no_line(tmp_path, server):
         nowhere(box, said + tail(box))
 
 
-def test_a_password_in_the_environment_needs_no_url(tmp_path, server):
+def test_a_password_in_the_environment_needs_no_url(tmp_path: Path, server: Server) -> None:
     """With PGPASSWORD the settings.yaml of the run is a --config that goes on with it."""
     url = f"postgresql+psycopg://me@127.0.0.1:{server.port}/postgres"
     with Sandbox(tmp_path / "run", **{**SMALL, "trials": 1}) as box:

@@ -89,7 +89,7 @@ def check_kill(box: Sandbox, trials: dict[int, dict[str, Any]], reason: str) -> 
     assert ended["unix"] >= released["unix"], "the reservation was given back before the memory was"
     story = json.loads(next((box.folder / "attempts").glob("*t0000.a1/kill.json")).read_text())
     assert story["kill_id"] == attrs["watchdog.kill_id"]
-    return attrs
+    return dict(attrs)
 
 
 def test_deadlocked_trial_becomes_pruned_and_the_study_goes_on(tmp_path: Path, made: list[Sandbox]) -> None:

@@ -23,7 +23,9 @@ def candidates(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"d_model": 64 + i, "n_layers": 2, "n_heads": 2, "d_ff": 128, "param_count": 1000 + i} for i in range(40)]
 
 
-def sample(trial: Any, context: Mapping[str, Any], architectures: Sequence[Mapping[str, Any]], fit: Any) -> dict:
+def sample(
+    trial: Any, context: Mapping[str, Any], architectures: Sequence[Mapping[str, Any]], fit: Any
+) -> dict[str, Any]:
     """An architecture and a learning rate, which two trials never share; the epochs are the context's."""
     index = trial.suggest_int("architecture", 0, len(architectures) - 1)
     rate = trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,7 +194,7 @@ def test_reading_goes_stale(registry: HostRegistry) -> None:
 def test_kill_stories(registry: HostRegistry) -> None:
     """A story is told from its intent on; a kill called off does not hide a later one that was not."""
     assert registry.kill_of("s/1/1", 7) is None
-    start = {"attempt": "s/1/1", "pid": 7, "start_time": 1.0, "rule": "stalled", "reason": "stalled"}
+    start: dict[str, Any] = {"attempt": "s/1/1", "pid": 7, "start_time": 1.0, "rule": "stalled", "reason": "stalled"}
     registry.record("k1", "intent", 1.0, boot_id=boot_id(), **start)
     registry.record("k1", "aborted", 2.0)
     story = registry.kill_of("s/1/1", 7)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -258,6 +259,6 @@ def test_swap_growth_counts_as_paging(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, total: int, used: int) -> None:
             self.total, self.used, self.free = total, used, total - used
 
-    monkeypatch.setattr(macos.psutil, "swap_memory", lambda: Swap(*next(swap)))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: Swap(*next(swap)))
     probe = macos.HostProbe()
     assert [probe.read(float(i)).paging_bytes for i in range(4)] == [0, 3, 3, 6]

@@ -21,7 +21,8 @@ def body(n: int) -> dict[str, int]:
 def test_each_letter_is_read_once_and_in_order(seed: int, count: int, loss: float) -> None:
     """Whatever the carrier loses, repeats or swaps, carrying again what is not acknowledged gets all across."""
     rng = random.Random(seed)
-    outbox, inbox, read = Outbox(), Inbox(), []
+    outbox, inbox = Outbox(), Inbox()
+    read: list[int] = []
     posted = 0
     while len(read) < count:
         if posted < count and rng.random() < 0.5:

@@ -93,7 +93,7 @@ def test_the_built_in_trainings_heap_is_its_own() -> None:
     """`auto` gives our heap to our training and the system's to any other; who asks for one gets it."""
 
     def heap(**given: object) -> str:
-        return load(given, environ={}).studies()[0].context["allocator"]
+        return str(load(given, environ={}).studies()[0].context["allocator"])
 
     mine = {"training.objective": "mine:objective"}
     assert heap() == "auto"
@@ -381,4 +381,4 @@ def test_settings_cannot_be_changed() -> None:
     from pydantic import ValidationError
 
     with pytest.raises(ValidationError):
-        load(environ={}).trials = 3  # type: ignore[misc]
+        load(environ={}).trials = 3

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 import pytest
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from scheduler.model import UsageError
 from scheduler.study import optuna_private, transactions
 from scheduler.study.optuna_private import StudyAttr, StudyRow, TrialAttr, TrialRow
-from scheduler.study.transactions import Rdb
+from scheduler.study.transactions import Begun, Rdb
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +77,7 @@ def test_add_trial_makes_what_add_trial_of_a_study_makes(
     study.add_trial(template)
     with Session(optuna_private.engine(storage)) as session, session.begin():
         created = optuna_private.add_trial(storage, session, storage.get_study_id_from_name("s"), template)
-        assert (created.number, created.state) == (1, template.state)
+        assert (optuna_private.number(created), cast(TrialState, created.state)) == (1, template.state)
         seen_inside = comparable(optuna_private.frozen(storage, created))
     public, ours = study.get_trials()
     assert ours.number == 1
@@ -131,6 +131,7 @@ def test_a_pruned_trial_is_told_as_optuna_tells_it(study: optuna.Study, storage:
     study.tell(public, state=TrialState.PRUNED)
     rdb = Rdb(str(storage.engine.url))
     begun = rdb.begin(storage.get_study_id_from_name("s"), run="r", owner="o", quota=9, delivered=())
+    assert isinstance(begun, Begun)
     rdb.report(storage.get_study_id_from_name("s"), begun.number, "r", reports)
     rdb.finish(storage.get_study_id_from_name("s"), begun.number, "r", TrialState.PRUNED, (), {}, None)
     first, second = study.get_trials()
@@ -154,16 +155,20 @@ def test_tables_hold_what_the_public_api_writes(study: optuna.Study, storage: RD
     trial.set_user_attr("c", "d")
     with Session(optuna_private.engine(storage)) as session:
         assert session.query(StudyRow.study_id).all() == [(storage.get_study_id_from_name("s"),)]
-        assert [(a.study_id, a.key, a.value_json) for a in session.query(StudyAttr)] == [
+        kept: list[Any] = session.query(StudyAttr).all()
+        assert [(a.study_id, a.key, a.value_json) for a in kept] == [
             (storage.get_study_id_from_name("s"), "a", '{"b": [1]}')
         ]
-        (row,) = session.query(TrialRow)
+        row: Any = session.query(TrialRow).one()
         assert (row.number, row.study_id, row.state) == (0, storage.get_study_id_from_name("s"), TrialState.RUNNING)
         assert row.datetime_start is not None and row.datetime_complete is None
-        assert [(a.trial_id, a.key, a.value_json) for a in session.query(TrialAttr)] == [(row.trial_id, "c", '"d"')]
+        attr: Any = session.query(TrialAttr).one()
+        assert (attr.trial_id, attr.key, attr.value_json) == (row.trial_id, "c", '"d"')
 
 
-def test_a_release_that_lacks_something_is_refused_before_anything_starts(monkeypatch, tmp_path: Path) -> None:
+def test_a_release_that_lacks_something_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Every name is there now; were one gone, the check before a run would say which, and what to install."""
     assert optuna_private.missing() == []
     monkeypatch.setattr(optuna_private, "METHODS", (*optuna_private.METHODS, "_gone"))

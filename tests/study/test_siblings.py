@@ -56,7 +56,7 @@ def run_some(file: Path, horizon: int, trials: int = 12, **settings: Any) -> lis
         store.tell(TellTrial(trial=asked.trial, state=FinalState.COMPLETE, value=value))
         found.append((value, asked.trial.number, asked.params))
     store.close()
-    return [params for *_, params in sorted(found, key=lambda each: each[:2])[:3]]
+    return [dict(params) for *_, params in sorted(found, key=lambda each: each[:2])[:3]]
 
 
 def test_the_best_three_of_the_nearest_horizon_run_first(tmp_path: Path) -> None:
@@ -93,8 +93,11 @@ def test_nothing_is_taken_over_that_would_mean_another_thing(tmp_path: Path, why
     run_some(file, 1, trials=9 if why == "too few" else 12)
     if why == "still running":
         ask(opened(file, 1, warm=0)[0], "s_2M_h1")
-    context = {"other data": {"data": "weekly.csv"}, "other space": {"training_search_space": {}}}.get(why, {})
-    _, study = opened(file, 3, warm=0 if why == "off" else 3, **context)
+    contexts: dict[str, dict[str, Any]] = {
+        "other data": {"data": "weekly.csv"},
+        "other space": {"training_search_space": {}},
+    }
+    _, study = opened(file, 3, warm=0 if why == "off" else 3, **contexts.get(why, {}))
     assert (study.waiting, list(study.notes)) == (0, [])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from training import arch_grid, footprint, hpo
@@ -14,47 +16,52 @@ GIB = 2**30
 # -- the tests the source plan names --------------------------------------------------------------------------------
 
 
-def test_get_memory_safe_batch_config_small_model():
+def config(*args: Any, **kwargs: Any) -> dict[str, int]:
+    """`get_memory_safe_batch_config` where something fits."""
+    found = get_memory_safe_batch_config(*args, **kwargs)
+    assert found is not None
+    return found
+
+
+def test_get_memory_safe_batch_config_small_model() -> None:
     """d=256, L=16 trains with the full batch at once."""
-    assert get_memory_safe_batch_config(256, 16) == {
+    assert config(256, 16) == {
         "micro_batch": 256,
         "accumulation_steps": 1,
         "effective_batch": 256,
     }
 
 
-def test_get_memory_safe_batch_config_medium_model():
+def test_get_memory_safe_batch_config_medium_model() -> None:
     """d=768, L=32 trains with 256, as the plan's code and table say (its test list leaves 128 or 256 open)."""
-    assert get_memory_safe_batch_config(768, 32)["micro_batch"] == 256
+    assert config(768, 32)["micro_batch"] == 256
 
 
-def test_get_memory_safe_batch_config_large_model():
+def test_get_memory_safe_batch_config_large_model() -> None:
     """d=1024, L=256: 128 without a limit, 64 or less on a 128 GB Mac.
 
     The plan's test list asks for 64, its code and table give 128 (d^2 L = 2^28). The tier sees weights only, and batch
     128 is the configuration that took 115 GB; so the tier stays as published and the memory limit brings it down.
     """
-    assert get_memory_safe_batch_config(1024, 256)["micro_batch"] == 128
-    limited = get_memory_safe_batch_config(
-        1024, 256, memory_limit_bytes=int(0.9 * 128 * GIB), d_ff=2048, context={"device": "mps"}
-    )
+    assert config(1024, 256)["micro_batch"] == 128
+    limited = config(1024, 256, memory_limit_bytes=int(0.9 * 128 * GIB), d_ff=2048, context={"device": "mps"})
     assert 16 <= limited["micro_batch"] <= 64
     assert limited["effective_batch"] == 256
 
 
-def test_get_memory_safe_batch_config_xlarge_model():
+def test_get_memory_safe_batch_config_xlarge_model() -> None:
     """d=2048, L=64: 128 without a limit, less on a machine where that does not fit.
 
     The plan's test list asks for 32, but the model has the very score d^2 L = 2^28 of d=1024, L=256, for which the
     plan's code and table give 128.
     """
-    assert get_memory_safe_batch_config(2048, 64)["micro_batch"] == 128
-    limited = get_memory_safe_batch_config(2048, 64, memory_limit_bytes=40 * GIB, d_ff=4096)
+    assert config(2048, 64)["micro_batch"] == 128
+    limited = config(2048, 64, memory_limit_bytes=40 * GIB, d_ff=4096)
     assert limited["micro_batch"] < 128
 
 
 @pytest.mark.parametrize("limit", [None, 64 * GIB, 200 * GIB])
-def test_effective_batch_maintained(limit):
+def test_effective_batch_maintained(limit: int | None) -> None:
     """micro_batch x accumulation_steps is the target for every architecture that fits."""
     for budget in BUDGETS:
         for a in architectures(budget):
@@ -72,52 +79,52 @@ def test_effective_batch_maintained(limit):
     ("d_model", "n_layers", "micro_batch"),
     [(256, 192, 256), (768, 32, 256), (768, 256, 128), (1024, 256, 128), (1536, 64, 128), (2048, 32, 128)],
 )
-def test_published_table(d_model, n_layers, micro_batch):
+def test_published_table(d_model: int, n_layers: int, micro_batch: int) -> None:
     """The plan's table of memory estimates holds, row by row."""
-    batch = get_memory_safe_batch_config(d_model, n_layers)
+    batch = config(d_model, n_layers)
     assert batch["micro_batch"] == micro_batch and batch["effective_batch"] == 256
 
 
 @pytest.mark.parametrize(
     ("n_layers", "micro_batch"), [(100, 256), (101, 128), (500, 128), (501, 64), (1500, 64), (1501, 32), (3001, 16)]
 )
-def test_tiers_end_where_the_plan_says(n_layers, micro_batch):
+def test_tiers_end_where_the_plan_says(n_layers: int, micro_batch: int) -> None:
     """The boundaries 0.1, 0.5, 1.5 and 3.0 belong to the tier below (d=1000 makes the score n_layers / 1000)."""
     assert arch_grid.published_micro_batch(1000, n_layers) == micro_batch
 
 
-def test_limit_gives_the_largest_power_of_two_that_fits():
+def test_limit_gives_the_largest_power_of_two_that_fits() -> None:
     """With a limit the answer fits, the double of it does not (or is above the tier), and it is a power of two."""
     a = architectures("200M")[40]
     params = {"d_model": a.d_model, "n_layers": a.n_layers, "n_heads": a.n_heads, "d_ff": a.d_ff}
 
     def need(micro_batch: int) -> int:
-        return footprint.estimate({**params, "micro_batch": micro_batch}, {})["host_bytes"]
+        return int(footprint.estimate({**params, "micro_batch": micro_batch}, {})["host_bytes"])
 
     for micro_batch in (1, 4, 32):
         for limit in (need(micro_batch), need(2 * micro_batch) - 1):
-            batch = get_memory_safe_batch_config(**params, memory_limit_bytes=limit)
+            batch = config(**params, memory_limit_bytes=limit)
             assert batch["micro_batch"] == micro_batch
 
 
-def test_does_not_fit_is_an_answer():
+def test_does_not_fit_is_an_answer() -> None:
     """2B parameters in fp32 with AdamW do not fit 24 GiB at any micro-batch: None, not batch 1 for ever."""
     assert get_memory_safe_batch_config(1024, 256, memory_limit_bytes=24 * GIB) is None
 
 
-def test_factor_makes_it_smaller():
+def test_factor_makes_it_smaller() -> None:
     """Observed peaks above the prediction shrink the micro-batch."""
-    plain = get_memory_safe_batch_config(512, 64, memory_limit_bytes=12 * GIB)
-    wary = get_memory_safe_batch_config(512, 64, memory_limit_bytes=12 * GIB, factor=2.0)
+    plain = config(512, 64, memory_limit_bytes=12 * GIB)
+    wary = config(512, 64, memory_limit_bytes=12 * GIB, factor=2.0)
     assert wary["micro_batch"] < plain["micro_batch"]
 
 
-def test_micro_batch_is_at_most_the_target():
+def test_micro_batch_is_at_most_the_target() -> None:
     """A target below the tier is not exceeded."""
-    assert get_memory_safe_batch_config(64, 2, target_effective_batch=32)["micro_batch"] == 32
+    assert config(64, 2, target_effective_batch=32)["micro_batch"] == 32
 
 
-def test_silly_target_is_refused():
+def test_silly_target_is_refused() -> None:
     """A target below 1 is a user's mistake with a message."""
     with pytest.raises(TrainingInputError, match="at least 1, not 0"):
         get_memory_safe_batch_config(64, 2, target_effective_batch=0)
@@ -127,7 +134,7 @@ def test_silly_target_is_refused():
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_grid_is_within_tolerance_sorted_and_unique(budget):
+def test_grid_is_within_tolerance_sorted_and_unique(budget: str) -> None:
     """Each architecture is within 25 % of its budget, buildable, and listed once, in a stable order."""
     grid = architectures(budget)
     assert len(grid) >= 20
@@ -139,7 +146,7 @@ def test_grid_is_within_tolerance_sorted_and_unique(budget):
         assert a.d_ff in (2 * a.d_model, 4 * a.d_model)
 
 
-def test_grid_has_the_case_that_started_all_this():
+def test_grid_has_the_case_that_started_all_this() -> None:
     """d_model=1024, n_layers=256 is in the 2B grid: the search space was not cut to fit."""
     assert any((a.d_model, a.n_layers) == (1024, 256) for a in architectures("2B"))
 
@@ -148,7 +155,7 @@ def test_grid_has_the_case_that_started_all_this():
     "shape",
     [{}, {"n_features": 31}, {"context_length": 80, "patch_length": 16, "stride": 8}],
 )
-def test_param_count_is_exact(shape):
+def test_param_count_is_exact(shape: dict[str, int]) -> None:
     """The count equals the real model's, for other inputs too."""
     for d_model, n_layers, n_heads, d_ff in ((64, 3, 4, 128), (192, 2, 2, 768)):
         params = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "d_ff": d_ff, "dropout": 0.1}
@@ -156,7 +163,7 @@ def test_param_count_is_exact(shape):
         assert param_count(d_model, n_layers, d_ff, **shape) == sum(p.numel() for p in model.parameters())
 
 
-def test_budget_names():
+def test_budget_names() -> None:
     """Budgets are known in either case; an unknown one is an error that lists the known."""
     assert architectures("2m") == architectures("2M")
     with pytest.raises(TrainingInputError, match="unknown budget '5M': choose from 2M, 20M, 200M, 2B"):

@@ -22,7 +22,7 @@ OHLCV_WRITTEN = HEADER.split(",")[1:]
 def make_rows(n: int = 420, seed: int = 0) -> list[list[str]]:
     """Rows of a made-up random walk over business days, as text."""
     random = np.random.default_rng(seed)
-    days = np.busday_offset("2010-01-04", np.arange(n))
+    days = np.busday_offset(np.datetime64("2010-01-04"), np.arange(n))
     close = 100 * np.exp(np.cumsum(random.normal(0, 0.01, n)))
     spread = 1 + random.uniform(0.001, 0.01, (2, n))
     return [
@@ -41,7 +41,7 @@ def write(path: Path, rows: list[list[str]], header: str = HEADER) -> str:
 
 
 @pytest.mark.parametrize("cut", [300, 333, 401])
-def test_features_and_labels_know_no_future(tmp_path, cut):
+def test_features_and_labels_know_no_future(tmp_path: Path, cut: int) -> None:
     """Whatever happens after a day changes no indicator up to that day, and no label whose horizon ended by then."""
     rows, other = make_rows(), make_rows(seed=1)
     changed = rows[:cut] + [[day, *values] for (day, *_), (_, *values) in zip(rows[cut:], other[cut:], strict=True)]
@@ -55,7 +55,7 @@ def test_features_and_labels_know_no_future(tmp_path, cut):
         np.testing.assert_array_equal(mine[: cut - horizon], other_labels[: cut - horizon])
 
 
-def test_normalisation_knows_training_days_only(tmp_path):
+def test_normalisation_knows_training_days_only(tmp_path: Path) -> None:
     """Other days behind the training part change neither its features nor its labels."""
     rows = make_rows(800)
     known = data.load(write(tmp_path / "a.csv", rows), 3)
@@ -69,7 +69,7 @@ def test_normalisation_knows_training_days_only(tmp_path):
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 5])
-def test_parts_are_apart(horizon):
+def test_parts_are_apart(horizon: int) -> None:
     """Parts follow each other in time, and no label of one looks into a window end of the next."""
     dataset = data.load(None, horizon)
     for earlier, later in ((dataset.train, dataset.validation), (dataset.validation, dataset.held_out)):
@@ -80,7 +80,7 @@ def test_parts_are_apart(horizon):
     assert sizes[0] > 3 * sizes[1] > 1000 and sizes[2] > 500
 
 
-def test_weekly_values_come_from_finished_weeks():
+def test_weekly_values_come_from_finished_weeks() -> None:
     """A day has the value of the last week that ended before it: its own week is not used, nor known to be over."""
     days = np.array(["2024-01-04", "2024-01-05", "2024-01-08", "2024-01-12", "2024-01-15"], dtype="datetime64[D]")
     found = data.weekly(days, np.arange(5.0), lambda week: week)
@@ -90,7 +90,7 @@ def test_weekly_values_come_from_finished_weeks():
 # -- what the numbers are -------------------------------------------------------------------------------------------
 
 
-def test_labels_by_hand():
+def test_labels_by_hand() -> None:
     """1 where the highest of the next h highs is at least 1 % above the close."""
     close = np.array([100.0, 100.0, 100.0, 100.0, 100.0])
     high = np.array([105.0, 100.5, 101.0, 100.0, 102.0])
@@ -98,7 +98,7 @@ def test_labels_by_hand():
     np.testing.assert_array_equal(data.rise_labels(high, close, 3), [1, 1, 0, 0, 0])
 
 
-def test_sample_is_the_sp500():
+def test_sample_is_the_sp500() -> None:
     """The built-in sample is real: 5,031 days of 25 features, 1999 to 2018, adjusted closes left out."""
     facts = data.check(None)
     assert (facts.rows, facts.columns, facts.n_features) == (5031, 7, 25)
@@ -106,7 +106,7 @@ def test_sample_is_the_sp500():
     assert data.load(None).names == (*table.OHLCV, *data.INDICATORS)
 
 
-def test_training_features_are_normalised():
+def test_training_features_are_normalised() -> None:
     """Training days have mean 0 and deviation 1, everything is finite float32."""
     dataset = data.load(None)
     assert dataset.features.dtype == np.float32 and np.isfinite(dataset.features).all()
@@ -115,7 +115,7 @@ def test_training_features_are_normalised():
     np.testing.assert_allclose(known.std(axis=0), 1, atol=1e-4)
 
 
-def test_windows_end_on_their_label_day():
+def test_windows_end_on_their_label_day() -> None:
     """Window i of a part is the 60 days that end on the day of label i; no copy is made."""
     dataset = data.load(None)
     x, y = hpo.samples(dataset, dataset.validation, "cpu")
@@ -126,7 +126,7 @@ def test_windows_end_on_their_label_day():
     assert x.untyped_storage().nbytes() < 2 * dataset.features.nbytes
 
 
-def test_vwap_and_percent_b_survive_quiet_days(tmp_path):
+def test_vwap_and_percent_b_survive_quiet_days(tmp_path: Path) -> None:
     """Without volume the plain mean stands in; with bands of no width the price is in their middle."""
     rows = make_rows()
     for row in rows[250:280]:
@@ -136,7 +136,7 @@ def test_vwap_and_percent_b_survive_quiet_days(tmp_path):
     data.load(str(tmp_path / "a.csv"))
 
 
-def test_check_imports_neither_torch_nor_pandas():
+def test_check_imports_neither_torch_nor_pandas() -> None:
     """The driver checks data: that must not cost it 300 MiB."""
     code = (
         "import sys; from training import data, hpo; data.check(None); "
@@ -149,7 +149,7 @@ def test_check_imports_neither_torch_nor_pandas():
 # -- files that are fine --------------------------------------------------------------------------------------------
 
 
-def test_other_spellings_are_read(tmp_path):
+def test_other_spellings_are_read(tmp_path: Path) -> None:
     """Semicolons, a BOM, gzip, lower-case names, day-first dates, other orders: the same table."""
     rows = make_rows()
     plain = table.read(write(tmp_path / "plain.csv", rows))
@@ -163,7 +163,7 @@ def test_other_spellings_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("ends", ["\r\n", "\r", "\n\r\n", "\n\n"])
-def test_other_line_ends_lose_no_row(tmp_path, ends):
+def test_other_line_ends_lose_no_row(tmp_path: Path, ends: str) -> None:
     """Windows, old Macs, mixtures, empty lines between: every row is read."""
     rows = make_rows()
     plain = table.read(write(tmp_path / "plain.csv", rows))
@@ -174,7 +174,7 @@ def test_other_line_ends_lose_no_row(tmp_path, ends):
     np.testing.assert_array_equal(plain.columns["volume"], other.columns["volume"])
 
 
-def test_further_columns(tmp_path):
+def test_further_columns(tmp_path: Path) -> None:
     """Numeric columns become features, text is left out, an adjusted close is left out because it knows the future."""
     rows = [[*row, str(i), "SPX", row[4]] for i, row in enumerate(make_rows())]
     path = write(tmp_path / "a.csv", rows, HEADER + ",Breadth,Ticker,Adj Close")
@@ -183,7 +183,7 @@ def test_further_columns(tmp_path):
     assert dataset.names[-1] == "breadth" and dataset.features.shape[1] == 26
 
 
-def test_parquet(tmp_path):
+def test_parquet(tmp_path: Path) -> None:
     """A Parquet file gives the same table as the CSV."""
     import pyarrow.csv
     import pyarrow.parquet
@@ -195,7 +195,7 @@ def test_parquet(tmp_path):
     np.testing.assert_array_equal(ours.columns["close"], theirs.columns["close"])
 
 
-def test_parquet_as_others_write_it(tmp_path):
+def test_parquet_as_others_write_it(tmp_path: Path) -> None:
     """Nanoseconds, whole numbers, numbers as text, several row groups, text and empty columns: without pandas."""
     import pyarrow as pa
     import pyarrow.parquet
@@ -220,7 +220,7 @@ def test_parquet_as_others_write_it(tmp_path):
     assert done.stdout.strip() == f"('count',) 9 420 {float(rows[-1][1])} {rows[-1][0]} False"
 
 
-def test_parquet_with_a_gap_is_explained(tmp_path):
+def test_parquet_with_a_gap_is_explained(tmp_path: Path) -> None:
     """A null among numbers is a missing value, on its day."""
     import pyarrow.csv
     import pyarrow.parquet
@@ -233,7 +233,7 @@ def test_parquet_with_a_gap_is_explained(tmp_path):
         table.read(str(tmp_path / "a.parquet"))
 
 
-def test_odd_cells_are_read_cell_by_cell(tmp_path):
+def test_odd_cells_are_read_cell_by_cell(tmp_path: Path) -> None:
     """Quotes, blanks around numbers, Python's underscores, a column of blanks: a number is a number."""
     rows = [[*row, ""] for row in make_rows()]
     plain = table.read(write(tmp_path / "plain.csv", rows, HEADER + ",Empty"))
@@ -245,7 +245,7 @@ def test_odd_cells_are_read_cell_by_cell(tmp_path):
         np.testing.assert_array_equal(plain.columns[name], odd.columns[name])
 
 
-def test_a_text_column_may_not_turn_into_numbers(tmp_path):
+def test_a_text_column_may_not_turn_into_numbers(tmp_path: Path) -> None:
     """A column that has numbers only far down is one of numbers, and its first text is what is wrong."""
     rows = [[*row, "SPX"] for row in make_rows()]
     rows[300][6] = "7"
@@ -253,7 +253,7 @@ def test_a_text_column_may_not_turn_into_numbers(tmp_path):
         data.check(write(tmp_path / "a.csv", rows, HEADER + ",Ticker"))
 
 
-def test_features_are_those_of_all_columns_at_once(tmp_path):
+def test_features_are_those_of_all_columns_at_once(tmp_path: Path) -> None:
     """Normalising a few columns at a time gives the same bits as all of them in one array."""
     further = (np.random.default_rng(0).normal(size=(900, 4)) * [1.0, 1e-6, 1e9, 1.0]).tolist()
     rows = [[*row, *map(repr, more)] for row, more in zip(make_rows(900), further, strict=True)]
@@ -270,7 +270,7 @@ def test_features_are_those_of_all_columns_at_once(tmp_path):
 
 @pytest.mark.skipif(runtime.allocator({}) != runtime.STACK, reason="reads /proc, under the heap that trials get")
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_large_file_is_held_as_numbers_only(tmp_path, kind):
+def test_a_large_file_is_held_as_numbers_only(tmp_path: Path, kind: str) -> None:
     """What loading adds to the peak is three times the numbers at most; as Python strings they took twelve times."""
     import pyarrow.csv
     import pyarrow.parquet
@@ -355,7 +355,7 @@ def damaged(kind: str) -> tuple[list[list[str]], str]:
         ("rows", "has a header but no rows"),
     ],
 )
-def test_bad_files(tmp_path, kind, message):
+def test_bad_files(tmp_path: Path, kind: str, message: str) -> None:
     """Each bad file is one line: the file, what is wrong, the value seen, where."""
     path = write(tmp_path / "bars.csv", *damaged(kind))
     with pytest.raises(TrainingInputError) as caught:
@@ -375,19 +375,19 @@ def test_bad_files(tmp_path, kind, message):
         ("folder", "mkdir", "is a directory"),
     ],
 )
-def test_unreadable_files(tmp_path, name, content, message):
+def test_unreadable_files(tmp_path: Path, name: str, content: bytes | str | None, message: str) -> None:
     """What cannot be read at all is said in one line, too."""
     path = tmp_path / name
     if content == "mkdir":
         path.mkdir()
-    elif content is not None:
+    elif isinstance(content, bytes):
         path.write_bytes(content)
     with pytest.raises(TrainingInputError) as caught:
         data.check(str(path))
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_shortest_file_works(tmp_path):
+def test_shortest_file_works(tmp_path: Path) -> None:
     """As many rows as the message asks for are enough, one less is not."""
     rows = make_rows(361)
     dataset = data.load(write(tmp_path / "a.csv", rows))
@@ -396,7 +396,7 @@ def test_shortest_file_works(tmp_path):
         data.load(write(tmp_path / "b.csv", rows[:-1]))
 
 
-def test_longer_horizon_needs_more():
+def test_longer_horizon_needs_more() -> None:
     """A horizon below a day is refused with its value."""
     with pytest.raises(TrainingInputError, match="horizon must be at least 1 day, not 0"):
         data.check(None, 0)

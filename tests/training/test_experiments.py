@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -10,7 +12,7 @@ from training import arch_grid, experiments, hpo
 KEYS = {"name", "budgets", "horizons", "trials", "target_effective_batch", "training_search_space", "early_stopping"}
 
 
-def test_generating_again_changes_nothing(tmp_path):
+def test_generating_again_changes_nothing(tmp_path: Path) -> None:
     """The files in the repository are what the generator writes today, all twelve and no other."""
     fresh = {path.name: path.read_text() for path in experiments.generate(tmp_path)}
     kept = {path.name: path.read_text() for path in experiments.FOLDER.iterdir()}
@@ -20,7 +22,7 @@ def test_generating_again_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("budget", arch_grid.BUDGETS)
 @pytest.mark.parametrize("horizon", experiments.HORIZONS)
-def test_each_file_is_complete(budget, horizon):
+def test_each_file_is_complete(budget: str, horizon: int) -> None:
     """A file names its one study and repeats the search space and early stopping in full."""
     text = (experiments.FOLDER / f"hpo_{budget}_h{horizon}.yaml").read_text()
     config = yaml.safe_load(text)

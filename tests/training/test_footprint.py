@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import arch_grid, footprint
+from training import arch_grid, footprint, runtime
 
 GIB = 2**30
 PLAN_CASE = {"d_model": 1024, "n_layers": 256, "n_heads": 16, "d_ff": 2048}  # what took 115 GB of a Mac
@@ -123,7 +123,7 @@ def test_mps_prior_is_near_the_recorded_peak() -> None:
 @pytest.mark.parametrize("total", [128 * 10**9, 128 * GIB])
 def test_the_trial_that_swapped_comes_out_smaller(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """d=1024, L=256 at 128 GB of unified memory: 64 fits under Metal's cap, 128 does not; also with a Mac's heap."""
-    monkeypatch.setattr(footprint.runtime, "allocator", lambda context: "system")
+    monkeypatch.setattr(runtime, "allocator", lambda context: "system")
     cap = int(footprint.METAL_SHARE * total)
     assert footprint.micro_batch(PLAN_CASE, {"device": "mps"}, total, cap) == 64
     assert footprint.micro_batch(PLAN_CASE, {"device": "mps"}, total) == 64

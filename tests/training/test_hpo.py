@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+from torch import nn
 
 from training import arch_grid, hpo, trainer
 from training.errors import DoesNotFit, TrainingInputError
@@ -19,24 +22,24 @@ SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "param_count": 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def make_context(**changes) -> dict:
+def make_context(**changes: Any) -> dict[str, Any]:
     """A study's context, as the scheduler makes it."""
     return {"budget": "2M", "horizon": 1, "max_epochs": None, **hpo.load_search_space(), **changes}
 
 
 @pytest.fixture
-def seen(monkeypatch):
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the objective hands to the real Trainer and the real model, with one small architecture to be quick."""
-    calls: dict = {"batches": []}
+    calls: dict[str, Any] = {"batches": []}
 
     class Recording(trainer.Trainer):
         """The real Trainer; notes its arguments."""
 
-        def __init__(self, model, *args, **kwargs) -> None:
+        def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
             calls.update(kwargs, model=model)
             super().__init__(model, *args, **kwargs)
 
-    def batch_config(**kwargs):
+    def batch_config(**kwargs: Any) -> dict[str, int] | None:
         calls["batches"].append(kwargs)
         return real(**kwargs)
 
@@ -47,7 +50,9 @@ def seen(monkeypatch):
     return calls
 
 
-def optimize(objective, params: dict | None = None) -> optuna.trial.FrozenTrial:
+def optimize(
+    objective: Callable[[optuna.Trial], float], params: dict[str, Any] | None = None
+) -> optuna.trial.FrozenTrial:
     """Run one trial of an in-memory study."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     if params:
@@ -59,13 +64,13 @@ def optimize(objective, params: dict | None = None) -> optuna.trial.FrozenTrial:
 # -- the tests the source plan names --------------------------------------------------------------------------------
 
 
-def test_architectural_search_config_has_dropout():
+def test_architectural_search_config_has_dropout() -> None:
     """Dropout is searched: uniform from 0.1 to 0.3."""
     space = hpo.load_search_space()["training_search_space"]
     assert space["dropout"] == {"type": "uniform", "low": 0.1, "high": 0.3}
 
 
-def test_architectural_search_config_no_batch_size():
+def test_architectural_search_config_no_batch_size() -> None:
     """The batch size is not searched; the rest of the plan's keys are there, and no others."""
     space = hpo.load_search_space()["training_search_space"]
     assert "batch_size" not in space
@@ -78,12 +83,12 @@ def test_architectural_search_config_no_batch_size():
     }
 
 
-def test_architectural_search_config_has_early_stopping():
+def test_architectural_search_config_has_early_stopping() -> None:
     """Early stopping: patience 10, min_delta 0.001."""
     assert hpo.load_search_space()["early_stopping"] == {"patience": 10, "min_delta": 0.001}
 
 
-def test_architectural_objective_samples_dropout(seen):
+def test_architectural_objective_samples_dropout(seen: dict[str, Any]) -> None:
     """The sampled dropout is the model's; the head's stays 0.
 
     The plan mocks a trial for this; here a real one of a real study is enough.
@@ -93,7 +98,7 @@ def test_architectural_objective_samples_dropout(seen):
     assert (seen["model"].config.dropout, seen["model"].config.head_dropout) == (0.2345, 0.0)
 
 
-def test_architectural_objective_uses_dynamic_batch(seen):
+def test_architectural_objective_uses_dynamic_batch(seen: dict[str, Any]) -> None:
     """The batch comes from get_memory_safe_batch_config, asked about the sampled architecture."""
     trial = optimize(hpo.create_architectural_objective("2M", max_steps=1, memory_limit_bytes=360 * 2**20))
     (asked,) = seen["batches"]
@@ -102,7 +107,7 @@ def test_architectural_objective_uses_dynamic_batch(seen):
     assert seen["batch_size"] * seen["accumulation_steps"] == 256
 
 
-def test_architectural_objective_passes_early_stopping(seen):
+def test_architectural_objective_passes_early_stopping(seen: dict[str, Any]) -> None:
     """Patience and min_delta reach the Trainer, from the file or as given."""
     optimize(hpo.create_architectural_objective("2M", max_steps=1))
     assert (seen["early_stopping_patience"], seen["early_stopping_min_delta"]) == (10, 0.001)
@@ -114,7 +119,7 @@ def test_architectural_objective_passes_early_stopping(seen):
 # -- the objective for plain Optuna ---------------------------------------------------------------------------------
 
 
-def test_objective_reports_and_finishes(seen):
+def test_objective_reports_and_finishes(seen: dict[str, Any]) -> None:
     """A trial ends COMPLETE with its best validation loss, a value per epoch, and readable attributes."""
     trial = optimize(hpo.create_architectural_objective("2M", max_epochs=2))
     assert trial.state is optuna.trial.TrialState.COMPLETE
@@ -122,7 +127,7 @@ def test_objective_reports_and_finishes(seen):
     assert trial.user_attrs["param_count"] == 7000 and trial.user_attrs["stop_reason"] == "completed"
 
 
-def test_objective_obeys_the_pruner(seen):
+def test_objective_obeys_the_pruner(seen: dict[str, Any]) -> None:
     """A pruner's advice ends the trial as PRUNED."""
     study = optuna.create_study(pruner=optuna.pruners.ThresholdPruner(upper=0.0))
     study.optimize(hpo.create_architectural_objective("2M", max_epochs=5), n_trials=1)
@@ -130,7 +135,7 @@ def test_objective_obeys_the_pruner(seen):
     assert trial.state is optuna.trial.TrialState.PRUNED and list(trial.intermediate_values) == [1]
 
 
-def test_objective_that_does_not_fit_is_pruned():
+def test_objective_that_does_not_fit_is_pruned() -> None:
     """Where no micro-batch fits nothing is trained."""
     trial = optimize(hpo.create_architectural_objective("2B", memory_limit_bytes=8 * 2**30))
     assert trial.state is optuna.trial.TrialState.PRUNED
@@ -140,7 +145,7 @@ def test_objective_that_does_not_fit_is_pruned():
 
 
 @pytest.mark.parametrize("budget", arch_grid.BUDGETS)
-def test_candidates_are_stable_and_complete(budget):
+def test_candidates_are_stable_and_complete(budget: str) -> None:
     """Same list at every call, each with the numbers that describe an architecture."""
     found = hpo.candidates({"budget": budget})
     assert found == hpo.candidates({"budget": budget}) and len(found) == len(arch_grid.architectures(budget))
@@ -148,13 +153,13 @@ def test_candidates_are_stable_and_complete(budget):
     assert all(each["d_ff"] == each["d_ff_ratio"] * each["d_model"] for each in found)
 
 
-def test_candidates_count_the_studys_features():
+def test_candidates_count_the_studys_features() -> None:
     """Further columns of the data make the embedding larger, and the count says so."""
     plain, more = (hpo.candidates({"budget": "2M", "n_features": n})[0] for n in (25, 30))
     assert more["param_count"] - plain["param_count"] == 5 * 10 * plain["d_model"]
 
 
-def test_sample_has_everything():
+def test_sample_has_everything() -> None:
     """Every parameter of an attempt is there, within its range; the architecture is searched by its four fields."""
     context = make_context()
     architectures = hpo.candidates(context)
@@ -172,7 +177,7 @@ def test_sample_has_everything():
         assert (params["micro_batch"], params["accumulation_steps"], params["effective_batch"]) == (64, 4, 256)
 
 
-def test_a_study_from_before_the_fields_goes_on_with_its_index():
+def test_a_study_from_before_the_fields_goes_on_with_its_index() -> None:
     """A stored list without the ratio was searched by an index, and still is: the same study holds no two kinds."""
     context = make_context()
     before = [{key: a[key] for key in a if key != "d_ff_ratio"} for a in hpo.candidates(context)]
@@ -182,15 +187,19 @@ def test_a_study_from_before_the_fields_goes_on_with_its_index():
     assert {key: params[key] for key in before[0]} == before[trial.params["architecture"]]
 
 
-def test_sample_asks_fit_about_the_whole_trial():
+def test_sample_asks_fit_about_the_whole_trial() -> None:
     """`fit` sees architecture and training parameters, and no micro-batch yet."""
-    context, asked = make_context(), []
-    trial = optuna.create_study().ask({})
-    hpo.sample(trial, context, [SMALL], lambda params: asked.append(dict(params)) or 16)
+    asked: list[dict[str, Any]] = []
+
+    def fit(params: Mapping[str, Any]) -> int:
+        asked.append(dict(params))
+        return 16
+
+    hpo.sample(optuna.create_study().ask({}), make_context(), [SMALL], fit)
     assert asked[0]["d_model"] == 16 and "dropout" in asked[0] and "micro_batch" not in asked[0]
 
 
-def test_sample_that_does_not_fit():
+def test_sample_that_does_not_fit() -> None:
     """Nothing fits: DoesNotFit with the parameters and the bytes that micro-batch 1 would take."""
     context = make_context(budget="2B")
     with pytest.raises(DoesNotFit, match="GiB at micro-batch 1") as caught:
@@ -198,26 +207,26 @@ def test_sample_that_does_not_fit():
     assert caught.value.needed_bytes > 16 * caught.value.params["param_count"]
 
 
-def test_max_epochs_caps_the_sample():
+def test_max_epochs_caps_the_sample() -> None:
     """max_epochs lowers the sampled epochs and leaves the searched value as it is."""
     trial = optuna.create_study().ask()
     params = hpo.sample(trial, make_context(max_epochs=3), [SMALL], lambda params: 64)
     assert params["epochs"] == 3 and trial.params["epochs"] in (50, 75, 100)
 
 
-def test_parameters_that_are_not_searched_have_defaults():
+def test_parameters_that_are_not_searched_have_defaults() -> None:
     """A search space without dropout trains with 0.1, as before it was searched."""
     params = hpo.sample(optuna.create_study().ask(), make_context(training_search_space={}), [SMALL], lambda p: 64)
     assert params["dropout"] == 0.1 and params["epochs"] == 50
 
 
-def test_int_parameters():
+def test_int_parameters() -> None:
     """The type int gives whole numbers."""
     space = {"warmup_steps": {"type": "int", "low": 3, "high": 3}}
     assert hpo.sample_training(optuna.create_study().ask(), space)["warmup_steps"] == 3
 
 
-def test_driver_side_imports_no_torch():
+def test_driver_side_imports_no_torch() -> None:
     """Candidates and a sample cost the driver neither torch nor Optuna's import by us."""
     code = "import sys; from training import hpo; hpo.candidates({'budget': '2B'}); hpo.load_search_space(); "
     code += "from training import footprint; print({'torch', 'optuna', 'pandas', 'numpy'} & {*sys.modules})"
@@ -225,7 +234,7 @@ def test_driver_side_imports_no_torch():
     assert found.stdout.strip() == "set()"
 
 
-def test_objective_trains_on_further_features(tmp_path):
+def test_objective_trains_on_further_features(tmp_path: Path) -> None:
     """The model has as many inputs as the data has columns."""
     from tests.training.test_data import HEADER, make_rows, write
 
@@ -239,7 +248,7 @@ def test_objective_trains_on_further_features(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "value"), [("device", "tpu"), ("precision", "fp8"), ("optimizer", "sgd")])
-def test_unknown_context_values_are_refused(key, value):
+def test_unknown_context_values_are_refused(key: str, value: str) -> None:
     """A device, precision or optimizer there is not: one line with the value and the choices."""
     with pytest.raises(TrainingInputError, match=f"{key} is '{value}': choose from"):
         hpo.objective({"params": SMALL, "context": make_context(**{key: value})}, trainer.Silent())
@@ -271,7 +280,7 @@ def test_unknown_context_values_are_refused(key, value):
         ),
     ],
 )
-def test_bad_search_space(tmp_path, text, message):
+def test_bad_search_space(tmp_path: Path, text: str, message: str) -> None:
     """Each mistake is one line with the file, the key and the value."""
     path = tmp_path / "search.yaml"
     path.write_text(text)
@@ -280,7 +289,7 @@ def test_bad_search_space(tmp_path, text, message):
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_absent_search_space(tmp_path):
+def test_absent_search_space(tmp_path: Path) -> None:
     """A file that is not there is named."""
     with pytest.raises(TrainingInputError, match="cannot be read: No such file"):
         hpo.load_search_space(tmp_path / "absent.yaml")

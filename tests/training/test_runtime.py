@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ GLIBC = pytest.mark.skipif(runtime.allocator({}) != runtime.STACK, reason="needs
 SAY = "from training import runtime; print(runtime.in_force())"
 
 
-def said(code: str = SAY, **variables: str | None) -> str:
+def said(code: str = SAY, /, **variables: Any) -> str:
     """What such a process prints; none of this one's own heap settings reach it."""
     clean = {
         k: v for k, v in os.environ.items() if k not in runtime.ALIASES and k not in ("GLIBC_TUNABLES", "LD_PRELOAD")

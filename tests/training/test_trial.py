@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from training import hpo, trial
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
+Json = dict[str, Any]
 
 
 class Process:
@@ -35,16 +38,17 @@ class Process:
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
             start_new_session=True,
         )
-        self.messages: queue.Queue[dict | None] = queue.Queue()
-        self.heard: list[dict] = []
+        self.messages: queue.Queue[Json | None] = queue.Queue()
+        self.heard: list[Json] = []
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
+        assert self.popen.stdout is not None
         for line in self.popen.stdout:
             self.messages.put(json.loads(line))
         self.messages.put(None)
 
-    def wait_for(self, kind: str) -> dict:
+    def wait_for(self, kind: str) -> Json:
         """The next message of a kind; fails at the end of output or after the deadline."""
         deadline = time.monotonic() + DEADLINE_S
         while True:
@@ -55,14 +59,15 @@ class Process:
             if message["type"] == kind:
                 return message
 
-    def give(self, objective: str, **task) -> None:
+    def give(self, objective: str, **task: Any) -> None:
         """Hand over a task."""
         base = {"protocol": 1, "attempt": "study/7/1", "params": {"a": 1}, "context": {}, "resume_from": None}
         folder = str(self.folder / "attempt")
         self.send({**base, "objective": objective, "folder": folder, "threads": 1, **task})
 
-    def send(self, message: dict) -> None:
+    def send(self, message: Json) -> None:
         """Write one line to its stdin."""
+        assert self.popen.stdin is not None
         self.popen.stdin.write(json.dumps(message).encode() + b"\n")
         self.popen.stdin.flush()
 
@@ -78,35 +83,41 @@ class Process:
         path = self.folder / "attempt" / "trial.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def result_file(self) -> dict:
+    def result_file(self) -> Json:
         """The durable result."""
-        return json.loads((self.folder / "attempt" / "result.json").read_text())
+        result: Json = json.loads((self.folder / "attempt" / "result.json").read_text())
+        return result
 
     def close(self) -> None:
         """Kill it if it is still there."""
         if self.popen.poll() is None:
             os.killpg(self.popen.pid, signal.SIGKILL)
             self.popen.wait()
-        self.popen.stdin.close()
+        self.close_stdin()
         self.stderr.close()
+
+    def close_stdin(self) -> None:
+        """Let it see that whoever started it is gone."""
+        assert self.popen.stdin is not None
+        self.popen.stdin.close()
 
 
 @pytest.fixture
-def process(tmp_path):
+def process(tmp_path: Path) -> Iterator[Process]:
     """A ready trial process, killed at the end."""
     started = Process(tmp_path)
     yield started
     started.close()
 
 
-def last_of(process: Process) -> dict:
+def last_of(process: Process) -> Json:
     """The one final message."""
     finals = [message for message in process.heard if message["type"] in {"result", "error"}]
     assert len(finals) == 1 and process.heard[-1] == finals[0], process.heard
     return finals[0]
 
 
-def real_task(**context) -> dict:
+def real_task(**context: Any) -> Json:
     """A small real trial: the first 2M architecture's data, with a far smaller model."""
     params = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "dropout": 0.1, "learning_rate": 1e-3}
     params |= {"weight_decay": 1e-3, "warmup_steps": 5, "epochs": 2, "micro_batch": 128, "accumulation_steps": 2}
@@ -115,7 +126,7 @@ def real_task(**context) -> dict:
     return {"params": params, "context": {**base, **context}}
 
 
-def test_protocol_from_ready_to_result(process):
+def test_protocol_from_ready_to_result(process: Process) -> None:
     """A good objective gives ready, started, ticks, progress, settled and one result, which is durable first."""
     ready = process.wait_for("ready")
     assert ready["protocol"] == 1 and ready["pid"] == process.popen.pid
@@ -132,7 +143,7 @@ def test_protocol_from_ready_to_result(process):
     assert process.result_file() == last
 
 
-def test_real_trial_trains_on_the_sample(process):
+def test_real_trial_trains_on_the_sample(process: Process) -> None:
     """The real objective trains a small model on the real data, says so per epoch, and leaves a checkpoint."""
     process.give("training.hpo:objective", **real_task())
     assert process.ended() == 0, process.log()
@@ -145,7 +156,7 @@ def test_real_trial_trains_on_the_sample(process):
     assert "epoch 2: train" in process.log()
 
 
-def test_real_trial_drains_and_resumes_to_the_same_result(tmp_path):
+def test_real_trial_drains_and_resumes_to_the_same_result(tmp_path: Path) -> None:
     """Stopped by `drain` and resumed in another process, a trial has the losses of one never stopped."""
 
     def run(name: str, *, drain: bool = False, resume_from: str | None = None) -> Process:
@@ -175,7 +186,7 @@ def test_real_trial_drains_and_resumes_to_the_same_result(tmp_path):
     assert announced["path"] == checkpoint, "until it writes its own, the old checkpoint is the last good one"
 
 
-def test_torn_checkpoint_starts_over_and_says_so(process, tmp_path):
+def test_torn_checkpoint_starts_over_and_says_so(process: Process, tmp_path: Path) -> None:
     """A checkpoint that is no checkpoint is rejected in log and result, and the trial runs from its beginning."""
     torn = tmp_path / "torn.pt"
     torn.write_bytes(b"PK\x03\x04 half a file")
@@ -186,7 +197,7 @@ def test_torn_checkpoint_starts_over_and_says_so(process, tmp_path):
     assert "starting over" in process.log()
 
 
-def test_trial_process_stays_small(process):
+def test_trial_process_stays_small(process: Process) -> None:
     """Neither pandas nor torch's compiler is imported: together they would take 145 MiB of every trial."""
     process.give("objectives:real_and_modules", **real_task(max_steps=3))
     assert process.ended() == 0
@@ -196,7 +207,7 @@ def test_trial_process_stays_small(process):
 @pytest.mark.parametrize(
     ("name", "error"), [("raises", "RuntimeError: the learning rate was silly"), ("exits", "SystemExit: 0")]
 )
-def test_mistakes_become_errors(process, name, error):
+def test_mistakes_become_errors(process: Process, name: str, error: str) -> None:
     """An exception and sys.exit() alike are an error with a traceback, durable, exit status 1."""
     process.give(f"objectives:{name}")
     assert process.ended() == 1
@@ -223,21 +234,21 @@ class Deaf(trial.TrialProgress):
         ("missing", "ObjectiveNotImported: objective 'tests.objectives:missing' cannot be imported: AttributeError"),
     ],
 )
-def test_other_mistakes_become_errors(name, error):
+def test_other_mistakes_become_errors(name: str, error: str) -> None:
     """Whatever a training function raises or returns wrongly is an error with a traceback."""
     last = trial.run({"protocol": 1, "objective": f"tests.objectives:{name}"}, Deaf())
     assert last["type"] == "error" and last["error"].startswith(error)
     assert "Traceback" in last["traceback"]
 
 
-def test_task_of_another_protocol_is_refused():
+def test_task_of_another_protocol_is_refused() -> None:
     """A scheduler of another version gets an error that says so."""
     last = trial.run({"protocol": 9, "objective": "tests.objectives:good"}, Deaf())
     assert last["error"] == "TrainingInputError: task has protocol 9, this process speaks 1"
 
 
 @pytest.mark.parametrize(("name", "number"), [("aborts", signal.SIGABRT), ("segfaults", signal.SIGSEGV)])
-def test_crashes_leave_a_stack_in_the_log(process, name, number):
+def test_crashes_leave_a_stack_in_the_log(process: Process, name: str, number: int) -> None:
     """A process that dies of a signal sends no result; its log has the Python stack."""
     process.give(f"objectives:{name}")
     assert process.ended() == -number
@@ -245,7 +256,7 @@ def test_crashes_leave_a_stack_in_the_log(process, name, number):
     assert "Fatal Python error" in process.log() and name in process.log()
 
 
-def test_prints_go_to_the_log(process):
+def test_prints_go_to_the_log(process: Process) -> None:
     """Prints, raw writes to descriptor 1 and a child's output land in the log, not in the protocol."""
     process.give("objectives:prints")
     assert process.ended() == 0
@@ -253,7 +264,7 @@ def test_prints_go_to_the_log(process):
     assert '"value": -1' in process.log() and "from a child" in process.log()
 
 
-def test_endless_print_can_be_stopped(process):
+def test_endless_print_can_be_stopped(process: Process) -> None:
     """A function that prints for ever still hears `stop`."""
     process.give("objectives:floods")
     process.wait_for("started")
@@ -262,7 +273,7 @@ def test_endless_print_can_be_stopped(process):
     assert last_of(process)["result"] == {"value": None, "stop_reason": "interrupted"}
 
 
-def test_log_is_bounded(tmp_path):
+def test_log_is_bounded(tmp_path: Path) -> None:
     """A log over its limit keeps its beginning and its end, and whoever appends goes on behind them."""
     path = tmp_path / "trial.log"
     with path.open("ab", buffering=0) as writer:
@@ -274,7 +285,7 @@ def test_log_is_bounded(tmp_path):
     assert len(text) < 400
 
 
-def test_small_log_is_left_alone(tmp_path):
+def test_small_log_is_left_alone(tmp_path: Path) -> None:
     """A log within its limit is not touched."""
     path = tmp_path / "trial.log"
     path.write_bytes(b"short")
@@ -283,7 +294,7 @@ def test_small_log_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("reason", "stop_reason"), [("drain", "interrupted"), ("prune", "pruned")])
-def test_stop_is_heard(process, reason, stop_reason):
+def test_stop_is_heard(process: Process, reason: str, stop_reason: str) -> None:
     """`stop` reaches the training function with its reason."""
     process.give("objectives:waits")
     process.wait_for("tick")
@@ -292,41 +303,41 @@ def test_stop_is_heard(process, reason, stop_reason):
     assert last_of(process)["result"]["stop_reason"] == stop_reason
 
 
-def test_input_does_not_take_the_commands(process):
+def test_input_does_not_take_the_commands(process: Process) -> None:
     """A function that reads stdin finds it empty."""
     process.give("objectives:reads_stdin")
     assert process.ended() == 0
     assert last_of(process)["result"]["metrics"]["stdin"] == ""
 
 
-def test_bare_number_is_a_result(process):
+def test_bare_number_is_a_result(process: Process) -> None:
     """An objective may return its value alone."""
     process.give("objectives:bare_number")
     assert process.ended() == 0
     assert last_of(process)["result"] == {"value": 0.5, "stop_reason": "completed"}
 
 
-def test_users_talib_still_knows_pandas(process):
+def test_users_talib_still_knows_pandas(process: Process) -> None:
     """That our own TA-Lib does without pandas is invisible to a user's function."""
     process.give("objectives:uses_pandas_and_talib")
     assert process.ended() == 0, process.log()
     assert last_of(process)["result"]["value"] == 2.5
 
 
-def test_orphan_leaves_while_torch_computes(process):
+def test_orphan_leaves_while_torch_computes(process: Process) -> None:
     """The end of stdin ends the process at once, also while it computes and hears nothing."""
     process.give("objectives:computes")
     process.wait_for("tick")
-    process.popen.stdin.close()
+    process.close_stdin()
     assert process.ended() == trial.ORPHANED
 
 
-def test_orphan_takes_its_children_along(process):
+def test_orphan_takes_its_children_along(process: Process) -> None:
     """Processes that a user's function started die with it."""
     process.give("objectives:has_child")
     process.wait_for("tick")
     child = int((process.folder / "attempt" / "child").read_text())
-    process.popen.stdin.close()
+    process.close_stdin()
     assert process.ended() == trial.ORPHANED
     deadline = time.monotonic() + DEADLINE_S
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
@@ -335,17 +346,17 @@ def test_orphan_takes_its_children_along(process):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux are children ended")
-def test_what_a_function_makes_of_its_childrens_end_is_no_result(process):
+def test_what_a_function_makes_of_its_childrens_end_is_no_result(process: Process) -> None:
     """When nobody waits any more its children are ended first: that it fails of that is not its own fault."""
     process.give("objectives:has_children")
     process.wait_for("tick")
-    process.popen.stdin.close()
+    process.close_stdin()
     assert process.ended() == trial.ORPHANED
     assert not (process.folder / "attempt" / "result.json").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to a subreaper")
-def test_what_escapes_the_session_stays_below_and_ends_with_the_trial(process):
+def test_what_escapes_the_session_stays_below_and_ends_with_the_trial(process: Process) -> None:
     """A daemon that the training function left behind is the trial's to end, whatever session it is in."""
     process.give("objectives:leaves_a_daemon")
     assert process.ended() == 0
@@ -358,20 +369,20 @@ def test_what_escapes_the_session_stays_below_and_ends_with_the_trial(process):
         os.sched_yield()
 
 
-def test_spare_leaves_quietly_without_a_task(process):
+def test_spare_leaves_quietly_without_a_task(process: Process) -> None:
     """A spare that is not needed any more ends with status 0."""
     process.wait_for("ready")
-    process.popen.stdin.close()
+    process.close_stdin()
     assert process.ended() == 0
 
 
-def test_foreign_thread_does_not_keep_the_process(process):
+def test_foreign_thread_does_not_keep_the_process(process: Process) -> None:
     """A thread that the function left behind does not keep the process after its result."""
     process.give("objectives:leaves_thread")
     assert process.ended() == 0
 
 
-def test_ctrl_c_is_ignored(process):
+def test_ctrl_c_is_ignored(process: Process) -> None:
     """SIGINT in the terminal is for the driver; the trial goes on."""
     process.give("objectives:waits")
     process.wait_for("tick")
@@ -380,7 +391,7 @@ def test_ctrl_c_is_ignored(process):
     assert process.ended() == 0
 
 
-def test_stack_on_demand(process):
+def test_stack_on_demand(process: Process) -> None:
     """SIGUSR1 writes the stacks of all threads into the log and changes nothing else."""
     process.give("objectives:waits")
     process.wait_for("tick")
@@ -393,7 +404,7 @@ def test_stack_on_demand(process):
     assert process.ended() == 0
 
 
-def test_folder_that_cannot_be_made_is_an_error(process, tmp_path):
+def test_folder_that_cannot_be_made_is_an_error(process: Process, tmp_path: Path) -> None:
     """Without a folder there is no place for a result: an error, not silence."""
     (tmp_path / "file").write_text("")
     process.give("objectives:good", folder=str(tmp_path / "file" / "attempt"))
@@ -401,14 +412,14 @@ def test_folder_that_cannot_be_made_is_an_error(process, tmp_path):
     assert last_of(process)["error"].startswith("OSError:")
 
 
-def test_estimator_and_objective_share_the_candidates():
+def test_estimator_and_objective_share_the_candidates() -> None:
     """A candidate has all that the objective needs to build its model."""
     candidate = hpo.candidates({"budget": "2M"})[0]
     model = hpo.build_model({**candidate, "dropout": 0.0}, {}, 25)
     assert sum(p.numel() for p in model.parameters()) == candidate["param_count"]
 
 
-def test_preload_names_what_is_imported(tmp_path):
+def test_preload_names_what_is_imported(tmp_path: Path) -> None:
     """A spare told to preload nothing does not load torch, and runs a user's objective all the same."""
     process = Process(tmp_path, "--preload=")
     try:

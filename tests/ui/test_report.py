@@ -24,9 +24,8 @@ def row(number: int, state: str = "COMPLETE", **values: Any) -> dict[str, Any]:
 
 def test_csv_has_a_line_per_trial_and_every_key(tmp_path: Path) -> None:
     """Fixed columns first, whatever else the rows hold after them, empty where a trial has no value."""
-    rows = {
-        "r_2M_h1": [row(0, value=0.5, d_model=64, extra=1), row(1, "PRUNED", **{"watchdog.reason": "stalled, 10 min"})]
-    }
+    stalled = row(1, "PRUNED") | {"watchdog.reason": "stalled, 10 min"}
+    rows = {"r_2M_h1": [row(0, value=0.5, d_model=64, extra=1), stalled]}
     report.write_files(tmp_path, [study()], rows)
     lines = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
     assert [line["number"] for line in lines] == ["0", "1"]
@@ -52,7 +51,7 @@ def test_the_table_shows_each_study_even_without_a_trial(tmp_path: Path) -> None
     text = io.StringIO()
     rows = {
         "a": [
-            row(0, value=0.51234, d_model=64, duration_s=61.0, **{"footprint.observed_peak_bytes": 2**30}),
+            row(0, value=0.51234, d_model=64, duration_s=61.0) | {"footprint.observed_peak_bytes": 2**30},
             row(1, "FAIL"),
         ]
     }
@@ -84,7 +83,7 @@ def test_the_table_is_readable_in_80_columns() -> None:
     text = io.StringIO()
     name = "phase6a-e2_200M_h5"
     best = {"value": 0.51234, "d_model": 2048, "n_layers": 256, "duration_s": 90061.0}
-    rows = {name: [row(12, **best, **{"footprint.observed_peak_bytes": 123 * 2**30})]}
+    rows = {name: [row(12) | best | {"footprint.observed_peak_bytes": 123 * 2**30}]}
     Console(file=text, width=80).print(report.results_table([study(name, 50)], rows))
     assert "…" not in text.getvalue()
     assert text.getvalue().count("\n") == 2

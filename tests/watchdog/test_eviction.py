@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -122,10 +123,16 @@ def test_not_stalled(name: str, alive: Callable[[float], TrialSample]) -> None:
     assert all(d.kill is None for d in decisions), name
 
 
+def just_one(at: float, **fields: Any) -> list[TrialSample]:
+    """The same trial at every instant."""
+    return [trial(**fields)]
+
+
 def test_first_tick_and_devices_get_the_longer_limit() -> None:
     """Before its first tick (import, compile) and on a device a trial has half an hour."""
-    for more in ({"ticked_at": None}, {"uses_device": True}):
-        last = run(Evaluator(), 4000.0, trials=lambda at, more=more: [trial(**more)])[-1]
+    cases: list[dict[str, Any]] = [{"ticked_at": None}, {"uses_device": True}]
+    for more in cases:
+        last = run(Evaluator(), 4000.0, trials=functools.partial(just_one, **more))[-1]
         assert last.kill is not None and 1800.0 <= last.at <= 1840.0
 
 
@@ -256,7 +263,10 @@ def test_our_swap_past_the_threshold_while_paging() -> None:
 
 def test_elevated_ends_with_hysteresis() -> None:
     """Admission opens again only after a minute above 1.25 x the threshold."""
-    free = lambda at: 0.09 if at < 10 else 0.11 if at < 100 else 0.2  # noqa: E731
+
+    def free(at: float) -> float:
+        return 0.09 if at < 10 else 0.11 if at < 100 else 0.2
+
     decisions = run(Evaluator(), 300.0, step=1.0, host=lambda at: memory(at, free(at)))
     levels = {d.at: d.level for d in decisions}
     assert levels[99.0] is Pressure.ELEVATED and levels[155.0] is Pressure.ELEVATED

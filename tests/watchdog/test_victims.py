@@ -40,7 +40,8 @@ def play(
     ours: number -> (what it holds at an instant, its promise). Launched a minute apart, the last one youngest.
     """
     t = Thresholds(**thresholds)
-    evaluator, decisions, at, trees_at, pace = Evaluator(t), [], 0.0, -1e9, t.host_sample_s
+    evaluator, at, trees_at, pace = Evaluator(t), 0.0, -1e9, t.host_sample_s
+    decisions: list[Decision] = []
     while at < until:
         available = limit - stranger(at) - sum(held(at) for held, _ in ours.values())
         if available <= 0:

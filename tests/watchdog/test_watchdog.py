@@ -22,6 +22,7 @@ from scheduler.host.registry import HostRegistry, Registration
 from scheduler.host.signals import catches, never, send
 from scheduler.model import Pressure
 from scheduler.watchdog import watchdog
+from scheduler.watchdog.election import Election
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -152,7 +153,7 @@ def test_only_a_process_that_handles_it_is_asked_for_its_stack() -> None:
 
 def test_a_removed_lock_file_ends_the_term(registry: HostRegistry) -> None:
     """When a cleaner of /tmp takes the lock away, its holder notices, so that there are not two."""
-    first, second = watchdog.Election(registry), watchdog.Election(registry)
+    first, second = Election(registry), Election(registry)
     assert first.won() and not second.won() and first.won()
     os.unlink(os.path.join(registry.root, "watchdog.lock"))
     assert second.won()

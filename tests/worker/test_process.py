@@ -7,7 +7,9 @@ import signal
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,12 +20,13 @@ from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witnes
 from tests.waiting import wait_until
 
 RESULT = {"type": "result", "result": {"value": 0.5, "epochs": 3, "stop_reason": "completed"}, "peak_bytes": 100}
+Module = Callable[[str], TrialProcess]
 STOPPED = {"stop_reason": "interrupted"}
 KILL = KillRecord(kill_id="k", rule="silent", reason=ExitReason.STALLED)
 MEMORY = dataclasses.replace(KILL, reason=ExitReason.EVICTED)
 
 
-def with_last(seen: dict) -> dict:
+def with_last(seen: dict[str, Any]) -> dict[str, Any]:
     """The witness's fields, the final message parsed as the agent parses it."""
     return {**seen, "last": last(seen["last"])} if "last" in seen else seen
 
@@ -66,7 +69,7 @@ LEAPT = {"oom_killed": True, "peak_bytes": 1, "allowed_bytes": 8}
         ({"exit_status": None}, ExitReason.FAILED, "would not die"),
     ],
 )
-def test_conclude(seen: dict, reason: ExitReason, detail: str) -> None:
+def test_conclude(seen: dict[str, Any], reason: ExitReason, detail: str) -> None:
     """Each way to end has one reason; a durable result wins over a kill that came too late."""
     outcome = conclude(Witness(**with_last(seen)))
     assert outcome.reason is reason
@@ -81,7 +84,7 @@ def test_conclude_keeps_the_largest_peak() -> None:
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
     """Write a stand-in for the trial's module: real processes, made to misbehave."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
@@ -92,7 +95,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return write
 
 
-def test_process_that_dies_before_ready_is_explained(module) -> None:
+def test_process_that_dies_before_ready_is_explained(module: Module) -> None:
     """The error says that it died, how, and what it wrote last."""
     process = module("sys.exit('no such device')")
     with pytest.raises(TrialStartError, match=r"ended with status 1.*no such device"):
@@ -100,7 +103,7 @@ def test_process_that_dies_before_ready_is_explained(module) -> None:
     process.close()
 
 
-def test_process_that_never_gets_ready_is_ended(module) -> None:
+def test_process_that_never_gets_ready_is_ended(module: Module) -> None:
     """A process that says nothing is killed at the deadline."""
     process = module("time.sleep(600)")
     with pytest.raises(TrialStartError, match="did not get ready"):
@@ -108,7 +111,7 @@ def test_process_that_never_gets_ready_is_ended(module) -> None:
     assert process.close() == -signal.SIGKILL
 
 
-def test_messages_end_with_the_process_although_a_grandchild_holds_the_pipe(module) -> None:
+def test_messages_end_with_the_process_although_a_grandchild_holds_the_pipe(module: Module) -> None:
     """A forked grandchild that keeps stdout open must not keep the slot."""
     process = module(
         """
@@ -126,7 +129,7 @@ def test_messages_end_with_the_process_although_a_grandchild_holds_the_pipe(modu
     wait_until(lambda: not _session(process.pid), "the grandchild of the session is dead")
 
 
-def test_lines_that_are_no_protocol_are_dropped(module) -> None:
+def test_lines_that_are_no_protocol_are_dropped(module: Module) -> None:
     """Half a line, binary rubbish and other JSON do not disturb what follows."""
     process = module(
         r"""
@@ -137,7 +140,7 @@ def test_lines_that_are_no_protocol_are_dropped(module) -> None:
     process.close()
 
 
-def test_send_to_a_dead_process_is_false(module) -> None:
+def test_send_to_a_dead_process_is_false(module: Module) -> None:
     """Whoever writes to a trial that is gone is told so, not interrupted."""
     process = module("pass")
     assert list(process.messages()) == []
@@ -145,7 +148,7 @@ def test_send_to_a_dead_process_is_false(module) -> None:
     process.close()
 
 
-def test_kill_takes_the_whole_session(module) -> None:
+def test_kill_takes_the_whole_session(module: Module) -> None:
     """SIGKILL reaches children in the same session too."""
     process = module(
         """
@@ -161,7 +164,7 @@ def test_kill_takes_the_whole_session(module) -> None:
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child is dead")
 
 
-def test_a_closed_process_signals_nobody(module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_process_signals_nobody(module: Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is reaped its number may belong to another process: neither kill nor close touches it again."""
     process = module("pass")
     assert process.close() == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +13,14 @@ from scheduler.worker.trial_process import TrialProcess, TrialStartError
 from scheduler.worker.warm_spare import WarmSpare
 from tests.waiting import wait_until
 
+Maker = tuple[Callable[[str], Callable[[], TrialProcess]], list[TrialProcess]]
 READY = (
     "import json, sys, time\nprint(json.dumps({'type': 'ready', 'device': None}), flush=True)\nsys.stdin.readline()\n"
 )
 
 
 @pytest.fixture
-def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
     """A function that makes processes of the given code, and the list of those made."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     made: list[TrialProcess] = []
@@ -39,7 +40,7 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         process.close()
 
 
-def test_hands_out_the_warm_one_and_makes_the_next(maker) -> None:
+def test_hands_out_the_warm_one_and_makes_the_next(maker: Maker) -> None:
     """What is taken is the process that was warm already; another one is there soon."""
     of, made = maker
     spare = WarmSpare(of(READY))
@@ -50,7 +51,7 @@ def test_hands_out_the_warm_one_and_makes_the_next(maker) -> None:
     spare.close()
 
 
-def test_a_dead_spare_is_not_handed_out(maker) -> None:
+def test_a_dead_spare_is_not_handed_out(maker: Maker) -> None:
     """One that died while it waited is replaced on the spot."""
     of, made = maker
     spare = WarmSpare(of(READY))
@@ -61,7 +62,7 @@ def test_a_dead_spare_is_not_handed_out(maker) -> None:
     spare.close()
 
 
-def test_close_ends_one_that_is_still_warming_up(maker) -> None:
+def test_close_ends_one_that_is_still_warming_up(maker: Maker) -> None:
     """Whoever waits for it to get ready is let go, and the process is gone."""
     of, made = maker
     spare = WarmSpare(of("import time; time.sleep(600)"))
@@ -82,7 +83,7 @@ def test_close_ends_one_that_is_still_warming_up(maker) -> None:
     assert all(process.exit_status == -signal.SIGKILL for process in made)
 
 
-def test_an_import_that_fails_is_told_at_once(maker) -> None:
+def test_an_import_that_fails_is_told_at_once(maker: Maker) -> None:
     """A process that ends by itself is not tried again."""
     of, made = maker
     with pytest.raises(TrialStartError, match="no such module"):

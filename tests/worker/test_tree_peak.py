@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,9 @@ ROOT = 1
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def process(pid: int, footprint: int | None, *, peak: int | None = None, file: int = 0, resident: int | None = None):
+def process(
+    pid: int, footprint: int | None, *, peak: int | None = None, file: int = 0, resident: int | None = None
+) -> ProcessMemory:
     """One process of a tree, in MiB; by default all that it holds is its own and was never more."""
     held = (footprint or 0) + file if resident is None else resident
     return ProcessMemory(
@@ -192,12 +195,13 @@ class Looks:
     """Processes as a host has them that does what it is told; `cost_s` goes by with each look."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, cost_s: float) -> None:
-        self.now, self.cost_s, self.keys = 0.0, cost_s, []
-        monkeypatch.setattr(families.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(families.vitals, "has_children", lambda pid: pid != 2)
-        monkeypatch.setattr(families.vitals, "processes", self.processes)
+        self.now, self.cost_s = 0.0, cost_s
+        self.keys: list[list[str]] = []
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(vitals, "has_children", lambda pid: pid != 2)
+        monkeypatch.setattr(vitals, "processes", self.processes)
 
-    def processes(self, wanted):
+    def processes(self, wanted: Mapping[str, tuple[int, Any, Any]]) -> dict[str, list[ProcessMemory]]:
         self.now += self.cost_s
         self.keys.append(list(wanted))
         return {key: [process(pid, 10), process(pid + 100, 5)] for key, (pid, _, _) in wanted.items()}
@@ -234,7 +238,7 @@ def test_only_trials_with_children_are_looked_at_and_not_for_more_than_their_sha
 @pytest.mark.parametrize("how", ["short", "long", "forks"])
 def test_a_trial_is_learnt_with_its_children(how: str, tmp_path: Path) -> None:
     """A child of 300 MiB, for under 0.5 s, for 4 s, or a fork: the study learns the tree and reserves for it."""
-    training = {
+    training: dict[str, Any] = {
         **WITHOUT_ESTIMATE,
         "sample": "tests.children:sample",
         "objective": f"tests.children:{how}",

@@ -3,8 +3,10 @@
 Names no library, so that each stream's process imports only what its own module does.
 """
 
+from typing import Literal
+
 # name -> (module, function, direction of the study)
-OBJECTIVES = {
+OBJECTIVES: dict[str, tuple[str, str, Literal["minimize", "maximize"]]] = {
     "svc": ("classic", "svc", "maximize"),
     "clustering": ("classic", "clustering", "maximize"),
     "kernel-ridge": ("classic", "kernel_ridge", "minimize"),

@@ -17,7 +17,8 @@ def regression(rows: int, columns: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     """Training and validation parts of generated data."""
     x, y = make_regression(rows, columns, n_informative=columns // 2, noise=10.0, random_state=0)
     y = y / 100 + np.sin(x[:, 0] * 3) * np.abs(x[:, 1])
-    return train_test_split(x.astype(np.float32), y, test_size=0.25, random_state=0)
+    x, x_valid, y, y_valid = train_test_split(x.astype(np.float32), y, test_size=0.25, random_state=0)
+    return x, x_valid, y, y_valid
 
 
 def hist_boosting(trial: optuna.Trial) -> float:
@@ -35,7 +36,7 @@ def hist_boosting(trial: optuna.Trial) -> float:
         validation_fraction=trial.suggest_float("validation_fraction", 0.05, 0.4) if early else None,
         random_state=0,
     )
-    return mean_squared_error(y_valid, model.fit(x, y).predict(x_valid))
+    return float(mean_squared_error(y_valid, model.fit(x, y).predict(x_valid)))
 
 
 def lightgbm_rows(trial: optuna.Trial) -> float:
@@ -57,7 +58,7 @@ def lightgbm_rows(trial: optuna.Trial) -> float:
     }
     parameters["force_row_wise"] = not parameters["force_col_wise"]
     model = lightgbm.train(parameters, lightgbm.Dataset(x, y), trial.suggest_int("rounds", 3, 30, log=True))
-    return mean_squared_error(y_valid, model.predict(x_valid))
+    return float(mean_squared_error(y_valid, model.predict(x_valid)))
 
 
 def xgboost_objective(trial: optuna.Trial) -> float:
@@ -85,7 +86,7 @@ def xgboost_objective(trial: optuna.Trial) -> float:
     rounds = trial.suggest_int("rounds", 2, 25)
     train = xgboost.DMatrix(x, y)
     model = xgboost.train(parameters, train, rounds)
-    return accuracy_score(y_valid, model.predict(xgboost.DMatrix(x_valid)) > 0.5)
+    return float(accuracy_score(y_valid, model.predict(xgboost.DMatrix(x_valid)) > 0.5))
 
 
 def catboost_objective(trial: optuna.Trial) -> float:
@@ -107,4 +108,4 @@ def catboost_objective(trial: optuna.Trial) -> float:
     model = catboost.CatBoostRegressor(
         **parameters, thread_count=1, verbose=False, allow_writing_files=False, random_seed=0
     )
-    return mean_squared_error(y_valid, model.fit(x, y).predict(x_valid))
+    return float(mean_squared_error(y_valid, model.fit(x, y).predict(x_valid)))

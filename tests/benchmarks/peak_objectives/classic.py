@@ -30,7 +30,7 @@ def svc(trial: optuna.Trial) -> float:
     x, x_valid, y, y_valid = train_test_split(x, y, test_size=0.25, random_state=0)
     rows = int(len(x) * trial.suggest_float("subsample", 0.05, 1.0))
     kernel = trial.suggest_categorical("kernel", ["linear", "rbf", "poly"])
-    keywords = {}
+    keywords: dict[str, float] = {}
     if kernel == "poly":
         keywords["degree"] = trial.suggest_int("degree", 2, 4)
     if kernel != "linear":
@@ -44,7 +44,7 @@ def svc(trial: optuna.Trial) -> float:
         **keywords,
     )
     classifier.fit(StandardScaler().fit_transform(x[:rows]), y[:rows])
-    return classifier.score(x_valid[:1000], y_valid[:1000])
+    return float(classifier.score(x_valid[:1000], y_valid[:1000]))
 
 
 def clustering(trial: optuna.Trial) -> float:
@@ -76,7 +76,7 @@ def clustering(trial: optuna.Trial) -> float:
     labels = model.fit_predict(x)
     if len(set(labels)) < 2:
         return -1.0
-    return silhouette_score(x, labels, sample_size=min(1_000, len(x)), random_state=0)
+    return float(silhouette_score(x, labels, sample_size=min(1_000, len(x)), random_state=0))
 
 
 def kernel_ridge(trial: optuna.Trial) -> float:
@@ -129,7 +129,7 @@ def text(trial: optuna.Trial) -> float:
         classifier = SGDClassifier(
             loss="log_loss", alpha=trial.suggest_float("alpha", 1e-6, 1e-1, log=True), random_state=0
         )
-    return classifier.fit(x[:2_000], labels[:2_000]).score(x[2_000:], labels[2_000:])
+    return float(classifier.fit(x[:2_000], labels[:2_000]).score(x[2_000:], labels[2_000:]))
 
 
 def neighbours(trial: optuna.Trial) -> float:
@@ -203,4 +203,4 @@ def simple(trial: optuna.Trial) -> float:
         )
     else:
         classifier = LogisticRegression(C=trial.suggest_float("lr_c", 1e-3, 1e2, log=True), max_iter=100)
-    return cross_val_score(classifier, x, y, cv=2).mean()
+    return float(cross_val_score(classifier, x, y, cv=2).mean())

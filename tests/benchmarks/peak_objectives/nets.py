@@ -14,14 +14,16 @@ def optimizer_for(trial: optuna.Trial, model: nn.Module, names: tuple[str, ...])
     """One of several optimizers with a learning rate of its own, as in Optuna's pytorch_simple."""
     name = trial.suggest_categorical("optimizer", list(names))
     rate = trial.suggest_float("lr", 1e-5, 1e-1, log=True)
-    return getattr(torch.optim, name)(model.parameters(), lr=rate)
+    optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(model.parameters(), lr=rate)
+    return optimizer
 
 
 def cnn(trial: optuna.Trial) -> float:
     """Convolutions over images of 32 x 32, with as many layers and filters as asked for."""
     torch.manual_seed(0)
     batch = trial.suggest_categorical("batch_size", [16, 32, 64, 128, 256])
-    layers, channels, size = [], 3, 32
+    layers: list[nn.Module] = []
+    channels, size = 3, 32
     for i in range(trial.suggest_int("n_layers", 1, 4)):
         filters = trial.suggest_int(f"filters_{i}", 4, 64, log=True)
         kernel = trial.suggest_categorical(f"kernel_{i}", [3, 5])
@@ -181,7 +183,7 @@ def recommender(trial: optuna.Trial) -> float:
         head: nn.Module | None = nn.Sequential(nn.Linear(2 * width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
     else:
         head = None
-    optimizers = [
+    optimizers: list[torch.optim.Optimizer] = [
         torch.optim.SparseAdam(list(tables.parameters())) if sparse else torch.optim.Adam(tables.parameters())
     ]
     if head is not None:
