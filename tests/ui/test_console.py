@@ -159,7 +159,7 @@ HELPER = """
 import fcntl, sys, termios, threading, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # the pseudo-terminal becomes ours, as a shell's would
 sys.path.insert(0, {root!r})
-from scheduler.keys import KeyReader
+from scheduler.ui.keys import KeyReader
 got = threading.Event()
 def on_key(key):
     print("key", repr(key), flush=True)
