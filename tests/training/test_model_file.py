@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import training
 from tests.training.test_hpo import SMALL, make_context
-from training import data, hpo, model_file
+from training import data, hpo, model_file, table
 from training.errors import TrainingInputError
 from training.trainer import Silent, Trainer
 
@@ -58,7 +58,7 @@ def test_the_features_mean_and_deviation_are_those_of_the_data(trained: tuple[Pa
     """A raw close, less the mean and by the deviation in the file, is the normalised one that was trained on."""
     model = training.load_model(trained[0] / "model.safetensors")
     dataset = data.load(None, 1, 60)
-    close = torch.from_numpy(data.read(None).columns["close"])
+    close = torch.from_numpy(table.read(None).columns["close"])
     place = model.features.index("close")
     ours = (close - model.mean[place]) / model.std[place]
     known = slice(dataset.train.first, None)
@@ -113,6 +113,11 @@ def weight_in(path: Path) -> float:
         return float(file.get_tensor("weight"))
 
 
+def weight_of(trainer: Trainer) -> float:
+    """The one weight of the model that is trained."""
+    return float(trainer.model.get_parameter("weight").detach())
+
+
 def test_the_best_epochs_weights_are_kept_not_the_last_ones(tmp_path: Path) -> None:
     """A trial that overfits in the end leaves the model it had at its best."""
     trainer = overfitting(tmp_path, 12)
@@ -121,8 +126,8 @@ def test_the_best_epochs_weights_are_kept_not_the_last_ones(tmp_path: Path) -> N
     again = overfitting(tmp_path / "other", found["best_epoch"])
     again.checkpoint_path = None
     again.train()
-    assert weight_in(tmp_path / "model.safetensors") == float(again.model.weight.detach())
-    assert weight_in(tmp_path / "model.safetensors") != float(trainer.model.weight.detach())
+    assert weight_in(tmp_path / "model.safetensors") == weight_of(again)
+    assert weight_in(tmp_path / "model.safetensors") != weight_of(trainer)
 
 
 def test_a_resumed_attempt_keeps_the_best_model_of_the_one_before(tmp_path: Path) -> None:
