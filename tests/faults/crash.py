@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.faults.crash_plan import TRIALS, Kind, plan
@@ -22,6 +22,7 @@ from tests.faults.crash_promises import quota_problems, replay_problems, result_
 from tests.faults.crash_round import Report, Round
 from tests.faults.sandbox import Disk, Network
 
+PLACES = ("this machine", "cluster")
 EVENTS_PER_ROUND = 40  # more than a run lives to see
 
 
@@ -42,14 +43,16 @@ def one_round(root: Path, seed: int, *, cluster: bool, events: int = EVENTS_PER_
     return report
 
 
-def campaign(root: Path, count: int, seed: int, *, deadline: float, say: Callable[[str], None]) -> dict[str, Report]:
+def campaign(
+    root: Path, count: int, seed: int, *, places: Sequence[str] = PLACES, deadline: float, say: Callable[[str], None]
+) -> dict[str, Report]:
     """Rounds until `count` events were carried out, or the deadline (monotonic seconds) has passed."""
-    totals = {"this machine": Report(), "cluster": Report()}
+    totals = {place: Report() for place in places}
     number = 0
     while sum(total.events for total in totals.values()) < count and time.monotonic() < deadline:
         number += 1
-        where = "this machine" if number % 2 else "cluster"
-        report = one_round(root / f"round{number}", seed * 1000 + number, cluster=where == "cluster")
+        where = places[(number - 1) % len(places)]
+        report = one_round(root / f"round{number}", seed * 1000 + number, cluster=where == PLACES[1])
         totals[where].add(report)
         say(f"run {number} ({where}, seed {seed * 1000 + number}): {report}")
         for problem in report.problems:
@@ -75,13 +78,19 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further run after so long")
+    parser.add_argument("--only", choices=PLACES, help="make no runs elsewhere")
     parser.add_argument("--root", type=Path, help="keep what the runs leave here")
     arguments = parser.parse_args()
     deadline = time.monotonic() + arguments.minutes * 60
     with tempfile.TemporaryDirectory(prefix="headroom-crash-", ignore_cleanup_errors=True) as scratch:
         root = arguments.root or Path(scratch)
         totals = campaign(
-            root, arguments.events, arguments.seed, deadline=deadline, say=lambda text: print(text, flush=True)
+            root,
+            arguments.events,
+            arguments.seed,
+            places=[arguments.only] if arguments.only else PLACES,
+            deadline=deadline,
+            say=lambda text: print(text, flush=True),
         )
     print(table(totals))
     skipped = collections.ChainMap(*(total.skipped for total in totals.values()))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 EPOCHS, TRIALS, SLOTS, STUDIES = 10, 10, 2, 12
 AWAY_TIMEOUT_S = 10.0  # the run's `away_timeout_s`: agents hold their attempts for so long without their driver
+LEASE_S = 3.0  # the run's `lease_s`: after so long without a sign of its driver another may take its trials over
 # What a dying program is in the middle of: the moments at which something could be lost or done twice.
 MOMENTS = (
     "batch.started",
@@ -47,6 +48,7 @@ class Kind(enum.StrEnum):
     INODES = "no inodes"
     STOPPED = "driver stopped for longer than it is waited for"
     PAUSED = "driver stopped for a moment"
+    TAKEN = "driver stopped past its lease, its trials taken over by another"
     QUIT = "asked to stop"
     QUIT_DRIVER = "asked to stop, driver killed meanwhile"
     NETWORK = "network cut"
@@ -81,6 +83,7 @@ COSTS: Mapping[Kind, Cost] = {
     Kind.INODES: Cost(no_room=4 * SLOTS),
     Kind.STOPPED: Cost(left=SLOTS),
     Kind.PAUSED: Cost(),
+    Kind.TAKEN: Cost(left=2 * SLOTS),  # of both drivers
     Kind.QUIT: Cost(left=SLOTS),
     Kind.QUIT_DRIVER: Cost(lost=SLOTS, left=SLOTS),
     Kind.NETWORK: Cost(),
@@ -126,7 +129,7 @@ class Event:
 def weights(*, cluster: bool, disk: bool, network: bool) -> dict[Kind, int]:
     """How often each kind comes. disk: the run folder has a file system of its own; network: the worker has."""
     found = {Kind.DRIVER: 8, Kind.AGENT: 5, Kind.TRIAL: 6, Kind.SPARE: 3, Kind.WATCHDOG: 4, Kind.WORKER: 5}
-    found |= {Kind.WORKER_TWICE: 4, Kind.STOPPED: 1, Kind.PAUSED: 2, Kind.QUIT: 3, Kind.QUIT_DRIVER: 1}
+    found |= {Kind.WORKER_TWICE: 4, Kind.STOPPED: 1, Kind.PAUSED: 2, Kind.TAKEN: 2, Kind.QUIT: 3, Kind.QUIT_DRIVER: 1}
     if cluster:
         found |= {Kind.NANNY: 4, Kind.SCHEDULER: 5}
     if network:

@@ -93,19 +93,20 @@ def quota_problems(trials: Sequence[dict[str, Any]], quota: int, studies: int = 
     yield from (f"{key} has {n} results" for key, n in results.items() if n != 1)
 
 
-def replay_problems(trials: Sequence[dict[str, Any]], folder: Path) -> Iterable[str]:
-    """The journal alone gives the final states that the database has."""
-    replayed = decisions.final_states(journal.read(folder / "journal.jsonl"))
+def replay_problems(trials: Sequence[dict[str, Any]], *folders: Path) -> Iterable[str]:
+    """The journals of its runs alone give the final states that the database has."""
+    records = [record for folder in folders for record in journal.read(folder / "journal.jsonl")]
+    replayed = decisions.final_states(sorted(records, key=lambda record: record["unix"]))
     stored = {f"{t['study']}/{t['number']}": t["state"] for t in trials}
     for trial in sorted(replayed.keys() | stored.keys()):
         if replayed.get(trial) != stored.get(trial):
             yield f"{trial} is {stored.get(trial)} in the database, {replayed.get(trial)} in the journal"
 
 
-def result_problems(folder: Path) -> Iterable[str]:
+def result_problems(*folders: Path) -> Iterable[str]:
     """No parameter set was run to completion twice: at most one durable result each."""
     completed: dict[tuple[str, float], list[str]] = {}
-    for path in (folder / "attempts").glob("*/result.json"):
+    for path in (path for folder in folders for path in (folder / "attempts").glob("*/result.json")):
         message = json.loads(path.read_text())
         spec = json.loads((path.parent / "spec.json").read_text())
         if message["type"] == "result" and message["result"].get("stop_reason") == "completed":
@@ -218,7 +219,7 @@ def admission_problems(records: Iterable[Mapping[str, Any]], budget_bytes: int) 
 
 
 class Watch:
-    """Looks at the host ten times a second: never more attempts alive than slots, nor two of one trial at once."""
+    """Looks at the host ten times a second: never are more attempts of the run alive than it has slots."""
 
     EVERY_S = 0.1
 

@@ -22,8 +22,8 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from tests.faults import crash_promises as promises
-from tests.faults.crash_plan import AWAY_TIMEOUT_S, EPOCHS, SLOTS, STUDIES, TRIALS, Allowance, Event, Kind
-from tests.faults.sandbox import Disk, Network, Process, Sandbox, until
+from tests.faults.crash_plan import AWAY_TIMEOUT_S, EPOCHS, LEASE_S, SLOTS, STUDIES, TRIALS, Allowance, Event, Kind
+from tests.faults.sandbox import Disk, Network, Process, Sandbox, stop_between_transactions, until
 
 BUDGET_BYTES = 400 * 2**20  # two trials fit until one of them has settled, whatever the warm spare and the agent hold
 FIND_S = 8.0  # for a victim of the wanted role, or for the moment, to be there
@@ -95,7 +95,7 @@ class Round:
         network: Network | None = None,
         trials: int = TRIALS,
     ) -> None:
-        settings: dict[str, Any] = {"memory_budget": str(BUDGET_BYTES), "reserve_bytes": "1MiB", "lease_s": 3}
+        settings: dict[str, Any] = {"memory_budget": str(BUDGET_BYTES), "reserve_bytes": "1MiB", "lease_s": LEASE_S}
         settings |= {"away_timeout_s": AWAY_TIMEOUT_S, "drain_timeout_s": 20}
         self.box = Sandbox(root, trials=trials, max_epochs=EPOCHS, slots=SLOTS, **settings)
         self.plan, self.cluster, self.disk, self.trials = plan, cluster, disk, trials
@@ -105,6 +105,7 @@ class Round:
         self.address: str | None = None
         self.scheduler: subprocess.Popen[Any] | None = None
         self.nanny: subprocess.Popen[Any] | None = None
+        self.rival: Sandbox | None = None
         self.over = False
         self.held = False  # a driver that ends is not to be started again just now
         self.broken: set[str] = set()  # what was found in the database
@@ -150,6 +151,7 @@ class Round:
             Kind.INODES: self._fill,
             Kind.STOPPED: self._stop_driver,
             Kind.PAUSED: self._stop_driver,
+            Kind.TAKEN: self._take_over,
             Kind.QUIT: self._quit,
             Kind.QUIT_DRIVER: self._quit,
             Kind.NETWORK: self._cut,
@@ -257,6 +259,32 @@ class Round:
             return False
         time.sleep(event.length_s)  # what is tested is this very time
         return victim.kill(signal.SIGCONT)
+
+    def _take_over(self, event: Event) -> bool:
+        """The driver is stopped; another run on the same studies takes its trials over, and is asked to stop."""
+        if self._find(lambda: self.box.of_role("trial") if self._is_up() else [], wait_s=30.0) is None:
+            return False
+        assert self.driver is not None
+        stop_between_transactions(self.driver, self.box.database)
+        rival = self.rival = self.rival or self.box.rival("rival")
+        before = len(rival.events("study.takeover"))
+
+        def taken() -> bool:
+            return len(rival.events("study.takeover")) > before
+
+        other = rival.start()
+        try:
+            with contextlib.suppress(AssertionError):  # nothing was under way then
+                until(lambda: taken() or other.poll() is not None, 30, "a takeover")
+            other.send_signal(signal.SIGTERM)
+            if (status := other.wait(END_S)) not in (130, 0):
+                self.report.problems.append(f"the other driver ended with {status}: {rival.log.read_text()[-800:]}")
+        except subprocess.TimeoutExpired:
+            self.report.problems.append(f"the other driver is not over: {rival.log.read_text()[-800:]}")
+            other.kill()
+        finally:
+            self.driver.send_signal(signal.SIGCONT)
+        return taken()
 
     def _quit(self, event: Event) -> bool:
         """As by `q`: SIGTERM, SIGINT, or the file STOP."""
@@ -379,21 +407,24 @@ class Round:
         with contextlib.suppress(AssertionError):
             until(lambda: not box.processes(), 10, "the last process to leave")
         report.problems += [f"{process} is left" for process in box.processes()]
-        trials, records, notes = box.trials(), box.journal(), box.epochs()
-        reasons = promises.ended(records)
+        runs = [box, self.rival] if self.rival is not None else [box]
+        folders = [run.folder for run in runs]
+        trials, notes = box.trials(), box.epochs()
+        reasons = promises.ended(record for run in runs for record in run.journal())
         report.ends = collections.Counter(reasons.values())
         report.completed = sum(t["state"] == "COMPLETE" for t in trials)
         counted = collections.Counter(note["what"] for note in notes)
         report.epochs_done, report.epochs_begun = counted["done"], counted["begun"] - counted["left"]
         self._check_database()
         report.problems += promises.quota_problems(trials, self.trials)
-        report.problems += promises.replay_problems(trials, box.folder)
-        report.problems += promises.result_problems(box.folder)
+        report.problems += promises.replay_problems(trials, *folders)
+        report.problems += promises.result_problems(*folders)
         report.problems += promises.end_problems(reasons, Allowance.of(report.done, self.slow))
         report.problems += promises.epoch_problems(notes, reasons)
         report.problems += promises.vain_problems(notes, report.epochs_needed, reasons)
         report.problems += promises.retry_problems(trials, notes, reasons)
-        report.problems += promises.admission_problems(records, BUDGET_BYTES)
+        for run in runs:
+            report.problems += promises.admission_problems(run.journal(), BUDGET_BYTES)
         report.problems += self._left_on_the_host()
 
     def _left_on_the_host(self) -> Iterator[str]:

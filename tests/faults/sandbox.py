@@ -225,13 +225,20 @@ class Sandbox:
                     yield json.loads(path.read_text())
 
     def alive_attempts(self) -> list[str]:
-        """The attempts that the host registry has and whose process is there."""
+        """The attempts of this run that the host registry has and whose process is there."""
         found = []
         for registration in self._registrations():
             process = Process(pid=registration["pid"], start=registration["start_time"], role="trial")
-            if process.lives:
+            if registration["run"] == self.settings["name"] and process.lives:
                 found.append(registration["attempt"])
         return found
+
+    def rival(self, name: str) -> Sandbox:
+        """Another run on the same host and studies; its processes are found and ended with those of this one."""
+        other = Sandbox(self.root / name, **{**self.settings, "name": name, "storage": f"sqlite:///{self.database}"})
+        other.environment |= {key: self.environment[key] for key in ("HEADROOM_HOST_DIR", "CRASH_RUN", "CRASH_EPOCHS")}
+        other.started = self.started
+        return other
 
     def journal(self) -> list[dict[str, Any]]:
         """The whole lines of the journal."""
@@ -285,6 +292,24 @@ class Sandbox:
         assert not left, f"processes that SIGKILL did not end: {left}"
         for started in self.started:
             started.wait(60)
+
+
+def stop_between_transactions(driver: subprocess.Popen[Any], database: Path) -> None:
+    """SIGSTOP, not while it holds SQLite's lock: then nobody could go on, and no lease would help."""
+
+    def stopped() -> bool:
+        driver.send_signal(signal.SIGSTOP)
+        connection = sqlite3.connect(database, timeout=0.2, isolation_level=None)
+        with contextlib.closing(connection):
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+                return True
+            except sqlite3.OperationalError:
+                driver.send_signal(signal.SIGCONT)
+                return False
+
+    until(stopped, 30, "the driver stops between two transactions")
 
 
 class Disk:

@@ -5,7 +5,6 @@ Real commands with the trials of `tiny`.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.faults.crash import quota_problems
-from tests.faults.sandbox import Sandbox, until
+from tests.faults.sandbox import Sandbox, stop_between_transactions, until
 from tests.faults.test_resume import SMALL, START_S, ends, keeps_its_promises, nothing_left, pair, tail, training
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
@@ -151,24 +150,6 @@ def removes(task: Mapping[str, Any], progress: Any) -> dict[str, Any]:
 
 
 # -- a driver that was stopped -----------------------------------------------------------------------------------------
-
-
-def stop_between_transactions(driver: subprocess.Popen[Any], database: Path) -> None:
-    """SIGSTOP, not while it holds SQLite's lock: then nobody could go on, and no lease would help."""
-
-    def stopped() -> bool:
-        driver.send_signal(signal.SIGSTOP)
-        connection = sqlite3.connect(database, timeout=0.2, isolation_level=None)
-        with contextlib.closing(connection):
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute("ROLLBACK")
-                return True
-            except sqlite3.OperationalError:
-                driver.send_signal(signal.SIGCONT)
-                return False
-
-    until(stopped, 30, "the driver stops between two transactions")
 
 
 def test_a_driver_stopped_past_its_lease_leaves_its_trials_to_who_took_them(tmp_path: Path) -> None:
