@@ -94,11 +94,12 @@ def quota_problems(trials: Sequence[dict[str, Any]], quota: int, studies: int = 
 
 
 def replay_problems(trials: Sequence[dict[str, Any]], *folders: Path) -> Iterable[str]:
-    """The journals of its runs alone give the final states that the database has."""
+    """The journals of its runs alone give the final states that the database has, of those they did not take over."""
     records = [record for folder in folders for record in journal.read(folder / "journal.jsonl")]
     replayed = decisions.final_states(sorted(records, key=lambda record: record["unix"]))
+    taken = {record["trial"] for record in records if record["event"] == "study.takeover"}
     stored = {f"{t['study']}/{t['number']}": t["state"] for t in trials}
-    for trial in sorted(replayed.keys() | stored.keys()):
+    for trial in sorted((replayed.keys() | stored.keys()) - taken):
         if replayed.get(trial) != stored.get(trial):
             yield f"{trial} is {stored.get(trial)} in the database, {replayed.get(trial)} in the journal"
 
@@ -121,6 +122,16 @@ def result_problems(*folders: Path) -> Iterable[str]:
 def ended(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """attempt -> why it ended, by the journal."""
     return {r["attempt"]: r["reason"] for r in records if r["event"] == "attempt.ended"}
+
+
+def taken_over(trials: Sequence[dict[str, Any]], records: Iterable[Mapping[str, Any]]) -> set[tuple[str, float]]:
+    """(study, learning rate) of the trials that another driver took over, by its journal."""
+    names = {record["trial"] for record in records if record["event"] == "study.takeover"}
+    return {
+        (trial["study"], trial["params"]["learning_rate"])
+        for trial in trials
+        if f"{trial['study']}/{trial['number']}" in names and "learning_rate" in trial["params"]
+    }
 
 
 def end_problems(reasons: Mapping[str, str], allowed: Allowance) -> Iterator[str]:

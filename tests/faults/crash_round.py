@@ -266,7 +266,7 @@ class Round:
             return False
         assert self.driver is not None
         stop_between_transactions(self.driver, self.box.database)
-        rival = self.rival = self.rival or self.box.rival("rival")
+        rival = self.rival = self.rival or self.box.rival()
         before = len(rival.events("study.takeover"))
 
         def taken() -> bool:
@@ -420,8 +420,11 @@ class Round:
         report.problems += promises.replay_problems(trials, *folders)
         report.problems += promises.result_problems(*folders)
         report.problems += promises.end_problems(reasons, Allowance.of(report.done, self.slow))
-        report.problems += promises.epoch_problems(notes, reasons)
-        report.problems += promises.vain_problems(notes, report.epochs_needed, reasons)
+        # A driver that was stopped goes on with what it had until it is told that it was taken over: for nothing.
+        taken = promises.taken_over(trials, self.rival.journal()) if self.rival is not None else set()
+        own = [note for note in notes if (note["study"], note["rate"]) not in taken]
+        report.problems += promises.epoch_problems(own, reasons)
+        report.problems += promises.vain_problems(own, report.epochs_needed - EPOCHS * len(taken), reasons)
         report.problems += promises.retry_problems(trials, notes, reasons)
         for run in runs:
             report.problems += promises.admission_problems(run.journal(), BUDGET_BYTES)

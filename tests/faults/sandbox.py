@@ -229,13 +229,13 @@ class Sandbox:
         found = []
         for registration in self._registrations():
             process = Process(pid=registration["pid"], start=registration["start_time"], role="trial")
-            if registration["run"] == self.settings["name"] and process.lives:
+            if Path(registration["folder"]).is_relative_to(self.folder) and process.lives:
                 found.append(registration["attempt"])
         return found
 
-    def rival(self, name: str) -> Sandbox:
+    def rival(self) -> Sandbox:
         """Another run on the same host and studies; its processes are found and ended with those of this one."""
-        other = Sandbox(self.root / name, **{**self.settings, "name": name, "storage": f"sqlite:///{self.database}"})
+        other = Sandbox(self.root / "rival", **{**self.settings, "storage": f"sqlite:///{self.database}"})
         other.environment |= {key: self.environment[key] for key in ("HEADROOM_HOST_DIR", "CRASH_RUN", "CRASH_EPOCHS")}
         other.started = self.started
         return other
@@ -299,6 +299,7 @@ def stop_between_transactions(driver: subprocess.Popen[Any], database: Path) -> 
 
     def stopped() -> bool:
         driver.send_signal(signal.SIGSTOP)
+        until(lambda: (seen := vitals.system.process(driver.pid)) and seen.state in "TZX", 10, "it stands still")
         connection = sqlite3.connect(database, timeout=0.2, isolation_level=None)
         with contextlib.closing(connection):
             try:
