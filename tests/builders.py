@@ -24,6 +24,7 @@ from scheduler.model import (
     WorkerFacts,
     WorkerView,
 )
+from scheduler.model.messages import Task
 from scheduler.units import GIB
 from scheduler.worker.agent import AgentConfig
 
@@ -151,3 +152,9 @@ def agent_config(**changes: Any) -> AgentConfig:
         "preload": (),
     }
     return AgentConfig(**(given | changes))
+
+
+def task(attempt: str = "s/0/1", **more: Any) -> Task:
+    """The task of an attempt that reserves 200 MiB."""
+    given = {"objective": "tests.objectives:told", "params": {}, "context": {"device": "cpu"}, "folder": "/nowhere/a"}
+    return Task(**{"attempt": attempt, "reserved_bytes": 200 * 2**20, **given, **more})

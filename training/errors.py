@@ -36,6 +36,12 @@ class DoesNotFit(Exception):
         self.limit_bytes = limit_bytes
 
 
+class OtherProtocol(Exception):
+    """Whoever sent the task is of another version: no trial has begun, and none is to blame."""
+
+    not_started = True
+
+
 class ObjectiveNotImported(Exception):
     """The objective cannot be imported: no trial has begun, and none is to blame."""
 

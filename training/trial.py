@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.errors import AskedToLeave, NonFiniteLoss, ObjectiveNotImported, TrainingInputError
+from training.errors import AskedToLeave, NonFiniteLoss, ObjectiveNotImported, OtherProtocol, TrainingInputError
 from training.plain import MAX_TEXT, plain, text
 from training.runtime import in_force
 from training.tensor_file import sync_folder
@@ -117,7 +117,8 @@ def run(task: Mapping[str, Any], progress: TrialProgress) -> dict[str, Any]:
     me = os.getpid()
     try:
         if task.get("protocol") != PROTOCOL:
-            raise TrainingInputError(f"task has protocol {task.get('protocol')}, this process speaks {PROTOCOL}")
+            spoken = text(plain(task.get("protocol")), 40)
+            raise OtherProtocol(f"the task has protocol {spoken}, this process speaks {PROTOCOL}: install one version")
         try:
             found = resolve(task["objective"])(task, progress)
         except AskedToLeave:

@@ -25,6 +25,7 @@ from scheduler.driver import decisions
 from scheduler.driver.ports import Agents, Connection, StudyRecorder
 from scheduler.host.attempt_folder import AttemptFolder, attempts_of, drop_checkpoints
 from scheduler.model.calls import Answer, CallStudy
+from scheduler.model.messages import Task
 from scheduler.model.plain import line as one_line
 
 TICK_S = 1.0
@@ -258,23 +259,22 @@ class Dispatcher:
             resume_from=command.resume_from,
             older=list(command.older) or None,
         )
-        task = {
-            "protocol": 1,
-            "attempt": str(attempt),
-            "objective": RUNNER if spec.define_by_run else self._objective,
-            "function": self._objective if spec.define_by_run else None,
-            "ahead": dict(command.ahead),
-            "is_guess": command.footprint.is_guess,
-            "params": dict(command.params),
-            "context": dict(spec.context),
-            "folder": str(folder),
-            "resume_from": command.resume_from,
-            "older": list(command.older),
-            "threads": spec.context.get("threads", 1),
-            "reserved_bytes": command.reserved_bytes,
-            "retries": command.retries,
-            "ran_s": round(command.ran_s, 3),
-        }
+        task = Task(
+            attempt=str(attempt),
+            objective=RUNNER if spec.define_by_run else self._objective,
+            function=self._objective if spec.define_by_run else None,
+            ahead=command.ahead,
+            is_guess=command.footprint.is_guess,
+            params=command.params,
+            context=spec.context,
+            folder=str(folder),
+            resume_from=command.resume_from,
+            older=command.older,
+            threads=spec.context.get("threads", 1),
+            reserved_bytes=command.reserved_bytes,
+            retries=command.retries,
+            ran_s=round(command.ran_s, 3),
+        )
         self.fleet.launch(task, command.worker)
 
     # -- what the agents say ----------------------------------------------------------------------------------------

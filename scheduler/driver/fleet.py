@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from scheduler.host.agent_folder import Lives, ProcessIdentity, identity
 from scheduler.model import ExitReason, Json, Outcome
 from scheduler.model.mailbox import Inbox, Letter, Outbox
+from scheduler.model.messages import Task
 
 PING_EVERY_S = 5.0
 SILENT_S = 30.0  # an agent speaks once a second: its Dask worker hangs, whatever the scheduler says
@@ -88,15 +89,15 @@ class Fleet:
 
     # -- what the driver wants ----------------------------------------------------------------------------------------
 
-    def launch(self, task: Mapping[str, Any], name: str) -> None:
+    def launch(self, task: Task, name: str) -> None:
         """Run an attempt at this agent; its end comes through `on_end`."""
-        attempt = str(task["attempt"])
+        attempt = task.attempt
         with self._lock:
             agent = self._named(name)
             if agent is not None:
                 agent.attempts.add(attempt)
                 self._where[attempt] = agent.id
-                self._post(agent, {"verb": "launch", "task": dict(task)})
+                self._post(agent, {"verb": "launch", "task": task.to_json()})
                 if agent.via is not None:
                     self._carrier.occupy(attempt, agent.via)
         if agent is None:

@@ -6,11 +6,12 @@ none of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from scheduler import model as m
 from scheduler.model.calls import CallStudy
+from scheduler.model.messages import Task
 
 Recordable = m.AskTrial | m.ReportValue | m.TellTrial | m.EnqueueRetry | CallStudy
 
@@ -47,7 +48,7 @@ class Agents(Protocol):
     def in_reach(self) -> int:
         """How many can be asked something now."""
 
-    def launch(self, task: Mapping[str, Any], worker: str, /) -> None:
+    def launch(self, task: Task, worker: str, /) -> None:
         """Hand an attempt's task to an agent."""
 
     def tell(self, worker: str, verb: str, attempt: str, value: Any, /) -> None:

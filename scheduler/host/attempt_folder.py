@@ -101,9 +101,9 @@ class AttemptFolder:
 
     # -- how it began -------------------------------------------------------------------------------------------------
 
-    def write_task(self, task: Mapping[str, Any]) -> None:
+    def write_task(self, task: messages.Task) -> None:
         """Keep what the attempt is begun with."""
-        write_json(self.path / TASK, task, durable=True)
+        write_json(self.path / TASK, task.to_json(), durable=True)
 
     def _begun_with(self, name: str) -> Any:
         return (read_json(self.path / TASK) or {}).get(name)

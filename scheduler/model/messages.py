@@ -1,19 +1,22 @@
-"""What a trial process says once it has its task: typed, and bounded where it enters.
+"""What an agent and a trial process say to each other: typed, of one version, and bounded where it enters.
 
-Covers the messages and their parser. What does not parse raises BadMessage and is dropped by whoever reads: a user's
-code can write to the same pipe and the same files, and nothing it writes may end the agent, its worker or the driver.
-How the lines travel is `scheduler.worker.trial_process`.
+Covers the messages of both directions, their JSON form and their parser. What a trial says and does not parse raises
+BadMessage and is dropped by whoever reads: a user's code can write to the same pipe and the same files, and nothing it
+writes may end the agent, its worker or the driver. The other side is `training.trial`, which may not import this and is
+held equal by a test. How the lines travel is `worker.trial_process`; what agent and driver say is `model.letters`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.model.fields import BadMessage, finite
+from scheduler.model.fields import BadMessage, check_protocol, fields_of, finite, read
 from scheduler.model.plain import WIDEST, line, plain, text
+from scheduler.model.study import Json
 
+PROTOCOL = 1
 LAST_STEP = 2**31 - 1  # what a study's database holds
 LARGEST_BYTES = 2**50  # no process has a peak of a PiB
 MAX_PATH = 4096
@@ -102,6 +105,126 @@ class Last(Memory):
 
 
 TrialMessage = Started | Progress | Ticked | Settled | Saved | Note | Called | Last
+
+_WORDS: dict[type, str] = {
+    Started: "started",
+    Progress: "progress",
+    Ticked: "tick",
+    Settled: "settled",
+    Saved: "checkpoint",
+    Note: "note",
+    Called: "call",
+}
+
+
+def to_json(message: Started | Progress | Ticked | Settled | Saved | Note | Called) -> Json:
+    """The message as the trial says it; `parse` is the inverse."""
+    return {"type": _WORDS[type(message)], **fields_of(message)}
+
+
+# -- how it begins ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """The accelerator that torch sees there: "cuda" or "mps", and its memory (for Metal what it can safely hold)."""
+
+    kind: str
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """It has imported what it needs and waits for its task.
+
+    environment: what it runs in (`model.Environment.name`). rss_bytes: what it holds now.
+    """
+
+    environment: str | None = None
+    rss_bytes: int | None = None
+    device: Device | None = None
+
+
+def ready(message: Mapping[str, Any]) -> Ready | None:
+    """The message by which a trial process says that it is ready, None for any other.
+
+    Raises BadMessage for one of another version, or with a field that is none.
+    """
+    if message.get("type") != "ready":
+        return None
+    check_protocol("the trial process", message.get("protocol"), PROTOCOL)
+    return read(Ready, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One attempt, as the driver orders it and the trial process gets it.
+
+    attempt: `str(AttemptId)`. objective: `module:function` that is called with the task; function: what that calls,
+    where it is the user's. folder: the attempt's own. resume_from: the newest checkpoint, None to begin at the start;
+    older: those to fall back on where it cannot be read. reserved_bytes: what the ledger holds for it, which is none of
+    the trial's business. retries: of its trial, spent so far; ran_s: in attempts before this one. ahead: what the trial
+    is answered before it asks. is_guess: nobody has promised those bytes.
+    """
+
+    attempt: str
+    objective: str
+    params: Mapping[str, Any]
+    context: Mapping[str, Any]
+    folder: str
+    reserved_bytes: int
+    resume_from: str | None = None
+    older: tuple[str, ...] = ()
+    threads: int = 1
+    retries: int = 0
+    ran_s: float = 0.0
+    function: str | None = None
+    ahead: Mapping[str, Any] = field(default_factory=dict)
+    is_guess: bool = False
+
+    def to_json(self) -> Json:
+        return {"protocol": PROTOCOL, **fields_of(self)}
+
+    def for_trial(self) -> Json:
+        """The line that the trial process gets."""
+        return {name: value for name, value in self.to_json().items() if name != "reserved_bytes"}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Task:
+        """The inverse of `to_json`. Raises BadMessage."""
+        if isinstance(data, Mapping):
+            check_protocol("whoever wrote this task", data.get("protocol"), PROTOCOL)
+        return read(cls, data)
+
+
+# -- what it is told while it runs ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopTrial:
+    """Finish the step, write a checkpoint, leave. reason: "prune", "drain", "timeout", ..."""
+
+    reason: str
+
+    def to_json(self) -> Json:
+        return {"cmd": "stop", "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerTrial:
+    """What the study says to a call of this number. body: {"value": ...} or {"error": text, "kind": class}."""
+
+    number: int
+    body: Mapping[str, Any]
+
+    def to_json(self) -> Json:
+        return {**self.body, "cmd": "answer", "number": self.number}
+
+
+ToTrial = StopTrial | AnswerTrial
+
+
+# -- reading what it says ---------------------------------------------------------------------------------------------
 
 
 def parse(message: Mapping[str, Any]) -> TrialMessage:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scheduler.model.fields import BadMessage, finite
+from scheduler.model.fields import BadMessage, fields_of, finite, read
 from scheduler.model.plain import line, plain
 from scheduler.model.study import Json
 
@@ -181,13 +180,9 @@ class Outcome:
 
     def to_json(self) -> Json:
         """A JSON object; `from_json` is the inverse."""
-        data = dataclasses.asdict(self)
-        data["reason"] = self.reason.value
-        data["kill"] = self.kill and self.kill.to_json()
-        return data
+        return fields_of(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Outcome:
-        kill = KillRecord.from_json(told) if (told := data.get("kill")) is not None else None
-        values = tuple(float(value) for value in data.get("values") or ())
-        return cls(**{**data, "reason": ExitReason(data["reason"]), "kill": kill, "values": values})
+    def from_json(cls, data: Any) -> Outcome:
+        """The inverse of `to_json`. Raises BadMessage."""
+        return read(cls, data)

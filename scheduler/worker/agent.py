@@ -221,9 +221,10 @@ class Agent:
                     self.registry.thresholds(self.config.thresholds)
                     self._keep_watchdog()
                 ready = self._spare.warm()
-                said = {"environment": ready.get("environment"), "runtime_bytes": ready.get("rss_bytes")}
                 self._remember(ready)
-                self._post({"type": "joined", **self._facts(), **said, "device": ready.get("device")})
+                said = {"environment": ready.environment, "runtime_bytes": ready.rss_bytes}
+                device = None if ready.device is None else dataclasses.asdict(ready.device)
+                self._post({"type": "joined", **self._facts(), **said, "device": device})
                 return
             except (HeadroomError, OSError) as error:
                 if str(error) != told:
@@ -246,13 +247,13 @@ class Agent:
                 except Exception:  # whatever a probe runs into: it closes admission, it never ends this thread
                     self._news({"type": "vitals", **NO_VITALS})
 
-    def _remember(self, ready: Json) -> None:
+    def _remember(self, ready: messages.Ready) -> None:
         """For the next plan on this host, which is made before a process has said anything."""
-        if ready.get("environment") is None:
+        if ready.environment is None or ready.rss_bytes is None:
             return
         key = runtimes.key(self.config.preload, self.config.context.get("allocator"))
         with contextlib.suppress(OSError):
-            runtimes.remember(self.registry.root, key, ready["environment"], ready["rss_bytes"])
+            runtimes.remember(self.registry.root, key, ready.environment, ready.rss_bytes)
 
     def _facts(self) -> Json:
         return {
@@ -371,12 +372,12 @@ class Agent:
         """One letter of the driver."""
         match letter.get("verb"):
             case "launch":
-                task = letter["task"]
-                name = f"attempt {task['attempt']}"
+                task = messages.Task.from_json(letter["task"])
+                name = f"attempt {task.attempt}"
                 try:
                     threading.Thread(target=self._attempt, args=(task,), name=name, daemon=True).start()
                 except RuntimeError as error:
-                    self._post_end(task, self._not_started(door.words(error), Path(task["folder"])))
+                    self._post_end(task, self._not_started(door.words(error), Path(task.folder)))
             case "stop":
                 self.stop(letter["attempt"], letter["value"])
             case "kill":
@@ -386,12 +387,12 @@ class Agent:
             case "answer":
                 self.answer(letter["attempt"], letter["value"])
 
-    def refuse(self, task: Json, why: str) -> None:
+    def refuse(self, task: messages.Task, why: str) -> None:
         """An attempt that comes when the agent leaves: nothing has begun."""
-        outcome = Outcome(reason=ExitReason.INTERRUPTED, detail=f"not begun: {why}", checkpoint=task.get("resume_from"))
+        outcome = Outcome(reason=ExitReason.INTERRUPTED, detail=f"not begun: {why}", checkpoint=task.resume_from)
         self._post_end(task, outcome)
 
-    def _attempt(self, task: Json) -> None:
+    def _attempt(self, task: messages.Task) -> None:
         try:
             outcome = self.run(task)
         except Exception as error:  # a bug of ours must not look like a trial that runs for ever
@@ -399,8 +400,8 @@ class Agent:
             outcome = Outcome(reason=ExitReason.LOST, detail=f"{type(error).__name__}: {error}")
         self._post_end(task, outcome)
 
-    def _post_end(self, task: Json, outcome: Outcome) -> None:
-        self._post({"type": "ended", "attempt": str(task["attempt"]), "outcome": outcome.to_json()})
+    def _post_end(self, task: messages.Task, outcome: Outcome) -> None:
+        self._post({"type": "ended", "attempt": task.attempt, "outcome": outcome.to_json()})
 
     def stop(self, attempt: str, reason: str) -> None:
         """Ask the attempt to checkpoint and leave; remembered when it has not started yet."""
@@ -409,7 +410,7 @@ class Agent:
             run = self._runs.get(attempt)
         if run is not None:
             run.seen.asked = run.seen.asked or reason
-            run.process.send({"cmd": "stop", "reason": reason})
+            run.process.tell(messages.StopTrial(reason=reason))
 
     def kill(self, attempt: str, reason: str) -> None:
         """End the attempt's processes now; remembered when it has not started yet."""
@@ -424,7 +425,7 @@ class Agent:
         with self._lock:
             run = self._runs.get(attempt)
         if run is not None:
-            run.process.send({**answer, "cmd": "answer"})
+            run.process.tell(messages.AnswerTrial(number=answer.pop("number"), body=answer))
 
     def resize(self, attempt: str, reserved_bytes: int) -> None:
         """The ledger holds another amount now; the watchdog judges by the same number."""
@@ -453,9 +454,9 @@ class Agent:
 
     # -- one attempt (in a thread of its own) ------------------------------------------------------------------------
 
-    def run(self, task: Json) -> Outcome:
+    def run(self, task: messages.Task) -> Outcome:
         """Run one attempt to its end; every end is an outcome. Returns when its memory is back."""
-        folder, attempt = AttemptFolder(Path(task["folder"])), str(task["attempt"])
+        folder, attempt = AttemptFolder(Path(task.folder)), task.attempt
 
         def note(text: str) -> None:
             self._post({"type": "note", "attempt": attempt, "text": text})
@@ -489,9 +490,9 @@ class Agent:
             with contextlib.suppress(OSError):
                 self.registry.deregister(run.registration)
 
-    def _with_readable_checkpoint(self, task: Json) -> Json:
+    def _with_readable_checkpoint(self, task: messages.Task) -> messages.Task:
         """The task with a checkpoint that is here: hosts need share no disk. What is missing is told."""
-        wanted = [path for path in (task.get("resume_from"), *(task.get("older") or ())) if path]
+        wanted = [path for path in (task.resume_from, *task.older) if path]
         missing = []
         for path in wanted:
             try:
@@ -501,9 +502,9 @@ class Agent:
                 missing.append(f"{path} on {socket.gethostname()}: {error.strerror or error}")
         chosen = wanted[len(missing)] if len(missing) < len(wanted) else None
         if missing:
-            told = {"attempt": str(task["attempt"]), "checkpoint": chosen, "detail": "; ".join(missing)}
+            told = {"attempt": task.attempt, "checkpoint": chosen, "detail": "; ".join(missing)}
             self._post({"type": "restarted", **told})
-        return {**task, "resume_from": chosen, "older": []}
+        return dataclasses.replace(task, resume_from=chosen, older=())
 
     def _in_use(self, folder: Path) -> bool:
         """Whether a trial process of any run on this host has this folder."""
@@ -518,21 +519,21 @@ class Agent:
         """Nothing else is started here until whatever failed has been seen to work."""
         self._door.close(reason, door.folders([folder.parent]), *more)
 
-    def _begin(self, task: Json, folder: AttemptFolder, process: TrialProcess) -> AttemptRun:
+    def _begin(self, task: messages.Task, folder: AttemptFolder, process: TrialProcess) -> AttemptRun:
         now = time.monotonic()
-        attempt = str(task["attempt"])
+        attempt = task.attempt
         registration = Registration(
             attempt=attempt,
             slug=folder.path.name,
             pid=process.pid,
             start_time=vitals.start_time(process.pid) or 0.0,
-            reservation_bytes=task["reserved_bytes"],
-            promised_bytes=0 if task.get("is_guess") else None,  # who goes over a guess of ours has broken no promise
+            reservation_bytes=task.reserved_bytes,
+            promised_bytes=0 if task.is_guess else None,  # who goes over a guess of ours has broken no promise
             folder=os.fspath(folder.path),
             run=self.config.run,
             topic=self.config.topic,
             mode="observe" if self.config.watchdog_mode == "observe" else "on",
-            uses_device=task["context"].get("device", "cpu") != "cpu",
+            uses_device=task.context.get("device", "cpu") != "cpu",
             launched=now,
             owner_start=vitals.start_time(os.getpid()),
         )
@@ -542,28 +543,28 @@ class Agent:
             process=process,
             registration=registration,
             seen=Witness(
-                checkpoint=task.get("resume_from"),
-                environment=process.ready.get("environment"),
-                runtime_bytes=process.ready.get("rss_bytes"),
+                checkpoint=task.resume_from,
+                environment=process.ready.environment,
+                runtime_bytes=process.ready.rss_bytes,
             ),
-            objective=str(task["objective"]),
-            function=task.get("function"),
+            objective=task.objective,
+            function=task.function,
             began=now,
         )
         with self._lock:
             self._runs[attempt] = run
         return run
 
-    def _serve(self, run: AttemptRun, task: Json) -> None:
+    def _serve(self, run: AttemptRun, task: messages.Task) -> None:
         """Hand over the task and follow its messages until the process is dead."""
         process = run.process
-        process.send({k: v for k, v in task.items() if k != "reserved_bytes"})
+        process.begin(task)
         process.log = run.folder.log
         with self._lock:
             verb, why = self._early.get(run.attempt, ("", ""))
         if verb == "stop":
             run.seen.asked = run.seen.asked or why
-            process.send({"cmd": "stop", "reason": why})
+            process.tell(messages.StopTrial(reason=why))
         elif verb == "kill":
             self._end(run, why)
         oom = vitals.OomWitness()

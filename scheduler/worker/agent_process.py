@@ -31,6 +31,7 @@ from scheduler.host import bounds, vitals
 from scheduler.host.agent_folder import AgentEntry, AgentFolder, ProcessIdentity
 from scheduler.host.registry import HostRegistry
 from scheduler.model import Json
+from scheduler.model.messages import Task
 from scheduler.worker.agent import Agent, AgentConfig
 from scheduler.worker.agent_mail import Mail
 from scheduler.worker.lease import Lease
@@ -126,7 +127,7 @@ class AgentProcess:
             self._orphan(str(letter.get("value")))
         elif letter.get("verb") == "launch" and self._leaving is not None:
             # The driver did not know yet that this worker leaves: it is sent back as it came.
-            self.agent.refuse(letter["task"], self._leaving)
+            self.agent.refuse(Task.from_json(letter["task"]), self._leaving)
         else:
             self.agent.told(letter)
 

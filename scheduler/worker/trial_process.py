@@ -23,8 +23,8 @@ from typing import Any
 
 from scheduler.files.durable import tail
 from scheduler.model import ExitReason, HeadroomError, Json, KillRecord, Outcome
-from scheduler.model.fields import finite
-from scheduler.model.messages import Last
+from scheduler.model.fields import BadMessage, finite
+from scheduler.model.messages import Last, Ready, Task, ToTrial, ready
 from scheduler.model.plain import line, plain, text
 from scheduler.worker.tree_peak import TreePeak, with_children
 
@@ -70,7 +70,7 @@ class TrialProcess:
                 env=_variables(environment),
                 start_new_session=True,  # the terminal's Ctrl-C is the driver's; and its own session is its own tree
             )
-        self.ready: Json = {}  # its message of that name
+        self.ready = Ready()  # its message of that name
         self._write = threading.Lock()
         self._closed = False
         self._buffer, self._too_long = b"", False
@@ -87,19 +87,33 @@ class TrialProcess:
         """Exit code, minus the signal's number, or None while it lives."""
         return self._popen.poll()
 
-    def wait_ready(self, timeout_s: float) -> Json:
-        """The `ready` message. Raises TrialStartError when it does not come in time or the process dies first."""
+    def wait_ready(self, timeout_s: float) -> Ready:
+        """Its word that it is ready. Raises TrialStartError: it does not come in time, the process dies first, or it is
+        of another version."""
         deadline = time.monotonic() + timeout_s
         for message in self.messages(deadline):
-            if message.get("type") == "ready":
-                self.ready = message
-                return message
+            try:
+                found = ready(message)
+            except BadMessage as error:
+                self.kill()
+                raise TrialStartError(f"the trial process cannot be used: {error}") from None
+            if found is not None:
+                self.ready = found
+                return found
         status = self.exit_status
         self.kill()
         why = f"did not get ready within {timeout_s:.0f} s" if status is None else f"ended with status {status}"
         raise TrialStartError(
             f"the trial process {why}; its log {self.log} ends: {tail(self.log, 300).strip()!r}", status
         )
+
+    def begin(self, task: Task) -> bool:
+        """Hand over its task; False when nobody reads it any more."""
+        return self.send(task.for_trial())
+
+    def tell(self, message: ToTrial) -> bool:
+        """Say something to it while it runs; False when nobody reads it any more."""
+        return self.send(message.to_json())
 
     def send(self, message: Mapping[str, Any]) -> bool:
         """Write one line to its stdin; False when nobody reads it any more."""

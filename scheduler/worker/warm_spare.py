@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from scheduler.model import Json
+from scheduler.model.messages import Ready
 from scheduler.worker.trial_process import TrialProcess, TrialStartError
 
 READY_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
@@ -27,8 +27,8 @@ class WarmSpare:
         self._warming = threading.Lock()  # held while one is being warmed up, by whoever does it
         self._closed = threading.Event()
 
-    def warm(self) -> Json:
-        """Make the first one; returns its `ready` message, the proof that trials can run here.
+    def warm(self) -> Ready:
+        """Make the first one; returns its word that it is ready, the proof that trials can run here.
 
         Raises TrialStartError. A process that was killed from outside says nothing of this worker and is tried again;
         an import that fails will fail again.

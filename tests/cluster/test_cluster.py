@@ -19,6 +19,7 @@ from scheduler.cluster.client import Cluster, Listener
 from scheduler.driver.fleet import Fleet
 from scheduler.host import vitals
 from scheduler.model import ExitReason, Json, Outcome
+from scheduler.model.messages import Task
 from tests import builders as b
 from tests.waiting import wait_until
 
@@ -30,20 +31,9 @@ def plugin_config(run_id: str = "run") -> Json:
     return dataclasses.asdict(b.agent_config(run_id=run_id, drain_timeout_s=5.0, vitals_every_s=0.2))
 
 
-def task(folder: Path, number: int, **params: Any) -> Json:
+def task(folder: Path, number: int, **params: Any) -> Task:
     """An attempt of the objectives of `tests.objectives`."""
-    return {
-        "protocol": 1,
-        "attempt": f"s/{number}/1",
-        "objective": "tests.objectives:told",
-        "params": params,
-        "context": {"device": "cpu"},
-        "folder": str(folder / f"s.t{number}.a1"),
-        "resume_from": None,
-        "threads": 1,
-        "reserved_bytes": 200 * MIB,
-        "retries": 0,
-    }
+    return b.task(f"s/{number}/1", params=params, folder=str(folder / f"s.t{number}.a1"))
 
 
 class Driver:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from scheduler.core.trial import Rules
 from scheduler.driver import dispatcher
 from scheduler.driver.dispatcher import Dispatcher, Ended, Item, Said
 from scheduler.driver.ports import Recordable
+from scheduler.model.messages import Task
 from scheduler.units import GIB
 from tests import builders as b
 from tests.waiting import wait_until
@@ -49,7 +50,7 @@ class FakeCluster:
         self.is_connected = self.is_subscribed = True
         self.in_reach = 1
         self.calls: list[str] = []
-        self.tasks: list[Mapping[str, Any]] = []
+        self.tasks: list[Task] = []
         self.delivered: list[tuple[Any, ...]] = []
         self.on_launch: Callable[[str], None] = lambda attempt: None
         self.on_tick: Callable[[], None] = lambda: None
@@ -71,10 +72,10 @@ class FakeCluster:
 
     # -- the agents
 
-    def launch(self, task: Mapping[str, Any], worker: str) -> None:
+    def launch(self, task: Task, worker: str) -> None:
         """Note it, and let the test go on."""
         self.tasks.append(task)
-        self.on_launch(str(task["attempt"]))
+        self.on_launch(task.attempt)
 
     def tell(self, worker: str, verb: str, attempt: str, value: Any) -> None:
         """Note it."""

@@ -15,6 +15,7 @@ from scheduler.host.agent_folder import ProcessIdentity
 from scheduler.model import ExitReason, Json, Outcome
 from scheduler.model.mailbox import Inbox, Letter, Outbox
 from scheduler.model.plain import plain
+from tests import builders as b
 from tests.test_seams import ANYTHING
 
 HOLD_S = 600.0
@@ -79,7 +80,7 @@ class Wire:
 
     def launch(self, attempt: str = "s/0/1") -> None:
         """The driver sends an attempt there."""
-        self.fleet.launch({"attempt": attempt}, "host:1")
+        self.fleet.launch(b.task(attempt), "host:1")
 
     def ended(self, attempt: str = "s/0/1") -> Json:
         """The agent's word that an attempt is over."""
@@ -103,7 +104,7 @@ def test_an_attempt_ends_once_however_often_it_is_said() -> None:
     wire = Wire()
     wire.joins()
     wire.launch()
-    assert wire.told[-1] == {"verb": "launch", "task": {"attempt": "s/0/1"}}
+    assert wire.told[-1] == {"verb": "launch", "task": b.task("s/0/1").to_json()}
     assert wire.occupied == {"s/0/1": "tcp://w:1"}
     wire.says(wire.ended())
     wire.says()

@@ -244,7 +244,8 @@ def test_other_mistakes_become_errors(name: str, error: str) -> None:
 def test_task_of_another_protocol_is_refused() -> None:
     """A scheduler of another version gets an error that says so."""
     last = trial.run({"protocol": 9, "objective": "tests.objectives:good"}, Deaf())
-    assert last["error"] == "TrainingInputError: task has protocol 9, this process speaks 1"
+    assert last["error"].startswith("OtherProtocol: the task has protocol 9, this process speaks 1")
+    assert last["started"] is False
 
 
 @pytest.mark.parametrize(("name", "number"), [("aborts", signal.SIGABRT), ("segfaults", signal.SIGSEGV)])

@@ -50,20 +50,15 @@ class Ears:
         **params: Any,
     ) -> None:
         """Send it an attempt."""
-        task = {
-            "protocol": 1,
-            "attempt": f"s/{number}/1",
-            "objective": objective,
-            "params": params,
-            "context": {"device": "cpu"},
-            "folder": str((folder or self.folder) / f"a{number}"),
-            "resume_from": resume_from,
-            "older": list(older),
-            "threads": 1,
-            "reserved_bytes": 200 * MIB,
-            "retries": 0,
-        }
-        self.agent.told({"verb": "launch", "task": task})
+        task = b.task(
+            f"s/{number}/1",
+            objective=objective,
+            params=params,
+            folder=str((folder or self.folder) / f"a{number}"),
+            resume_from=resume_from,
+            older=older,
+        )
+        self.agent.told({"verb": "launch", "task": task.to_json()})
 
     def next(self, kind: str) -> Json:
         """The next message of a kind."""
@@ -141,7 +136,7 @@ def test_attempts_that_are_let_go_leave_and_are_not_called_failures(ears: Ears, 
 
 def test_an_attempt_that_comes_when_the_agent_leaves_is_sent_back(ears: Ears) -> None:
     """As an interruption with the checkpoint it came with: it costs nothing."""
-    ears.agent.refuse({"attempt": "s/0/1", "resume_from": "/c"}, "its worker is being closed")
+    ears.agent.refuse(b.task(resume_from="/c"), "its worker is being closed")
     outcome = ears.outcome()
     assert (outcome.reason, outcome.checkpoint) == (ExitReason.INTERRUPTED, "/c")
 

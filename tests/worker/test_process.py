@@ -111,6 +111,18 @@ def test_process_that_never_gets_ready_is_ended(module: Module) -> None:
     assert process.close() == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("said", ["2", "null", "true", '"1"', "[1]"])
+def test_a_process_of_another_version_is_refused_in_one_line(module: Module, said: str) -> None:
+    """It says what is spoken on which side and what to do; no field of a message that is not ours is looked at."""
+    line = '{"type": "ready", "protocol": ' + said + ', "rss_bytes": "much"}'
+    process = module(f"print({line!r}, flush=True)\ntime.sleep(600)")
+    with pytest.raises(TrialStartError) as refused:
+        process.wait_ready(30)
+    assert "speaks protocol" in str(refused.value) and "install the same version" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert process.close() == -signal.SIGKILL
+
+
 def test_messages_end_with_the_process_although_a_grandchild_holds_the_pipe(module: Module) -> None:
     """A forked grandchild that keeps stdout open must not keep the slot."""
     process = module(
@@ -154,11 +166,11 @@ def test_kill_takes_the_whole_session(module: Module) -> None:
         """
         import subprocess
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        print(json.dumps({"type": "ready", "child": child.pid}), flush=True)
+        print(json.dumps({"type": "ready", "protocol": 1, "rss_bytes": child.pid}), flush=True)
         time.sleep(600)
         """
     )
-    child = psutil.Process(process.wait_ready(30)["child"])
+    child = psutil.Process(process.wait_ready(30).rss_bytes)
     process.kill()
     assert process.close() == -signal.SIGKILL
     wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child is dead")

@@ -14,9 +14,11 @@ from scheduler.worker.warm_spare import WarmSpare
 from tests.waiting import wait_until
 
 Maker = tuple[Callable[[str], Callable[[], TrialProcess]], list[TrialProcess]]
-READY = (
-    "import json, sys, time\nprint(json.dumps({'type': 'ready', 'device': None}), flush=True)\nsys.stdin.readline()\n"
-)
+READY = """
+import json, sys
+print(json.dumps({"type": "ready", "protocol": 1, "rss_bytes": 7}), flush=True)
+sys.stdin.readline()
+"""
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_hands_out_the_warm_one_and_makes_the_next(maker: Maker) -> None:
     """What is taken is the process that was warm already; another one is there soon."""
     of, made = maker
     spare = WarmSpare(of(READY))
-    assert spare.warm()["type"] == "ready"
+    assert spare.warm().rss_bytes == 7
     assert spare.take() is made[0]
     wait_until(lambda: len(made) == 2, "the next spare is made")
     assert spare.take() is made[1]
