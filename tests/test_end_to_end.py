@@ -23,6 +23,7 @@ from scheduler.driver import decisions, journal
 from tests.waiting import free_port, wait_until
 from training import load_model
 
+ROOT = Path(__file__).parent.parent
 ARGUMENTS = ["--horizons", "1", "--trials", "2", "--max-steps", "2", "--seed", "3"]
 
 
@@ -49,7 +50,7 @@ def schedule(runs: Path, *arguments: str, timeout_s: float = 110) -> Run:
     """Run the command to its end with its own host registry."""
     done = subprocess.run(
         [sys.executable, "-m", "scheduler", *ARGUMENTS, "--runs-dir", str(runs), "--name", "run", *arguments],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         env={**os.environ, "HEADROOM_HOST_DIR": str(runs / "host")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -143,6 +144,19 @@ def test_the_best_trials_model_can_be_taken_out(run: Run) -> None:
     model = load_model(best["model"])
     assert model.value == pytest.approx(best["value"]) and model.epoch == best["best_epoch"]
     assert sum(weights.numel() for weights in model.module.parameters()) == best["param_count"]
+
+
+def test_the_run_can_be_gone_through_again(run: Run) -> None:
+    """What the brain was told is in the run folder, and leads to the same commands in another process."""
+    done = subprocess.run(
+        [sys.executable, "-m", "scheduler.replay", str(run.folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same as in the run" in done.stdout
 
 
 def test_reservations_were_tightened_and_learned_from(run: Run) -> None:

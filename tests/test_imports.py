@@ -17,6 +17,7 @@ PURE_ROOMS = ("core", "model", "watchdog.policy")
 # A room is a package, or a file beside the packages. What each imports of the others: no more, no less.
 ROOMS = {
     "__main__": {"cli"},
+    "replay": {"core", "driver"},
     "cli": {
         "__init__",
         "cluster",

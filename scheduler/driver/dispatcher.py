@@ -91,8 +91,10 @@ class Dispatcher:
         missing: Callable[[], object | None] = lambda: None,
         away_timeout_s: float,
         watch: Callable[[BatchState], None] = lambda brain: None,
+        handle: Callable[[m.Event, float], list[m.Command]] | None = None,
     ) -> None:
         self.brain, self.cluster, self.fleet = brain, cluster, fleet
+        self._handle = handle or brain.handle  # by way of a recording
         self._inbox = inbox
         self.recorder = recorder(self.post)
         self._objective, self._folder, self._log = objective, folder, log
@@ -143,7 +145,7 @@ class Dispatcher:
         if isinstance(event, m.AttemptEnded):
             self._inflight.pop(event.attempt, None)
         draining = self.brain.draining
-        for command in self.brain.handle(event, now):
+        for command in self._handle(event, now):
             self._carry_out(command)
         if self.brain.draining and not draining:
             self.recorder.drain()

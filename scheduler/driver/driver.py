@@ -36,6 +36,7 @@ from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said, wo
 from scheduler.driver.fleet import Fleet
 from scheduler.driver.lock import DriverLock
 from scheduler.driver.recorder import Recorder
+from scheduler.driver.recording import Recording
 from scheduler.driver.run_files import RunFiles
 from scheduler.host import vitals
 from scheduler.host.agent_folder import ProcessIdentity
@@ -107,6 +108,7 @@ class _Driver:
         self.inbox: Inbox = queue.SimpleQueue()  # one, from the first line: nothing can come too early or too late
         self.dashboard: str | None = None
         self.page: PageFeed | None = None
+        self.recording: Recording | None = None
         self.unusable: dict[str, str] = {}  # Dask worker -> why
         self.preload = settings.training.preload
         if settings.objective is not None and self.preload is None:
@@ -161,6 +163,8 @@ class _Driver:
             if fleet is not None:
                 fleet.dismiss("the run is over")
             cluster.close()
+            if self.recording is not None:
+                self.recording.close()
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         loss = self.files.look(is_last=True)
         code = end.exit_code if loss is None else FilesLost.exit_code
@@ -180,6 +184,7 @@ class _Driver:
     ) -> Dispatcher:
         brain = BatchState(self._rules(), studies=len(self.plan.runnable))
         policy = brain.rules.retry
+        self.recording = Recording(folder, brain, studies=len(self.plan.runnable), note=self.view.line)
         return Dispatcher(
             brain,
             cluster,
@@ -195,6 +200,7 @@ class _Driver:
             missing=self.files.missing,
             away_timeout_s=self.settings.away_timeout_s,
             watch=lambda brain: self._watch(brain, folder),
+            handle=self.recording.handle,
         )
 
     def _report(self, folder: Path, store: StudyStore, brain: BatchState) -> bool:
