@@ -38,17 +38,17 @@ _known: set[str] = set()  # what `learn` was told; scrubbed from the errors of d
 
 
 def masked(url: str) -> str:
-    """The URL for people: its password and the values of its query that may be one as ***."""
+    """Return the URL for people: its password and the values of its query that may be one as ***."""
     return _render(url, MASK)
 
 
 def bare(url: str) -> str:
-    """The URL without its secrets, still usable where PGPASSWORD, ~/.pgpass or the like have them."""
+    """Return the URL without its secrets, still usable where PGPASSWORD, ~/.pgpass or the like have them."""
     return _render(url, None)
 
 
 def has_secret(url: str) -> bool:
-    """Does it hold anything that `masked` hides?"""
+    """Tell whether it holds anything that `masked` hides."""
     return masked(url) != url
 
 
@@ -73,7 +73,8 @@ def learn(url: str) -> None:
 
 
 def scrubbed(text: str) -> str:
-    """The text with every password in it as ***: of URLs, of `name:password@host`, and those that `learn` was told."""
+    """Return the text with every password in it as ***: of URLs, of `name:password@host`, and those that `learn` was
+    told."""
     for secret in sorted(_known, key=len, reverse=True):
         text = text.replace(secret, MASK)
     text = _IN_TEXT.sub(_mask_match, text)
@@ -111,7 +112,7 @@ def _render(url: str, mask: str | None) -> str:
 
 
 def _unclear(text: str) -> str:
-    """What is certain: the scheme, and the host where it follows the only @ that can end the password."""
+    """Return what is certain: the scheme, and the host where it follows the only @ that can end the password."""
     if (match := _HOST_AT_LEAST.fullmatch(text)) is not None:
         return f"{match['scheme']}://{MASK}@{match['rest']}"
     scheme, found, _ = text.partition("://")

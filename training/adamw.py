@@ -73,6 +73,6 @@ class AdamW:
         torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
 
     def state(self) -> dict[str, Tensor]:
-        """The moments and step counts by name: the tensors themselves, not copies."""
+        """Return the moments and step counts by name: the tensors themselves, not copies."""
         lists = {"first": self.first, "second": self.second, "steps": self.steps}
         return {f"{name}.{i}": tensor for name, tensors in lists.items() for i, tensor in enumerate(tensors)}

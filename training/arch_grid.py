@@ -66,7 +66,7 @@ def param_count(
 
 
 def budget_params(budget: str) -> int:
-    """The number of parameters a budget's name stands for. Raises TrainingInputError for an unknown name."""
+    """Return the number of parameters a budget's name stands for. Raises TrainingInputError for an unknown name."""
     try:
         return BUDGETS[budget.upper()]
     except KeyError:
@@ -101,7 +101,7 @@ def architectures(
 
 
 def published_micro_batch(d_model: int, n_layers: int) -> int:
-    """The source plan's tier: a micro-batch by d_model^2 x n_layers.
+    """Return the source plan's tier: a micro-batch by d_model^2 x n_layers.
 
     It sees the weights only, while activations grow with d_model x n_layers x micro-batch: an upper bound to try, not
     a promise that it fits.
@@ -179,5 +179,5 @@ def batch_config(micro_batch: int, target_effective_batch: int = 256) -> dict[st
 
 
 def _power_of_two(n: int) -> int:
-    """The largest power of two not above n."""
+    """Return the largest power of two not above n."""
     return 1 << (n.bit_length() - 1)

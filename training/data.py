@@ -194,7 +194,7 @@ def rise_labels(high: np.ndarray, close: np.ndarray, horizon: int) -> np.ndarray
 
 
 def indicators(table: Table) -> dict[str, np.ndarray]:
-    """The 20 indicators of each day, NaN while they warm up. Each uses that day and earlier ones only."""
+    """Compute the 20 indicators of each day, NaN while they warm up. Each uses that day and earlier ones only."""
     import numpy as np
 
     ta = indicator_library()
@@ -223,7 +223,7 @@ def indicators(table: Table) -> dict[str, np.ndarray]:
 
 
 def weekly(dates: np.ndarray, close: np.ndarray, indicator: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """An indicator of weekly closes, for each day the value as of the last *finished* week.
+    """Compute an indicator of weekly closes: for each day the value as of the last *finished* week.
 
     A week is finished when a day of a later one is there: on a Friday nobody knows yet whether a Saturday session
     follows, and before a holiday even Thursday may be the last day. So a day never sees the close of its own week.

@@ -124,33 +124,33 @@ class Shape:
 
 
 def layer_bytes(s: Shape) -> int:
-    """What one encoder layer keeps for backward."""
+    """Return what one encoder layer keeps for backward."""
     masks = s.rows * (2 * s.d + s.f) if s.dropout else 0
     return 4 * s.rows * (8 * s.d + 2 * s.f) + masks + 16 * s.rows + 4 * s.rows * s.heads
 
 
 def input_bytes(s: Shape) -> int:
-    """What is kept before the first layer: windows, patches, the embedding and its mask."""
+    """Return what is kept before the first layer: windows, patches, the embedding and its mask."""
     windows = 4 * s.batch * s.length * s.features
     patches = 4 * s.rows * s.patch * s.features
     return windows + patches + 4 * s.rows * s.d + (s.rows * s.d if s.dropout else 0)
 
 
 def workspace_bytes(s: Shape) -> int:
-    """What backward needs at its top, beside all activations: see `workspace` above."""
+    """Return what backward needs at its top, beside all activations: see `workspace` above."""
     stream, hidden, weight = 4 * s.rows * s.d, 4 * s.rows * s.f, 4 * s.d * s.f
     freed = s.rows * s.d if s.dropout else 0
     return stream + hidden + weight - freed
 
 
 def loading_bytes(s: Shape) -> int:
-    """The most that is held while the file is read and made into features, the reader's own code aside."""
+    """Return the most that is held while the file is read and made into features, the reader's own code aside."""
     own = s.features > BUILT_IN_FEATURES  # only then is the file's own array held to the end
     return LOADED_BYTES + s.days * (4 * s.features + (8 * s.columns if own else 0) + LOADED_ROW_BYTES)
 
 
 def data_bytes(s: Shape) -> int:
-    """What is left of the data when training begins, the reader's own code aside."""
+    """Return what is left of the data when training begins, the reader's own code aside."""
     held = s.days * (4 * s.features + ROW_BYTES)
     return DATA_BYTES + held + int(LOADING_HOLES * max(0, loading_bytes(s) - held))
 
@@ -230,7 +230,8 @@ def micro_batch(
     factor: float = 1.0,
     target_effective_batch: int = 256,
 ) -> int | None:
-    """The largest power of two, at most the published tier, whose footprint times `factor` fits; None: not even 1."""
+    """Return the largest power of two, at most the published tier, whose footprint times `factor` fits; None: not even
+    1."""
     tier = published_micro_batch(int(params["d_model"]), int(params["n_layers"]))
     if device_limit_bytes is None and context.get("device") == "mps":
         device_limit_bytes = int(METAL_SHARE * limit_bytes)

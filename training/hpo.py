@@ -238,7 +238,7 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def build_model(params: Mapping[str, Any], context: Mapping[str, Any], n_features: int) -> torch.nn.Module:
-    """The PatchTST of these parameters, with as many features as the data has."""
+    """Build the PatchTST of these parameters, with as many features as the data has."""
     from training.patchtst import PatchTST, PatchTSTConfig
 
     return PatchTST(
@@ -312,7 +312,8 @@ def create_architectural_objective(
     threads: int = 1,
     seed: int = 0,
 ) -> Callable[[Any], float]:
-    """An objective for `optuna.Study.optimize`, without the scheduler: trains in this process, one trial at a time.
+    """Make an objective for `optuna.Study.optimize`, without the scheduler: trains in this process, one trial at a
+    time.
 
     Search space and early stopping come from configs/hpo/architectural_search.yaml unless given. Without
     `memory_limit_bytes` the published batch tiers are used as they are. The returned function raises

@@ -21,7 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but line feed and
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON has it: numbers of other libraries become Python's, NaN becomes None, the rest text."""
+    """Return the value as JSON has it: numbers of other libraries become Python's, NaN becomes None, the rest text."""
     try:
         return _Plain().of(value, MAX_DEPTH)
     except Exception as error:  # an object whose own methods raise
@@ -103,7 +103,7 @@ class _Plain:
 
 
 def whole(value: int) -> int | float | str:
-    """The integer if 64 bits hold it, else the nearest float, else how large it is."""
+    """Return the integer if 64 bits hold it, else the nearest float, else how large it is."""
     if -WIDEST <= value < WIDEST:
         return int(value)
     try:

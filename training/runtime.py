@@ -58,7 +58,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
 def allocator(context: Mapping[str, Any]) -> str:
-    """The name of the heap a trial is to get; what it has got it says itself (`in_force`).
+    """Return the name of the heap a trial is to get; what it has got it says itself (`in_force`).
 
     context["allocator"]: "auto" takes glibc-stack where there is glibc; "default" leaves the system's as it is.
     """
@@ -89,7 +89,7 @@ def environment(context: Mapping[str, Any]) -> dict[str, str | None]:
 
 @functools.cache
 def installed_torch() -> str | None:
-    """The version of the torch that is installed, with its build ("2.13.0+cu130"), without importing it.
+    """Return the version of the torch that is installed, with its build ("2.13.0+cu130"), without importing it.
 
     Its package's metadata do not tell: the CUDA build of the public index is "2.13.0" there.
     """
@@ -104,13 +104,13 @@ def installed_torch() -> str | None:
 
 
 def ready_bytes() -> int:
-    """What a trial process of the installed torch was measured to hold when it is ready; on Linux, x86-64."""
+    """Return what a trial process of the installed torch was measured to hold when it is ready; on Linux, x86-64."""
     torch = installed_torch() or ""
     return READY_BYTES["cuda" if "+cu" in torch else "cpu"]
 
 
 def in_force() -> str:
-    """What this process is, as far as its peak depends on it: torch's version and build, and who allocates, how.
+    """Return what this process is, as far as its peak depends on it: torch's version and build, and who allocates, how.
 
     "torch-2.13.0+cpu/glibc-stack" is what we set up. Where the system, a preloaded library or the user's tunables have
     it otherwise, the name says so: "torch-2.13.0+cu130/libjemalloc.so.2", "torch-2.13.0+cpu/glibc-stack(arena_max=8)".
@@ -142,7 +142,7 @@ def _heap() -> str:
 
 
 def _malloc_library() -> str | None:
-    """The file that holds the `malloc` in use; None when it cannot be told."""
+    """Return the file that holds the `malloc` in use; None when it cannot be told."""
     try:
         address = ctypes.cast(ctypes.CDLL(None).malloc, ctypes.c_void_p).value or 0
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:

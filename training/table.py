@@ -72,7 +72,7 @@ class Cells:
     wrong: tuple[int, object] | None = None
 
     def take(self, cell: object) -> float:
-        """The cell as a number, NaN for one that is empty or none."""
+        """Return the cell as a number, NaN for one that is empty or none."""
         cell = cell.strip() if isinstance(cell, str) else cell
         if self.wanted:
             self.kept.append(cell)
@@ -126,7 +126,7 @@ def _sample_path() -> Path:
 
 
 def _header(source: str, names: Sequence[str]) -> tuple[list[str], int]:
-    """The names in lower case and the column of the dates."""
+    """Return the names in lower case and the column of the dates."""
     lowered = [name.strip().lower() for name in names]
     twice = sorted({name for name in lowered if lowered.count(name) > 1})
     if twice:
@@ -281,7 +281,7 @@ def _is_array(column: Any) -> bool:
 
 
 def _as_python(column: Any) -> Iterable[object]:
-    """The cells; times without the nanoseconds for which pyarrow would import pandas."""
+    """Return the cells; times without the nanoseconds for which pyarrow would import pandas."""
     import pyarrow
 
     if pyarrow.types.is_timestamp(column.type):
@@ -320,7 +320,7 @@ def _has_numbers(raw: Raw, i: int) -> bool:
 
 
 def _column(source: str, raw: Raw, i: int) -> np.ndarray:
-    """A column of numbers. Raises TrainingInputError for the first cell that is none."""
+    """Return a column of numbers. Raises TrainingInputError for the first cell that is none."""
     if (seen := raw.cells.get(i)) is not None and seen.wrong is not None:
         row, cell = seen.wrong
         raise TrainingInputError(
@@ -351,7 +351,7 @@ def _dates(source: str, cells: Sequence[object]) -> list[date]:
 
 
 def _number(cell: object) -> float | None:
-    """The cell as a float, NaN when it is empty, None when it is no number."""
+    """Return the cell as a float, NaN when it is empty, None when it is no number."""
     if cell is None or (isinstance(cell, str) and cell.lower() in MISSING):
         return math.nan
     if isinstance(cell, (date, bytes)):

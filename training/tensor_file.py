@@ -174,7 +174,7 @@ def _header(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], checksums: 
 
 
 def _pieces(tensor: Tensor) -> Iterator[memoryview]:
-    """The memory of a contiguous CPU tensor, in chunks."""
+    """Yield the memory of a contiguous CPU tensor, in chunks."""
     import torch
 
     whole = tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -39,16 +39,16 @@ class Progress(Protocol):
         """None, "prune" (leave) or "drain" (write a checkpoint, then leave)."""
 
     def report(self, step: int, value: float) -> None:
-        """An epoch ended with this validation loss; step counts from 1."""
+        """Say that an epoch ended with this validation loss; step counts from 1."""
 
     def tick(self) -> None:
-        """An optimizer step ended."""
+        """Say that an optimizer step ended."""
 
     def settled(self) -> None:
-        """The memory peak has been reached."""
+        """Say that the memory peak has been reached."""
 
     def checkpoint(self, path: str, step: int = 0) -> None:
-        """A checkpoint is durable."""
+        """Say that a checkpoint is durable."""
 
     def note(self, text: str) -> None:
         """Something that whoever watches the run should hear of, in one line."""

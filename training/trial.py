@@ -141,7 +141,7 @@ def run(task: Mapping[str, Any], progress: TrialProgress) -> dict[str, Any]:
 
 
 def _end_forked(me: int, error: BaseException | None = None) -> None:
-    """A child that the function forked and that came back here leaves without a word: only its parent may speak."""
+    """End a child that the function forked and that came back here, without a word: only its parent may speak."""
     if os.getpid() != me:
         status = 0 if error is None else 1
         if isinstance(error, SystemExit):
@@ -185,7 +185,7 @@ def check(name: str) -> int:
 
 
 def resolve(name: str) -> Callable[[Mapping[str, Any], TrialProgress], Any]:
-    """The function `module:function` names. Raises ObjectiveNotImported, whatever its module raises."""
+    """Import the function that `module:function` names. Raises ObjectiveNotImported, whatever its module raises."""
     module_name, _, function_name = name.partition(":")
     try:
         if not function_name:
@@ -203,7 +203,7 @@ def resolve(name: str) -> Callable[[Mapping[str, Any], TrialProgress], Any]:
 
 
 def check_result(found: Any, *, asked: str | None = None) -> dict[str, Any]:
-    """A result mapping from what an objective returned: a mapping with `value`, or the value alone.
+    """Make a result mapping of what an objective returned: a mapping with `value`, or the value alone.
 
     asked: why it was asked to stop, None when it was not. Raises NonFiniteLoss, TypeError. `value` may be None only
     when it was asked, or prunes itself. `values`, numbers as text (JSON has no infinity), stand in its place where the
@@ -226,7 +226,7 @@ def check_result(found: Any, *, asked: str | None = None) -> dict[str, Any]:
 
 
 def one_line(said: str, limit: int = 500) -> str:
-    """The text on one line, shortened."""
+    """Return the text on one line, shortened."""
     return text(" ".join(said.split()), limit)
 
 
@@ -274,7 +274,7 @@ class Inbox:
         return self._tasks.get()
 
     def wait_for_answer(self, number: int, timeout_s: float) -> dict[str, Any] | None:
-        """The answer to a call; None when there is none yet, or the trial is asked to leave."""
+        """Wait for the answer to a call; None when there is none yet, or the trial is asked to leave."""
         with self._heard:
             self._heard.wait_for(lambda: number in self._answers or self.stop_reason is not None, timeout_s)
             return self._answers.pop(number, None)
@@ -336,7 +336,7 @@ class TrialProgress:
         return reason if reason in (None, "prune") else "drain"
 
     def leave_if_asked(self) -> None:
-        """Raises AskedToLeave when it is: a function that keeps no checkpoint leaves here, and is begun anew later."""
+        """Raise AskedToLeave when it is: a function that keeps no checkpoint leaves here, and is begun anew later."""
         if self._inbox.stop_reason is not None:
             raise AskedToLeave(self._inbox.stop_reason)
 
@@ -395,7 +395,7 @@ class TrialProgress:
 
 
 def _private_stdout() -> int:
-    """The protocol's own descriptor; from here on `print` goes where stderr goes. Not inherited by children."""
+    """Return the protocol's own descriptor; from here on `print` goes where stderr goes. Not inherited by children."""
     private = _private(1)
     os.dup2(2, 1)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # or a crash loses the last prints
@@ -403,7 +403,8 @@ def _private_stdout() -> int:
 
 
 def _private(descriptor: int) -> int:
-    """A copy of it under a high number, out of the way of what a user's function closes; not inherited by children."""
+    """Return a copy of it under a high number, out of the way of what a user's function closes; not inherited by
+    children."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, max(3, min(HIGH_DESCRIPTOR, limit - 20)))
 
@@ -424,7 +425,7 @@ def _adopt_orphans() -> None:
 
 
 def _private_stdin() -> int:
-    """The protocol's own descriptor; an `input()` of the user's finds an empty stdin instead of our commands."""
+    """Return the protocol's own descriptor; an `input()` of the user's finds an empty stdin instead of our commands."""
     private = _private(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -508,7 +509,8 @@ def end_children() -> None:
 
 
 def _read(path: Path) -> str:
-    """The file's text; empty when it is gone: a thread that has just ended says nothing of the others' children."""
+    """Return the file's text; empty when it is gone: a thread that has just ended says nothing of the others'
+    children."""
     try:
         return path.read_text()
     except OSError:
@@ -519,7 +521,7 @@ def _read(path: Path) -> str:
 
 
 def peak_bytes() -> int:
-    """This process's own largest resident size so far.
+    """Return this process's own largest resident size so far.
 
     VmHWM, not ru_maxrss: the latter is inherited through exec and would be the parent's.
     """
@@ -530,7 +532,7 @@ def peak_bytes() -> int:
 
 
 def children_peak_bytes() -> int:
-    """The largest resident size of any process that this one has started and waited for, and of those they did.
+    """Return the largest resident size of any process that this one has started and waited for, and of those they did.
 
     A child inherits its parent's peak through fork and exec: up to our own it says nothing.
     """
@@ -538,7 +540,7 @@ def children_peak_bytes() -> int:
 
 
 def rss_bytes() -> int:
-    """This process's resident size now (elsewhere than on Linux: the largest so far)."""
+    """Return this process's resident size now (elsewhere than on Linux: the largest so far)."""
     found = _status("VmRSS")
     return peak_bytes() if found is None else found
 
@@ -552,7 +554,8 @@ def _status(key: str) -> int | None:
 
 
 def device_facts() -> dict[str, Any] | None:
-    """The accelerator torch sees: kind and bytes (for Metal what it can safely hold), None where there is none."""
+    """Return the accelerator torch sees: kind and bytes (for Metal what it can safely hold), None where there is
+    none."""
     torch = sys.modules.get("torch")
     if torch is None:
         return None
@@ -572,7 +575,8 @@ def _cuda_total_bytes() -> int:
 
 
 def device_peak_bytes() -> int:
-    """The most this process has reserved on its device so far (MPS: holds now, there is no peak counter); 0 on CPU."""
+    """Return the most this process has reserved on its device so far (MPS: holds now, there is no peak counter); 0 on
+    CPU."""
     torch = sys.modules.get("torch")
     if torch is None:
         return 0

@@ -93,7 +93,7 @@ def command(
 
 
 def _data(path: str | None, context_length: int) -> dict[str, int]:
-    """What a file of bars tells the context. Raises TrainingInputError."""
+    """Return what a file of bars tells the context. Raises TrainingInputError."""
     if path is None:
         return {}
     facts = data.check(path, 1, context_length)
@@ -136,7 +136,7 @@ class Limits:
 
 
 def _runtime() -> dict[str, Any]:
-    """What a trial process holds before its first tensor, and whose number that is."""
+    """Return what a trial process holds before its first tensor, and whose number that is."""
     known = runtimes.known(host_folder(), runtimes.key(None, "auto"))
     if known is None:
         torch = runtime.installed_torch()

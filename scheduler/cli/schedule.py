@@ -56,7 +56,8 @@ Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)  # what a
 
 
 def _argument(*names: str, key: str | None = None, **extra: Any) -> Callable[[Command], Command]:
-    """An option that sets the settings key of the same name. Values stay text: `settings` alone knows the types."""
+    """Make an option that sets the settings key of the same name. Values stay text: `settings` alone knows the
+    types."""
     return click.option(*names, *([key] if key else []), default=() if extra.get("multiple") else None, **extra)
 
 
@@ -145,7 +146,7 @@ def command(
 
 
 def make_plan(settings: Settings) -> Plan:
-    """The plan for the cluster's workers, or for this machine. Raises HeadroomError; writes nothing."""
+    """Make the plan for the cluster's workers, or for this machine. Raises HeadroomError; writes nothing."""
     from scheduler.host import facts as host_facts
     from scheduler.host import registry, runtimes
     from scheduler.workload import functions, plan
@@ -194,7 +195,7 @@ def check_objective(settings: Settings) -> None:
 
 
 def run(settings: Settings, plan: Plan) -> int:
-    """The batch; returns the exit code. Nothing is written before everything that can be checked has been."""
+    """Run the batch; return the exit code. Nothing is written before everything that can be checked has been."""
     from scheduler.settings import run_folder
     from scheduler.ui import console, log
 
@@ -250,7 +251,7 @@ def _say(message: str, code: int) -> int:
 
 
 def _again(arguments: Sequence[str]) -> str:
-    """The command line to give again; its passwords are the user's to fill in."""
+    """Return the command line to give again; its passwords are the user's to fill in."""
     words = []
     for word in arguments:
         flag, found, url = word.partition("=")

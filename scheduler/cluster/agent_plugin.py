@@ -56,7 +56,7 @@ def plugin_name(topic: str) -> str:
 
 
 def occupation(topic: str, attempt: str) -> tuple[Any, ...]:
-    """Function and arguments of the task that occupies a thread of the worker until the attempt has ended."""
+    """Return function and arguments of the task that occupies a thread of the worker until the attempt has ended."""
     return eval, OCCUPY, {"name": plugin_name(topic), "attempt": attempt}
 
 
@@ -76,7 +76,7 @@ class _Line:
         threading.Thread(target=self._write, name="headroom-line", daemon=True).start()
 
     def send(self, frame: Json) -> bool:
-        """False when the agent is gone."""
+        """Send a frame; return False when the agent is gone."""
         self._frames.put(frame)
         return not self.gone.is_set()
 
@@ -120,7 +120,7 @@ class AgentPlugin(WorkerPlugin):
     # -- Dask's side ------------------------------------------------------------------------------------------------
 
     def setup(self, worker: Worker) -> None:
-        """Called on the worker's event loop; everything slow happens in the plugin's own thread."""
+        """Begin, on the worker's event loop; everything slow happens in the plugin's own thread."""
         self.worker = worker
         self._closing = threading.Event()
         self._lines: dict[str, _Line] = {}
@@ -136,7 +136,7 @@ class AgentPlugin(WorkerPlugin):
         threading.Thread(target=self._live, name="headroom-plugin", daemon=True).start()
 
     async def teardown(self, worker: Worker) -> None:
-        """The worker is closed, or the driver has removed us.
+        """Leave: the worker is closed, or the driver has removed us.
 
         A worker whose scheduler is gone closes without being asked, and its agent goes on. One that can still talk to
         its scheduler is closed on purpose: its attempts checkpoint and leave, and what became of them is carried.
@@ -205,7 +205,7 @@ class AgentPlugin(WorkerPlugin):
                         self._connect(entry, None)
 
     def _dismiss(self, entry: AgentEntry) -> None:
-        """The run folder's lock is our driver's, so the driver of this one is dead, or has lost it."""
+        """Have this agent leave: the run folder's lock is our driver's, so its own is dead, or has lost it."""
         with contextlib.suppress(OSError):
             connection = Connection.to(entry.address)
             connection.send({"dismiss": "another driver has the run"})
@@ -335,7 +335,7 @@ class AgentPlugin(WorkerPlugin):
             self._folder.remove(line.entry.id, line.entry.address)
 
     def _read(self, line: _Line, frame: Json) -> None:
-        """What of a frame is of use here: the memory for Dask's pages, and which attempts have ended."""
+        """Take from a frame what is of use here: the memory for Dask's pages, and which attempts have ended."""
         tree_bytes = (frame.get("news") or {}).get("tree_bytes")
         if tree_bytes is not None:
             self._tree_bytes[line.entry.id] = int(tree_bytes)
@@ -346,7 +346,7 @@ class AgentPlugin(WorkerPlugin):
     # -- what the driver says (on the worker's event loop: short) -----------------------------------------------------
 
     def pass_on(self, agent: str, frame: Json) -> bool:
-        """A frame for an agent; False when it is not to be reached from here."""
+        """Hand a frame to an agent; return False when it is not to be reached from here."""
         with self._lock:
             line = self._lines.get(agent)
         return line is not None and line.send(frame)
@@ -393,7 +393,7 @@ def _find(worker: Worker, topic: str) -> AgentPlugin | None:
 
 
 def describe(dask_worker: Worker, *, runtime_key: tuple[tuple[str, ...] | None, str | None] = (None, None)) -> Json:
-    """A worker's facts before it has an agent, for the plan; no device is known without importing torch.
+    """Return a worker's facts before it has an agent, for the plan; no device is known without importing torch.
 
     runtime_key: the arguments of `runtimes.key`.
     """
@@ -410,6 +410,6 @@ def describe(dask_worker: Worker, *, runtime_key: tuple[tuple[str, ...] | None, 
 
 
 def own_limit(worker: Worker) -> int | None:
-    """What `dask worker --memory-limit` says, None for none."""
+    """Return what `dask worker --memory-limit` says, None for none."""
     limit = getattr(worker.memory_manager, "memory_limit", None)
     return int(limit) if limit else None

@@ -145,7 +145,10 @@ class Cluster:
 
     @classmethod
     def connect(cls, address: str, *, topic: str, security: Security | None = None) -> Cluster:
-        """An existing cluster. security: None for Dask's own configuration. Raises UsageError: it does not answer."""
+        """Connect to an existing cluster. security: None for Dask's own configuration.
+
+        Raises UsageError: it does not answer.
+        """
         dask.config.set(DASK_CONFIG)
         # A connection that is lost and found again is told in one line of ours; Dask writes a traceback for each try.
         for name in ("distributed.client", "distributed.core"):
@@ -199,7 +202,7 @@ class Cluster:
             self._call(self._join_all()).result(JOIN_TIMEOUT_S)
 
     def rejoin(self) -> None:
-        """The scheduler is back, maybe a new one: what `start` did there is done again. Called off Dask's threads."""
+        """Do again what `start` did there: the scheduler is back, maybe a new one. Called off Dask's threads."""
         with self._lock:
             self._used.clear()
         with contextlib.suppress(Exception):  # gone again: this will be called again
@@ -265,7 +268,7 @@ class Cluster:
         self._client.log_event(topic, message)
 
     def ask_workers(self, function: Callable[..., Json], timeout_s: float) -> list[Json]:
-        """`function()` on every worker that can use Headroom, waiting for the first one.
+        """Call `function()` on every worker that can use Headroom, waiting for the first one.
 
         Raises UsageError when there is none, with the reasons.
         """
@@ -320,7 +323,7 @@ class Cluster:
             )
 
     def vacate(self, attempt: str) -> None:
-        """The attempt has ended: its thread is free."""
+        """Free the thread of an attempt that has ended."""
         if (task := self._tasks.pop(attempt, None)) is not None and not self._closing:
             self._call(_cancelled(task))
 
@@ -433,7 +436,7 @@ async def _cancelled(task: Future[Any]) -> None:
 
 
 def _patiently(start: StartLocal) -> LocalCluster:
-    """A nanny replaces a worker that dies, but not one that dies while starting."""
+    """Try several times: a nanny replaces a worker that dies, but not one that dies while starting."""
     for tries_left in reversed(range(START_TRIES)):
         try:
             return start()

@@ -21,7 +21,7 @@ CONFIGURATION = "distributed.comm.tls.ca-file, .client.cert and .client.key in D
 
 
 def of_our_own() -> Security:
-    """A key and certificate for one cluster on this machine; who has neither is not let in. Takes some 0.1 s."""
+    """Make a key and certificate for one cluster on this machine; who has neither is not let in. Takes some 0.1 s."""
     try:
         security: Security = Security.temporary()
         return security
@@ -33,7 +33,8 @@ def of_our_own() -> Security:
 
 
 def given(address: str, files: Mapping[str, Path | None]) -> Security:
-    """The credentials for an existing cluster: `files` (tls_ca_file, tls_cert, tls_key), else Dask's configuration.
+    """Return the credentials for an existing cluster: `files` (tls_ca_file, tls_cert, tls_key), else Dask's
+    configuration.
 
     Raises UsageError: a tls:// address without them, or files that cannot be used.
     """
@@ -59,7 +60,8 @@ NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LON
 
 
 def explained(error: BaseException) -> str:
-    """The reason at the bottom of a failed connection, in a line; a hint where the two sides disagree about TLS."""
+    """Return the reason at the bottom of a failed connection, in a line; a hint where the two sides disagree
+    about TLS."""
     while error.__cause__ is not None:
         error = error.__cause__
     said = f"{type(error).__name__}: {error}".splitlines()[0].rstrip()

@@ -45,7 +45,7 @@ class HeadroomPage(SchedulerPlugin):
     idempotent = True
 
     async def start(self, scheduler: Scheduler) -> None:
-        """Raises HeadroomError when this scheduler has no dashboard that a page could be added to."""
+        """Begin; raise HeadroomError when this scheduler has no dashboard that a page could be added to."""
         self._scheduler, self.board = scheduler, Board()
         self._failed = False
         # Nothing is awaited: two drivers that register at the same moment get one page.
@@ -69,7 +69,7 @@ class HeadroomPage(SchedulerPlugin):
         application.start()
 
     def log_event(self, topic: str, msg: Any) -> None:
-        """Called for every event on the cluster, so other topics must cost nothing."""
+        """Take a run's message. Called for every event on the cluster, so other topics must cost nothing."""
         if topic == TOPIC:
             self.guard(lambda: self.board.take(msg, time.monotonic()))
             # The scheduler would keep the last 1000 snapshots; nobody asks for them.
@@ -118,7 +118,7 @@ class PageFeed:
         return dashboard.removesuffix("/status") + PATH if self._installed else dashboard
 
     def update(self, snapshot: Snapshot) -> None:
-        """The state of the run now; an earlier one that is not sent yet is dropped."""
+        """Send the state of the run now; an earlier one that is not sent yet is dropped."""
         self._latest = snapshot
         self._wake.set()
 

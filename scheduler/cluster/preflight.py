@@ -18,7 +18,8 @@ EXPRESSION = "(lambda found: exec(source, found) or found['look'](folders))({})"
 
 
 def question(folders: list[str]) -> tuple[Any, ...]:
-    """Function and arguments to be run on the worker; the answer goes to `judge`. folders: what it must write to."""
+    """Return function and arguments to be run on the worker; the answer goes to `judge`. folders: what it must write
+    to."""
     return eval, EXPRESSION, {"source": inspect.getsource(look), "folders": folders}
 
 

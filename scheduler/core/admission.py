@@ -36,7 +36,8 @@ class MemoryBudget:
     absolute_bytes: int | None = None
 
     def on(self, facts: WorkerFacts) -> MemoryBudget:
-        """This budget on that worker: a size that a worker which joined later does not have becomes the default."""
+        """Return this budget on that worker: a size that a worker which joined later does not have becomes the
+        default."""
         too_much = self.absolute_bytes is not None and self.absolute_bytes > facts.limit_bytes
         return MemoryBudget(text="90%", percent=90.0) if too_much else self
 
@@ -96,7 +97,7 @@ def device_capacity(pool: DevicePool | None) -> int | None:
 
 
 def admit(waiting: Waiting, worker: WorkerView) -> Admit | Defer | Reject:
-    """The decision for this trial on this worker, with the numbers that led there. Reject: never on this worker."""
+    """Decide on this trial on this worker, with the numbers that led there. Reject: never on this worker."""
     if (reject := never(waiting.footprint, waiting.slots, worker)) is not None:
         return reject
     if (shut := closed(worker)) is not None:
@@ -179,7 +180,7 @@ def never(footprint: Footprint, slots: int, worker: WorkerView) -> Reject | None
 
 
 def _admit_alone(waiting: Waiting, worker: WorkerView) -> Admit | Defer:
-    """A trial nobody can size gets an empty host and all that is left of it, so that its peak can be measured."""
+    """Give a trial nobody can size an empty host and all that is left of it, so that its peak can be measured."""
     if worker.free_slots < worker.slots or not worker.domain_idle:
         return Defer("not_empty", {"free_slots": worker.free_slots, "slots": worker.slots, **_ledger(worker)})
     if worker.headroom_bytes <= 0 or live_room(worker) <= 0:

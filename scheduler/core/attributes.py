@@ -17,7 +17,7 @@ _TRACEBACK_CHARS = 4000  # MySQL's text columns; the whole of it stays in the at
 
 
 def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, trusted_peak: bool) -> dict[str, Any]:
-    """The attributes written before the final state.
+    """Return the attributes written before the final state.
 
     trusted_peak: the peak was seen after memory went flat or in a whole run (or is a kill's "at least"), so the next
     driver may learn from it; any other is kept under another name, because half a run's peak would teach too little.
@@ -69,7 +69,7 @@ def ended_line(
     worker: str | None = None,
     params: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The fields of `attempt.ended`, the canonical line: all of an attempt in one place."""
+    """Return the fields of `attempt.ended`, the canonical line: all of an attempt in one place."""
     ratio = outcome.peak_bytes / predicted_bytes - 1 if predicted_bytes and outcome.peak_bytes else None
     return {
         "attempt": str(attempt),
@@ -94,7 +94,7 @@ def ended_line(
 
 
 def ended_outcome(line: Mapping[str, Any]) -> Outcome:
-    """What `ended_line` tells of the outcome, read back. Raises KeyError, TypeError, ValueError: it is no such line."""
+    """Read back what `ended_line` tells of the outcome. Raises KeyError, TypeError, ValueError: it is no such line."""
     names = ("detail", "epochs", "duration_s", "exit_status", "checkpoint", "traceback", "peak_bytes")
     value, told = line["value"], {name: line[name] for name in (*names, "device_peak_bytes")}
     kill = None if line["kill"] is None else KillRecord.from_json(line["kill"])

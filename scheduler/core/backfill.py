@@ -78,7 +78,8 @@ class Hold:
 
 
 def earliest(head: Waiting, options: Iterable[tuple[WorkerView, list[Running]]], now: float) -> Hold | None:
-    """The hold on the worker where the head can start first, given what runs on each; None when no worker qualifies.
+    """Return the hold on the worker where the head can start first, given what runs on each; None when no worker
+    qualifies.
 
     Ends nobody knows come last; among them the worker where the fewest have to end.
     """

@@ -55,7 +55,7 @@ class Branches:
         return node.followers.setdefault(question, _Node())
 
     def next(self, asked: Sequence[Answered]) -> Question | None:
-        """What a trial that has asked this will ask next; None when that is nothing, or not known."""
+        """Return what a trial that has asked this will ask next; None when that is nothing, or not known."""
         node = self._root
         for question, _ in asked:
             if (found := node.followers.get(question)) is None:
@@ -76,5 +76,5 @@ class Branches:
 
 
 def _key(value: Value) -> Value:
-    """True and 1 are two options."""
+    """Return a key by which True and 1 are two options."""
     return f"bool:{value}" if isinstance(value, bool) else value

@@ -74,7 +74,7 @@ class Corrections:
         self._known.pop(key, None)
 
     def of(self, family: str, environment: Environment | None = None) -> Correction:
-        """What a prediction of this family is corrected with there: not at all while nothing was observed."""
+        """Return what a prediction of this family is corrected with there: not at all while nothing was observed."""
         key = family, "" if environment is None else environment.name
         if key not in self._known:
             seen = self._seen.get(key, [])
@@ -97,7 +97,7 @@ def observed(
     ready_bytes: int | None,
     at_least: bool,
 ) -> Observation:
-    """A peak beside the prediction it should have had: with what the very process held when it was ready.
+    """Put a peak beside the prediction it should have had: with what the very process held when it was ready.
 
     assumed_bytes: the runtime in `prior_bytes`, 0 when the formula does not tell it apart. environment, ready_bytes:
     what the process said of itself, None when nobody heard it.
@@ -114,7 +114,7 @@ def observed(
 
 
 def correct(footprint: Footprint, correction: Correction) -> Footprint:
-    """The footprint as corrected, with where it comes from. An unknown one stays unknown.
+    """Return the footprint as corrected, with where it comes from. An unknown one stays unknown.
 
     `footprint` may be corrected already: `prior_bytes` is the base. Of a device's own pool no peaks are learnt; where
     it is unified its bytes are the host's, and are corrected with them.
@@ -134,7 +134,8 @@ def correct(footprint: Footprint, correction: Correction) -> Footprint:
 
 
 def learnt(seen: Sequence[Point], caution: Caution) -> Correction:
-    """The correction that the next (predicted, observed) will lie below. seen: the former ones, in ascending order."""
+    """Return the correction that the next (predicted, observed) will lie below. seen: the former ones, in ascending
+    order."""
     if not seen:
         return Correction()
     n = len(seen)
@@ -148,7 +149,7 @@ def learnt(seen: Sequence[Point], caution: Caution) -> Correction:
 
 
 def _plausible(seen: Sequence[Point], caution: Caution) -> list[Line]:
-    """The lines of least and greatest slope through the centre of what was seen that may still be the true one.
+    """Return the lines of least and greatest slope through the centre of what was seen that may still be the true one.
 
     An offset explains it all by the slope 1, a ratio by that of the centre: between the two lies the truth, unless a
     weighted least-squares fit, once there are three points, says more.
@@ -171,7 +172,7 @@ def _plausible(seen: Sequence[Point], caution: Caution) -> list[Line]:
 
 
 def _lifted(seen: Sequence[Point], line: Line, caution: Caution) -> Line:
-    """The line raised above what was seen, by a part of the prediction."""
+    """Raise the line above what was seen, by a part of the prediction."""
     offset, slope = line
     misses = sorted((y - offset - slope * x) / (x + caution.even_bytes) for x, y in seen)
     n = len(misses)

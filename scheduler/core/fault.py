@@ -167,7 +167,7 @@ class Final:
 
 
 def judge(outcome: Outcome, facts: Facts, policy: RetryPolicy) -> Again | Final:
-    """What follows from this end, by the table."""
+    """Decide what follows from this end, by the table."""
     reason, rule = outcome.reason, RULES[outcome.reason]
     doubted = rule.believed is not None and facts.fruitless >= rule.believed and not facts.progress
     if rule.else_ is not None and doubted and not outcome.kill:  # what the watchdog killed it has measured
@@ -186,7 +186,7 @@ def judge(outcome: Outcome, facts: Facts, policy: RetryPolicy) -> Again | Final:
 
 
 def failures_in_row(before: int, state: FinalState) -> int:
-    """The study's count of failures in a row after one more trial reached its final state.
+    """Return the study's count of failures in a row after one more trial reached its final state.
 
     What runs again is no final state and leaves the count alone. PRUNED resets it, a watchdog's kill too: the training
     function ran, which is what the circuit breaker asks.

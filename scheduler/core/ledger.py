@@ -159,8 +159,10 @@ class Ledger:
         return sum(row.facts.overhead_bytes for address, row in rows.items() if address != facts.address)
 
     def join(self, row: Row, domain_capacity_bytes: int) -> None:
-        """A worker arrives. One that comes back under the same address before its row is empty is a new life of it:
-        the old reservations stay charged until their attempts are reported ended.
+        """Add a worker.
+
+        One that comes back under the same address before its row is empty is a new life of it: the old reservations
+        stay charged until their attempts are reported ended.
 
         domain_capacity_bytes: what its domain may promise, as this worker sees it. It counts while nothing runs there:
         later it would take our own trials for somebody else's memory.
@@ -248,7 +250,7 @@ class Ledger:
         return reservation
 
     def views(self) -> list[WorkerView]:
-        """The rows of workers that are here, for admission and placement."""
+        """Return the rows of workers that are here, for admission and placement."""
         return [row.view() for row in self._rows.values() if not row.gone]
 
     def check(self) -> None:

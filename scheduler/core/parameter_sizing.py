@@ -104,7 +104,10 @@ class ParameterSizing:
         given_bytes: int | None = None,
         override: bool = False,
     ) -> Prediction:
-        """The peak to reserve for, at most `room_bytes` (the largest worker's). `override`: the given number stands."""
+        """Predict the peak to reserve for, at most `room_bytes` (the largest worker's).
+
+        `override`: the given number stands.
+        """
         is_new = self._embedding.is_new(parameters, space)
         deviations, learnt = 0.0, self._observed >= LEARN_FROM
         if given_bytes is not None and (override or not learnt):
@@ -153,7 +156,7 @@ class ParameterSizing:
         self._observed += 1
 
     def _target(self, peak_bytes: float, base_bytes: int) -> float:
-        """What the regression learns: the logarithm of the growth and the floor."""
+        """Return what the regression learns: the logarithm of the growth and the floor."""
         return math.log(max(peak_bytes - base_bytes, 0.0) + self._floor(base_bytes))
 
     def _floor(self, base_bytes: int) -> float:
@@ -166,7 +169,7 @@ class ParameterSizing:
         return c.deviations * (1 + c.few / self._observed) * math.sqrt(off)
 
     def _bound(self, point: list[float], base_bytes: int) -> float:
-        """The model's bound in bytes."""
+        """Return the model's bound in bytes."""
         mean, deviation = self._regression.predict(point)
         # The exponent of a hopeless case (all peaks alike, then something else) would overflow.
         growth = math.exp(min(mean + self._deviations() * deviation, 60.0)) - self._floor(base_bytes)
@@ -182,7 +185,8 @@ class ParameterSizing:
         self._record.squares += min(abs(target - mean) / deviation, self.caution.surprise) ** 2
 
     def _same(self, parameters: Parameters) -> float:
-        """The most a trial with these very parameters has needed; a retry after a kill needs more than it had."""
+        """Return the most a trial with these very parameters has needed; a retry after a kill needs more than it
+        had."""
         kills = (kill.peak_bytes * self.caution.kill_growth for kill in self._kills if kill.parameters == parameters)
         peaks = (float(peak) for known, peak in self._peaks if known == parameters)
         return max([*kills, *peaks], default=0.0)

@@ -21,7 +21,7 @@ NUMBERS_FROM = 3
 
 
 def as_range(distribution: Distribution) -> Range | None:
-    """The range a parameter lies on; None where its options have no order."""
+    """Return the range a parameter lies on; None where its options have no order."""
     if isinstance(distribution, Range):
         return distribution
     numbers = [option for option in distribution.options if is_number(option)]
@@ -31,7 +31,7 @@ def as_range(distribution: Distribution) -> Range | None:
 
 
 def is_number(value: Value) -> TypeGuard[float]:
-    """A finite number; True and False are words."""
+    """Tell whether it is a finite number; True and False are words."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -41,7 +41,10 @@ def dot(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def cholesky(matrix: Matrix) -> Matrix:
-    """The lower triangle L of a positive definite matrix L Lᵀ; row i has i + 1 numbers. Reads the lower triangle."""
+    """Compute the lower triangle L of a positive definite matrix L Lᵀ; row i has i + 1 numbers.
+
+    Reads the lower triangle.
+    """
     rows: Matrix = []
     for wanted in matrix:
         row: Vector = []
@@ -71,7 +74,7 @@ def backward(lower: Matrix, right: Sequence[float]) -> Vector:
 
 
 def inverse(lower: Matrix) -> Matrix:
-    """The lower triangle of (L Lᵀ)⁻¹."""
+    """Compute the lower triangle of (L Lᵀ)⁻¹."""
     count = len(lower)
     columns: Matrix = []  # of L⁻¹, each from its diagonal down
     for j in range(count):
@@ -104,7 +107,7 @@ class Kernel:
         return cls([weights[owner] for owner in owners], local, linear, noise)
 
     def scaled(self, point: Sequence[float]) -> Vector:
-        """A point in the kernel's own units, what `between` takes."""
+        """Return a point in the kernel's own units, what `between` takes."""
         return list(map(mul, self.roots, point))
 
     def between(self, left: Sequence[float], right: Sequence[float], norms: float) -> tuple[float, float, float]:
@@ -157,7 +160,7 @@ class Fitted:
 
 
 def rounds(held: int) -> int:
-    """Steps of learning with each observation, fewer the more they cost: some 8 ms in all."""
+    """Return the steps of learning with each observation, fewer the more they cost: some 8 ms in all."""
     return 8 if held < 16 else 4 if held < 24 else 2 if held < 32 else 1
 
 
@@ -170,7 +173,8 @@ def standard(targets: Sequence[float]) -> tuple[float, float]:
 def misfit(
     logs: Vector, owners: Sequence[int], points: Sequence[Sequence[float]], targets: Vector
 ) -> tuple[float, Vector]:
-    """The negative logarithm of the posterior probability of `logs`, and its slopes. Targets are standardised."""
+    """Compute the negative logarithm of the posterior probability of `logs`, and its slopes. Targets are
+    standardised."""
     kernel, count = Kernel.of(logs, owners, 0.0), len(targets)
     scaled = [kernel.scaled(point) for point in points]
     norms = [dot(point, point) for point in scaled]
@@ -256,7 +260,7 @@ class PeakRegression:
         return self._fitted.predict(point)
 
     def _learn(self, count: int) -> None:
-        """Some steps of resilient propagation: each setting goes against its slope, by a step of its own.
+        """Take some steps of resilient propagation: each setting goes against its slope, by a step of its own.
 
         A step grows while the slope keeps its sign and shrinks where it turns. The best settings met are kept.
         """

@@ -124,7 +124,7 @@ class _Board:
         return isinstance(admission.admit(trial, self.views[address]), Admit)
 
     def together(self, address: str) -> list[str]:
-        """The workers that share its memory, itself among them."""
+        """Return the workers that share its memory, itself among them."""
         return self._together[self.views[address].domain or address]
 
     def beside(self, trial: Waiting, hold: backfill.Hold) -> WorkerView | None:
@@ -133,8 +133,10 @@ class _Board:
         return next((self.views[a] for a in (hold.worker, *others) if self.admits(trial, a)), None)
 
     def tightest(self, trial: Waiting, hold: backfill.Hold | None, host: str | None = None) -> WorkerView | None:
-        """The worker (of that host) with the least room that admits it, what is held aside. Large rooms stay whole for
-        the large."""
+        """Return the worker (of that host) with the least room that admits it, what is held aside.
+
+        Large rooms stay whole for the large.
+        """
         held = () if hold is None else self.together(hold.worker)
         need = trial.footprint.host_bytes if trial.footprint.is_known else 1
         for index in range(bisect_left(self._rooms, (need, "")), len(self._rooms)):
@@ -196,7 +198,8 @@ class _Board:
         return backfill.earliest(head, options, self._now)
 
     def why_not(self, trial: Waiting) -> Defer:
-        """The reason on the worker that comes nearest: the roomiest open one, unless it can never take the trial."""
+        """Return the reason on the worker that comes nearest: the roomiest open one, unless it can never take the
+        trial."""
         if not self.views:
             return Defer("no_worker")
         if self._best is None:

@@ -30,10 +30,10 @@ GROWTH = Margins(share=0.05, floor_bytes=64 * MIB)
 
 
 def tightened(peak_bytes: int, margins: Margins = TIGHTENING) -> int:
-    """The reservation of an attempt whose memory has gone flat at `peak_bytes` (the largest ever seen of it)."""
+    """Return the reservation of an attempt whose memory has gone flat at `peak_bytes` (the largest ever seen of it)."""
     return margins.above(peak_bytes)
 
 
 def grown(used_bytes: int, margins: Margins = GROWTH) -> int:
-    """The reservation of an attempt that went over its own: what it holds now and room to be seen again."""
+    """Return the reservation of an attempt that went over its own: what it holds now and room to be seen again."""
     return margins.above(used_bytes)

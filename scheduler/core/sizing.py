@@ -40,7 +40,7 @@ class Sizing:
         self._learnt: dict[str, ParameterSizing] = {}
 
     def open(self, study: str, observations: Sequence[Observation], peaks: Sequence[PeakObservation] = ()) -> None:
-        """A study brings what its finished trials have shown, to a formula and by their parameters."""
+        """Learn what a study's finished trials have shown, of a formula and of their parameters."""
         self._learnt[study] = ParameterSizing()
         for peak in peaks:
             self._learnt[study].observe(peak)
@@ -49,7 +49,7 @@ class Sizing:
             self._family[study] = observation.family
 
     def correction(self, study: str, environments: Environments) -> Correction:
-        """What a prediction for this study's next trial is corrected with, wherever of these it will run."""
+        """Return what a prediction for this study's next trial is corrected with, wherever of these it will run."""
         family = self._family.get(study, "")
         return Correction.largest(self._corrections.of(family, environment) for environment in environments)
 
@@ -62,7 +62,7 @@ class Sizing:
         asked: Asked | None = None,
         room_bytes: int = 0,
     ) -> Footprint:
-        """The footprint to reserve for: from the formula's answer, or from the parameters where there is none.
+        """Return the footprint to reserve for: from the formula's answer, or from the parameters where there is none.
 
         asked: the trial's parameters, None when they are not known. room_bytes: the most any worker has for one trial.
         """
@@ -123,5 +123,5 @@ class Sizing:
 
 
 def _base_bytes(environments: Environments) -> int:
-    """What a process holds before its objective, wherever it will run."""
+    """Return what a process holds before its objective, wherever it will run."""
     return max((each.runtime_bytes for each in environments if each is not None), default=0)

@@ -205,7 +205,7 @@ class BatchState:
             self._requeue(trial, reason="not started", outcome=None)
 
     def _on_parameters(self, event: m.ParametersAsked) -> None:
-        """It has gone where nobody knew that it would: what it will need is guessed anew, and it stays."""
+        """Predict anew what it needs, and let it stay: it has gone where nobody knew that it would."""
         if (trial := self._current(event.attempt)) is None:
             return
         trial.params, trial.space = dict(event.params), event.space
@@ -325,7 +325,7 @@ class BatchState:
                 self._kill(trial, "timeout")
 
     def _end_those_who_stay(self) -> None:
-        """A drain is over for those who had time enough to leave."""
+        """Kill what has had time enough to leave: for it the drain is over."""
         for trial in self.trials.values() if self.draining else ():
             if self._now > max(trial.leave_by, self._drain_since + self.rules.drain_timeout_s):
                 self._kill(trial, "drain_timeout")
@@ -483,7 +483,7 @@ class BatchState:
             self._close(study, f"{study.failures_in_row} failures in a row; last: {outcome.detail}", early=True)
 
     def _drop_checkpoints(self, study: Study, trial: Trial, value: float | None) -> None:
-        """A run of days must not fill the disk: a checkpoint of 2B parameters has 24 GB, and a study 50 trials."""
+        """Drop those that are no longer wanted: a checkpoint of 2B parameters has 24 GB, and a study 50 trials."""
         over: int | None = trial.id.number
         spec = study.spec
         if (
@@ -569,7 +569,7 @@ class BatchState:
     # -- small things -----------------------------------------------------------------------------------------------
 
     def _sized(self, trial: Trial, environments: list[m.Environment | None]) -> m.Footprint:
-        """What to reserve for it, wherever of these it will run."""
+        """Return what to reserve for it, wherever of these it will run."""
         if trial.alone:
             return m.Footprint.unknown()
         asked = None if trial.space is None else (trial.params, trial.space)
@@ -577,7 +577,7 @@ class BatchState:
         return self.sizing.size(trial.id.study, trial.prior, trial.family, environments, asked, room)
 
     def _current(self, attempt: m.AttemptId) -> Trial | None:
-        """The trial whose present attempt this is; None for late news of an attempt that has already ended."""
+        """Return the trial whose present attempt this is; None for late news of an attempt that has already ended."""
         trial = self.trials.get(attempt.trial)
         return trial if trial is not None and trial.attempt == attempt.attempt else None
 

@@ -132,7 +132,7 @@ class Trial:
         self.state = state
 
     def facts(self, outcome: Outcome) -> Facts:
-        """What `fault.judge` must know besides the end of the present attempt."""
+        """Return what `fault.judge` must know besides the end of the present attempt."""
         progress = outcome.checkpoint is not None and outcome.checkpoint not in [each.path for each in self.saved]
         guessed = self.footprint.is_guess and not self.alone
         return Facts(progress=progress, spent=self.retries, fruitless=self.fruitless, guessed=guessed)
@@ -143,11 +143,11 @@ class Trial:
         return self.saved[0].path if self.saved else None
 
     def began(self, checkpoint: str | None) -> None:
-        """The attempt goes on from this checkpoint, or from the start."""
+        """Note that the attempt goes on from this checkpoint, or from the start."""
         self.step = next((each.step for each in self.saved if each.path == checkpoint), 0)
 
     def left(self, checkpoint: str | None, host: str | None) -> None:
-        """The attempt has ended and left this checkpoint on this host; maybe the one that it began with."""
+        """Note that the attempt has ended and left this checkpoint on this host; maybe the one that it began with."""
         if checkpoint is not None and checkpoint not in [each.path for each in self.saved]:
             self.saved = remember(self.saved, Saved(path=checkpoint, host=host, step=self.step))
 
@@ -165,7 +165,7 @@ class Trial:
         return self.ran_s + (0.0 if self.started_at is None else now - self.started_at)
 
     def progressed(self, now: float, step: int, value: float) -> None:
-        """An epoch ended."""
+        """Note that an epoch ended."""
         if self.first_step is None:
             self.first_step = step
         self.step, self.value, self.progressed_at = step, value, now

@@ -56,7 +56,7 @@ def ends(records: Iterable[Mapping[str, Any]]) -> dict[AttemptId, Outcome | None
 
 
 def final_states(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The replay of a journal: trial -> the final state that the study must show, once its driver has settled.
+    """Replay a journal: trial -> the final state that the study must show, once its driver has settled.
 
     What was confirmed goes before what was decided: another driver may have been first.
     """

@@ -300,7 +300,7 @@ class Dispatcher:
             self._log("trial.call_failed", attempt=str(answer.attempt), error=answer.body["error"])
 
     def _called(self, attempt: m.AttemptId, message: Mapping[str, Any]) -> m.Event | None:
-        """A trial that runs wants something of its study."""
+        """Hand on what a running trial wants of its study."""
         if attempt not in self._inflight:
             return None
         if message["method"] == "stop":
@@ -316,8 +316,10 @@ class Dispatcher:
         return None
 
     def _heard(self, message: m.Json) -> m.Event | None:
-        """A message as an event. One that cannot be read (of another version, say) is dropped and noted once per kind:
-        it must not end the loop."""
+        """Return a message as an event.
+
+        One that cannot be read (of another version, say) is dropped and noted once per kind: it must not end the loop.
+        """
         try:
             return self._translate(message)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -328,8 +330,11 @@ class Dispatcher:
             return None
 
     def _on_end(self, attempt: m.AttemptId, outcome: m.Outcome) -> m.Event | None:
-        """The end of an attempt's Dask task. One whose worker was lost is looked into first, in a thread of its own:
-        its process may just be writing its result, and what is told now is final."""
+        """Return the end of an attempt's Dask task as an event.
+
+        One whose worker was lost is looked into first, in a thread of its own: its process may just be writing its
+        result, and what is told now is final.
+        """
         flight = self._inflight.get(attempt)
         if outcome.reason is not m.ExitReason.LOST or flight is None:
             return m.AttemptEnded(attempt=attempt, outcome=outcome)
@@ -345,7 +350,8 @@ class Dispatcher:
             self.post(m.AttemptEnded(attempt=attempt, outcome=outcome))
 
     def _note_broken(self, worker: str, detail: str) -> None:
-        """A worker that cannot run trials tries again by itself; without any other at the start there is no batch."""
+        """Note a worker that cannot run trials: it tries again by itself; without any other at the start there is no
+        batch."""
         if self._broken.get(worker) != detail:
             self._broken[worker] = detail
             self._log("worker.broken", durable=True, worker=worker, detail=detail)

@@ -84,7 +84,7 @@ def run(settings: Settings, plan_: Plan, view_: View, *, is_last: bool = False) 
 
 
 def cluster_facts(settings: Settings, address: str, security: Security) -> list[m.WorkerFacts]:
-    """What the workers of a running cluster have, for a dry run. Raises UsageError: no answer, no worker."""
+    """Ask what the workers of a running cluster have, for a dry run. Raises UsageError: no answer, no worker."""
     cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}", security=security)
     ask = functools.partial(describe, runtime_key=(settings.training.preload, settings.heap))
     try:
@@ -363,7 +363,7 @@ class _Driver:
         return opened
 
     def _patiently(self, operation: Callable[[], OpenedStudy]) -> OpenedStudy:
-        """A database that is locked or restarting when a run starts gets a minute."""
+        """Give a database that is locked or restarting when a run starts a minute."""
         deadline = time.monotonic() + STORAGE_PATIENCE_S
         while True:
             try:
@@ -379,7 +379,7 @@ class _Driver:
     # -- events from outside the loop -----------------------------------------------------------------------------
 
     def _judged(self, worker: str, why: str) -> None:
-        """A Dask worker cannot be used, and is left alone."""
+        """Tell of a Dask worker that cannot be used, and is left alone."""
         self.unusable[worker] = why
         self.log("worker.unusable", durable=True, worker=worker, why=why)
 
@@ -413,7 +413,8 @@ class _Driver:
 
 
 def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: recovery.Evidence, folder: Path) -> m.Outcome:
-    """What the end of an attempt whose worker was lost really was: its process is ended, then its folder is read.
+    """Find out what the end of an attempt whose worker was lost really was: its process is ended, then its folder is
+    read.
 
     On another host nothing can be read: the outcome stays LOST, and the retry starts from the checkpoint if it is on a
     shared file system.
@@ -445,7 +446,7 @@ def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: recovery.Evidenc
 
 @contextlib.contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """An OSError of the run folder's own files as the one line it deserves."""
+    """Turn an OSError of the run folder's own files into the one line it deserves."""
     try:
         yield
     except OSError as error:

@@ -118,7 +118,7 @@ class Fleet:
                     self._end_unheard(agent)
 
     def dismiss(self, why: str) -> None:
-        """The driver leaves: nothing is held for it any more."""
+        """Tell all agents that the driver leaves: nothing is held for it any more."""
         with self._lock:
             for agent in self._agents.values():
                 self._post(agent, {"verb": "dismiss", "attempt": "", "value": why})
@@ -132,7 +132,8 @@ class Fleet:
     # -- what happens -------------------------------------------------------------------------------------------------
 
     def heard(self, worker: str, text: str) -> None:
-        """A frame of an agent, carried by this Dask worker. One that cannot be read is dropped: it is said again."""
+        """Take a frame of an agent, carried by this Dask worker. One that cannot be read is dropped: it is said
+        again."""
         try:
             frame = json.loads(text)
             agent_id = frame.get("agent")
@@ -155,14 +156,14 @@ class Fleet:
             self._read(agent, frame)
 
     def worker_left(self, worker: str) -> None:
-        """A Dask worker is gone; what it carried for may come back by way of another."""
+        """Note that a Dask worker is gone; what it carried for may come back by way of another."""
         with self._lock:
             for agent in list(self._agents.values()):
                 if agent.via == worker:
                     self._out_of_reach(agent)
 
     def disconnected(self) -> None:
-        """The scheduler is gone, and with it every way to every agent."""
+        """Count every agent as out of reach: the scheduler is gone, and with it every way to them."""
         with self._lock:
             for agent in list(self._agents.values()):
                 if agent.via is not None:
@@ -199,7 +200,8 @@ class Fleet:
         return self._agents.get(self._names.get(name, ""))
 
     def _known(self, agent_id: str, hello: Any) -> _Agent | None:
-        """The agent of this id, a new one with its first hello; None for one that was given up, or never said hello."""
+        """Return the agent of this id, a new one with its first hello; None for one that was given up, or never said
+        hello."""
         if (agent := self._agents.get(agent_id)) is not None:
             return agent
         name = hello.get("name") if isinstance(hello, dict) else None

@@ -77,8 +77,11 @@ class Journal:
 
 
 def _line(record: dict[str, Any]) -> bytes:
-    """The record as a line. What comes from a trial is bounded where it enters (`model.plain`); that the journal takes
-    everything all the same is what keeps a fault elsewhere from ending the driver, and each start after it."""
+    """Return the record as a line.
+
+    What comes from a trial is bounded where it enters (`model.plain`); that the journal takes everything all the same
+    is what keeps a fault elsewhere from ending the driver, and each start after it.
+    """
     try:
         rendered = str(_render(None, "info", record)).encode()
     except Exception:  # no Unicode, too many digits, too deep, a text that raises: whatever it is, it is made plain
@@ -87,7 +90,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The journal's records, oldest first; lines that are no whole JSON object (a torn one) are skipped."""
+    """Yield the journal's records, oldest first; lines that are no whole JSON object (a torn one) are skipped."""
     with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
             with contextlib.suppress(ValueError, RecursionError):

@@ -85,7 +85,8 @@ class Remains:
 def decide(
     left: LeftTrial, remains: Remains, policy: fault.RetryPolicy, decided: Decided | None = None
 ) -> Decided | EndProcess:
-    """What to do about a trial whose driver is gone. decided: what that driver had decided and not yet recorded."""
+    """Decide what to do about a trial whose driver is gone. decided: what that driver had decided and not yet
+    recorded."""
     if remains.process is not None and remains.result is None:
         return EndProcess(trial=left.trial, pid=remains.process[0], start_time=remains.process[1])
     if decided is not None:
@@ -143,7 +144,7 @@ def end_of(left: LeftTrial, remains: Remains) -> Outcome:
 
 
 def _footprint(attrs: Mapping[str, Any]) -> Footprint:
-    """The footprint the trial was asked with, as its attributes say."""
+    """Return the footprint the trial was asked with, as its attributes say."""
     predicted, prior = attrs.get("footprint.predicted_bytes"), attrs.get("footprint.prior_bytes")
     if not predicted:
         return Footprint.unknown()
@@ -165,7 +166,7 @@ class Evidence:
     ends: Mapping[AttemptId, Outcome | None] = field(default_factory=dict)
 
     def of(self, trial: TrialId, run_folder: str | os.PathLike[str] | None) -> Remains:
-        """What is left of a trial's last attempt under a run folder."""
+        """Find what is left of a trial's last attempt under a run folder."""
         if run_folder is None or not (attempts := attempts_of(run_folder)).is_dir():
             return Remains(reachable=False)
         found = folders_of(attempts, trial)
@@ -195,7 +196,7 @@ class Evidence:
         return None
 
     def _kill(self, attempt: AttemptId, folder: AttemptFolder) -> KillRecord | None:
-        """A kill that was carried out: what was only intended, or called off, has ended nobody."""
+        """Return a kill that was carried out: what was only intended, or called off, has ended nobody."""
         written = folder.kill()
         if written is not None and written.signalled and not written.aborted:
             return written

@@ -43,7 +43,7 @@ class RunFiles:
         self.loss: Loss | None = None  # once there is one it stays
 
     def missing(self) -> Loss | None:
-        """What is not there at this moment."""
+        """Return what is not there at this moment."""
         if (fate := self._folder.lost()) is not None:
             if not (self._folder.path / "run_id").exists():  # an agent's probe makes the path again
                 fate = fate.replace("was replaced by another", "was removed")
@@ -54,7 +54,7 @@ class RunFiles:
         return None
 
     def look(self, *, is_last: bool = False) -> Loss | None:
-        """The loss, once two looks in a row have found one; is_last: this one is enough.
+        """Return the loss, once two looks in a row have found one; is_last: this one is enough.
 
         To be called about once a second: somebody may put things back at once.
         """

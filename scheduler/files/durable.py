@@ -62,7 +62,7 @@ def create(path: Path, text: str) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file, None when it is missing, unreadable or not an object."""
+    """Read a JSON object from a file, None when it is missing, unreadable or not an object."""
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
@@ -82,7 +82,7 @@ def sync_folder(path: Path) -> None:
 
 
 def tail(path: Path, size: int = TAIL_BYTES) -> str:
-    """The last bytes of a file as text; empty when it cannot be read."""
+    """Read the last bytes of a file as text; empty when it cannot be read."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)

@@ -27,7 +27,8 @@ class Pinned:
         self._is_steady = self._is_here()
 
     def lost(self) -> str | None:
-        """What became of it: "was removed", "was moved to …", "was replaced by another"; None while it is here."""
+        """Return what became of it: "was removed", "was moved to …", "was replaced by another"; None while it is
+        here."""
         if not self._is_steady or self._is_here():
             return None
         now = self._path_now()

@@ -22,7 +22,7 @@ def opener(path: str, flags: int) -> int:
 
 @contextlib.contextmanager
 def own_folder(name: str, within: int | None = None, called: str | None = None) -> Iterator[int]:
-    """An open folder of mode 0700, made where it is not there. within: descriptor of the folder that `name` is in.
+    """Open a folder of mode 0700, made where it is not there. within: descriptor of the folder that `name` is in.
 
     A name is never followed, and what was opened is what is judged. called: its path, for errors. Raises UsageError
     when it is, or holds, somebody else's; OSError naming it, e.g. ENOTDIR for a link.

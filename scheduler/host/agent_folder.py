@@ -45,11 +45,11 @@ class ProcessIdentity:
 
     @classmethod
     def own(cls, start_time: Callable[[int], float | None]) -> ProcessIdentity:
-        """This process. start_time: pid -> `vitals.start_time`."""
+        """Return this process. start_time: pid -> `vitals.start_time`."""
         return cls(pid=os.getpid(), start_time=start_time(os.getpid()) or 0.0, boot_id=boot_id(), pid_space=pid_space())
 
     def is_dead(self, lives: Lives) -> bool:
-        """True when it is certainly gone; False while it lives, and for one of another host or container."""
+        """Return True when it is certainly gone; False while it lives, and for one of another host or container."""
         if (self.boot_id, self.pid_space) != (boot_id(), pid_space()):
             return False
         return not lives(self.pid, self.start_time)
@@ -81,15 +81,15 @@ class AgentFolder:
         os.makedirs(self.root, mode=0o700, exist_ok=True)
 
     def path(self, agent: str, name: str = "") -> str:
-        """The agent's own folder, or a file in it."""
+        """Return the agent's own folder, or a file in it."""
         return os.path.join(self.root, agent, name)
 
     def make(self, agent: str) -> None:
-        """A folder for a new agent."""
+        """Make the folder of a new agent."""
         os.makedirs(self.path(agent), mode=0o700, exist_ok=True)
 
     def listen(self, agent: str) -> socket.socket:
-        """A socket for this agent; its address is `getsockname()`."""
+        """Open a socket for this agent; its address is `getsockname()`."""
         address = self.path(agent, "socket")
         if len(os.fsencode(address)) > LONGEST_ADDRESS:
             address = os.path.join(tempfile.mkdtemp(prefix="headroom-", dir="/tmp"), "socket")
@@ -173,7 +173,7 @@ class Connection:
 
     @classmethod
     def to(cls, address: str, timeout_s: float = 5.0) -> Connection:
-        """Raises OSError when nobody answers."""
+        """Connect to this address. Raises OSError when nobody answers."""
         found = socket.socket(socket.AF_UNIX)
         try:
             found.settimeout(timeout_s)
@@ -213,7 +213,7 @@ class Connection:
 
 
 def identity(data: Any) -> ProcessIdentity | None:
-    """The identity that was sent as JSON, None for anything else."""
+    """Read the identity that was sent as JSON, None for anything else."""
     try:
         return ProcessIdentity(**data)
     except TypeError:

@@ -45,7 +45,7 @@ _one_at_a_time = threading.Lock()  # who has read that it is another run's must 
 
 
 def attempts_of(run_folder: str | os.PathLike[str]) -> Path:
-    """The folder that a run's attempts have theirs in."""
+    """Return the folder that a run's attempts have theirs in."""
     return Path(run_folder) / "attempts"
 
 
@@ -86,8 +86,8 @@ class AttemptFolder:
         return create(self.path / CLAIM, f"{os.getpid()} {boot_id()} {run_id}\n")
 
     def _claimed_by(self) -> str | None:
-        """The run that claimed the folder; None when nobody did, or did not say (a torn claim, or one of a version that
-        did not write it)."""
+        """Return the run that claimed the folder; None when nobody did, or did not say (a torn claim, or one of a
+        version that did not write it)."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             words = (self.path / CLAIM).read_text().split()
             return words[2] if len(words) == 3 else None
@@ -135,7 +135,7 @@ class AttemptFolder:
         return self.path / LOG
 
     def log_tail(self) -> str:
-        """The end of its log, empty where there is none."""
+        """Read the end of its log, empty where there is none."""
         return tail(self.log)
 
     @property
@@ -160,7 +160,7 @@ class AttemptFolder:
         return removed
 
     def result(self) -> messages.Last | None:
-        """The last message as it was written before it was sent; None when there is none that parses."""
+        """Read the last message as it was written before it was sent; None when there is none that parses."""
         with contextlib.suppress(BadMessage):
             return messages.last(read_json(self.path / RESULT) or {})
         return None
@@ -180,7 +180,7 @@ class AttemptFolder:
         return read_json(self.path / KILL) or {}
 
     def kill(self, *, would_have: bool = False) -> KillRecord | None:
-        """The record of the kill as far as it is written; would_have: of one that was only observed."""
+        """Read the record of the kill as far as it is written; would_have: of one that was only observed."""
         with contextlib.suppress(BadMessage):
             return KillRecord.from_json(read_json(self.path / (WOULD_KILL if would_have else KILL)))
         return None
@@ -190,7 +190,7 @@ class AttemptFolder:
 
 
 def folders_of(attempts: Path, trial: TrialId) -> list[tuple[int, AttemptFolder]]:
-    """(number, folder) of each attempt of a trial that is here, oldest first."""
+    """List (number, folder) of each attempt of a trial that is here, oldest first."""
     slug = re.compile(re.escape(AttemptId(trial, 0).slug.removesuffix("0")) + r"(\d+)")
     if not attempts.is_dir():
         return []
@@ -201,7 +201,7 @@ def folders_of(attempts: Path, trial: TrialId) -> list[tuple[int, AttemptFolder]
 
 
 def newest_checkpoint(newest_first: Sequence[AttemptFolder]) -> str | None:
-    """The newest checkpoint of any attempt: a later attempt may have died before it wrote its first."""
+    """Find the newest checkpoint of any attempt: a later attempt may have died before it wrote its first."""
     for folder in newest_first:
         if folder.has_checkpoint:
             return os.fspath(folder.checkpoint)

@@ -40,7 +40,7 @@ class Bounds:
 
 
 def measure(environment: Mapping[str, str], worker_limit_bytes: int | None = None) -> Bounds:
-    """The bounds of this process. worker_limit_bytes: of the Dask worker it is, None or 0 where it has none.
+    """Measure the bounds of this process. worker_limit_bytes: of the Dask worker it is, None or 0 where it has none.
 
     Raises HeadroomError when the host's memory cannot be read.
     """
@@ -65,7 +65,7 @@ def measure(environment: Mapping[str, str], worker_limit_bytes: int | None = Non
 
 
 def slurm_bytes(environment: Mapping[str, str]) -> int | None:
-    """What Slurm gave this job on this node, in bytes; None outside of a job, or where it gave all of the node.
+    """Return what Slurm gave this job on this node, in bytes; None outside of a job, or where it gave all of the node.
 
     SLURM_MEM_PER_NODE (--mem) or SLURM_MEM_PER_CPU (--mem-per-cpu) times the job's CPUs here; both in MiB (sbatch(1)).
     """
@@ -81,5 +81,5 @@ def _number(text: str | None) -> int | None:
 
 
 def _machine() -> str:
-    """This boot of this machine: on Linux a unique id, elsewhere an instant, which two machines may share."""
+    """Return this boot of this machine: on Linux a unique id, elsewhere an instant, which two machines may share."""
     return boot_id() if sys.platform == "linux" and boot_id() != "unknown" else f"{socket.gethostname()}/{boot_id()}"

@@ -44,12 +44,12 @@ def resolve_device(device: str) -> str:
 
 
 def overhead_bytes(environment: Environment | None) -> int:
-    """What a worker will hold besides its trials."""
+    """Return what a worker will hold besides its trials."""
     return OVERHEAD_BYTES if environment is None else WORKER_BYTES + int(SPARE_SHARE * environment.runtime_bytes)
 
 
 def facts(device: str, slots: int, environment: Environment | None = None) -> WorkerFacts:
-    """The local worker as it will be: this host's memory, the device's pool (None when it cannot be asked).
+    """Return the local worker as it will be: this host's memory, the device's pool (None when it cannot be asked).
 
     environment: of its trial processes, where one was measured before. Raises HeadroomError when the host's memory
     cannot be read.
@@ -69,7 +69,7 @@ def facts(device: str, slots: int, environment: Environment | None = None) -> Wo
 
 
 def device_pool(device: str, total_bytes: int) -> DevicePool | None:
-    """The memory of the device, None on the CPU and where the driver's tool gives no answer."""
+    """Return the memory of the device, None on the CPU and where the driver's tool gives no answer."""
     if device == "mps":
         return DevicePool(kind="mps", total_bytes=int(total_bytes * METAL_SHARE), unified=True)
     if device != "cuda":

@@ -138,7 +138,7 @@ class HostRegistry:
 
     @classmethod
     def default(cls) -> HostRegistry:
-        """The registry of this user on this host: $HEADROOM_HOST_DIR or <temp dir>/headroom-<uid>."""
+        """Return the registry of this user on this host: $HEADROOM_HOST_DIR or <temp dir>/headroom-<uid>."""
         try:
             return cls(host_folder())
         except FileNotFoundError:  # no temporary folder can be written, or the working directory is gone
@@ -183,7 +183,8 @@ class HostRegistry:
         return os.path.exists(self._path("attempts", reg.key + ".json"))
 
     def tick(self, reg: Registration, step: int, now: float, saved_at: float | None = None) -> None:
-        """The attempt made progress. Cheap (one small write); saved_at: instant of its last good checkpoint."""
+        """Note that the attempt made progress. Cheap (one small write); saved_at: instant of its last good
+        checkpoint."""
         text = f"{step} {now:.3f} {'-' if saved_at is None else f'{saved_at:.3f}'}\n".encode()
         fd = os.open(self._path("attempts", reg.key + ".tick"), os.O_WRONLY | os.O_CREAT | FLAGS, 0o600)
         try:
@@ -193,14 +194,16 @@ class HostRegistry:
 
     @staticmethod
     def resized(reg: Registration, reservation_bytes: int) -> Registration:
-        """The registration when the ledger holds another amount, to be registered again. Growth does not raise the
-        promise, tightening lowers it."""
+        """Return the registration for when the ledger holds another amount, to be registered again.
+
+        Growth does not raise the promise, tightening lowers it.
+        """
         return dataclasses.replace(
             reg, reservation_bytes=reservation_bytes, promised_bytes=min(reg.promised, reservation_bytes)
         )
 
     def deregister(self, reg: Registration) -> None:
-        """The attempt is over and its memory is back. Idempotent."""
+        """Take an attempt off: it is over and its memory is back. Idempotent."""
         for name in (reg.key + ".json", reg.key + ".tick"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path("attempts", name))
@@ -210,7 +213,7 @@ class HostRegistry:
         write_json(self._path("policy.json"), dict(values))
 
     def pressure(self, now: float | None = None) -> HostReading | None:
-        """The watchdog's last reading, None when there is none or it is older than 5 s (treat as closed)."""
+        """Read the watchdog's last reading, None when there is none or it is older than 5 s (treat as closed)."""
         data = read_json(self._path("host.json"))
         now = time.monotonic() if now is None else now
         if not data or data.get("boot_id") != boot_id() or not -1.0 <= now - data["at"] <= STALE_AFTER_S:
@@ -225,7 +228,7 @@ class HostRegistry:
         )
 
     def kill_of(self, attempt: str, pid: int) -> KillStory | None:
-        """The story of the kill of this attempt's process; None if the watchdog never turned on it.
+        """Read the story of the kill of this attempt's process; None if the watchdog never turned on it.
 
         A kill that was called off is told too (`aborted`), unless a later one of the same process was not.
         """

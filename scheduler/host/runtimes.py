@@ -23,7 +23,8 @@ KEPT = 50
 
 
 def key(preload: Sequence[str] | None, allocator: str | None) -> str:
-    """What a ready process depends on: the interpreter, the torch it finds, what it imports, and who allocates how."""
+    """Return what a ready process depends on: the interpreter, the torch it finds, what it imports, and who allocates
+    how."""
     try:
         found = importlib.util.find_spec("torch")
         torch = None if found is None or found.origin is None else (found.origin, os.stat(found.origin).st_mtime_ns)
@@ -35,7 +36,10 @@ def key(preload: Sequence[str] | None, allocator: str | None) -> str:
 
 
 def remember(folder: str, key: str, environment: str, runtime_bytes: int) -> None:
-    """A process of this key was ready: the next plan relies on it. Raises OSError, after which it just does not."""
+    """Note that a process of this key was ready: the next plan relies on it.
+
+    Raises OSError, after which it just does not.
+    """
     path = os.path.join(folder, FILE)
     entries: dict[str, Any] = {k: v for k, v in (read_json(path) or {}).items() if k != key}
     entries[key] = {"environment": environment, "runtime_bytes": runtime_bytes, "unix": round(time.time())}
@@ -44,7 +48,7 @@ def remember(folder: str, key: str, environment: str, runtime_bytes: int) -> Non
 
 
 def known(folder: str, key: str) -> Environment | None:
-    """What the last one of this key held; None when there was none on this host yet. Creates nothing."""
+    """Read what the last one of this key held; None when there was none on this host yet. Creates nothing."""
     path = os.path.join(folder, FILE)
     try:
         if os.stat(path).st_uid != os.geteuid():  # the folder may lie where everybody can make one

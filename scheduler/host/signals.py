@@ -102,7 +102,7 @@ class StackRequest:
             return 0
 
     def answer(self) -> str | None:
-        """What the trial wrote since it was asked (at most 16 KiB), None when it wrote nothing."""
+        """Read what the trial wrote since it was asked (at most 16 KiB), None when it wrote nothing."""
         if not self.asked:
             return None
         with contextlib.suppress(OSError), open(self._log, "rb") as file:

@@ -25,7 +25,7 @@ class BadMessage(ValueError):
 
 
 def finite(value: Any) -> float | None:
-    """The number as a finite float; None for what is none."""
+    """Return the number as a finite float; None for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -36,7 +36,7 @@ def finite(value: Any) -> float | None:
 
 
 def write(value: Any) -> Any:
-    """The value as JSON types."""
+    """Return the value as JSON types."""
     if hasattr(value, "to_json"):
         return value.to_json()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -51,12 +51,12 @@ def write(value: Any) -> Any:
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """A dataclass's fields as JSON types, whatever `to_json` it has."""
+    """Return a dataclass's fields as JSON types, whatever `to_json` it has."""
     return {each.name: write(getattr(value, each.name)) for each in dataclasses.fields(value)}
 
 
 def read(kind: type[T], data: Any) -> T:
-    """A dataclass from its JSON form. Raises BadMessage, and nothing else, whatever is handed in."""
+    """Return a dataclass from its JSON form. Raises BadMessage, and nothing else, whatever is handed in."""
     if not isinstance(data, Mapping):
         raise BadMessage(f"{kind.__name__}: {shown(data)} is no mapping")
     given = {}
@@ -77,7 +77,7 @@ def check_protocol(channel: str, spoken: Any, known: int) -> None:
 
 
 def shown(value: Any) -> str:
-    """The value seen, in an error."""
+    """Return the value seen, in an error."""
     return line(repr(plain(value)), 80)
 
 

@@ -34,7 +34,7 @@ class AttemptId:
 
     @classmethod
     def parse(cls, text: str) -> AttemptId:
-        """The inverse of `str`. Raises ValueError on anything else."""
+        """Parse what `str` made. Raises ValueError on anything else."""
         match = re.fullmatch(r"(.+)/(\d+)/(\d+)", text)
         if match is None:
             raise ValueError(f"not an attempt id: {text!r} (expected STUDY/TRIAL/ATTEMPT)")

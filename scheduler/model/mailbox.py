@@ -30,7 +30,7 @@ class Letter:
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Letter:
-        """The inverse of `to_json`. Raises ValueError or TypeError on anything else."""
+        """Read what `to_json` made. Raises ValueError or TypeError on anything else."""
         number, after, body = data
         if not (isinstance(number, int) and isinstance(after, int) and isinstance(body, dict)):
             raise TypeError(f"not a letter: {str(data)[:200]}")
@@ -60,7 +60,7 @@ class Outbox:
         return Letter(self.last, after, body)
 
     def acknowledged(self, number: int) -> None:
-        """The other side has read every letter up to this one."""
+        """Forget every letter up to this one: the other side has read them."""
         self._read = max(self._read, min(number, self.last))
         while self._kept and self._kept[0][0] <= self._read:
             self._kept.popleft()
@@ -92,7 +92,7 @@ class Inbox:
     _early: dict[int, Letter] = field(default_factory=dict)
 
     def take(self, letter: Letter) -> list[Json]:
-        """What can be read now, in order: nothing for a letter that came before or comes too early."""
+        """Return what can be read now, in order: nothing for a letter that came before or comes too early."""
         known = self._early.get(letter.number)
         # The same letter again after one before it was dropped: what it waits for can only have become less.
         if letter.number > self.heard and (known is None or letter.after < known.after):

@@ -40,7 +40,7 @@ class Footprint:
 
     @classmethod
     def unknown(cls) -> Footprint:
-        """The footprint of a trial nobody can size: it is run alone first."""
+        """Return the footprint of a trial nobody can size: it is run alone first."""
         return cls(host_bytes=0, source=FootprintSource.UNKNOWN)
 
     @property
@@ -82,14 +82,15 @@ class Correction:
     samples: int = 0
 
     def host_bytes(self, prior_bytes: int, runtime_bytes: int) -> int:
-        """What to reserve for an answer of `prior_bytes`, of which `runtime_bytes` are the runtime it assumed."""
+        """Return what to reserve for an answer of `prior_bytes`, of which `runtime_bytes` are the runtime it
+        assumed."""
         above = prior_bytes - runtime_bytes
         corrected = max(0, math.ceil(max(offset + slope * above for offset, slope in self.lines)))
         corrected = min(corrected, above) if self.capped else corrected
         return corrected + (self.runtime_bytes if runtime_bytes else 0)
 
     def largest_prior(self, limit_bytes: int, runtime_bytes: int) -> int:
-        """The largest answer, with `runtime_bytes` in it, for which no more than `limit_bytes` are reserved."""
+        """Return the largest answer, with `runtime_bytes` in it, for which no more than `limit_bytes` are reserved."""
         room = limit_bytes - (self.runtime_bytes if runtime_bytes else 0)
         above = math.floor(min((room - offset) / slope for offset, slope in self.lines))
         return (max(above, room) if self.capped else above) + runtime_bytes

@@ -118,7 +118,7 @@ _WORDS: dict[type, str] = {
 
 
 def to_json(message: Started | Progress | Ticked | Settled | Saved | Note | Called) -> Json:
-    """The message as the trial says it; `parse` is the inverse."""
+    """Return the message as the trial says it; `parse` is the inverse."""
     return {"type": _WORDS[type(message)], **fields_of(message)}
 
 
@@ -146,7 +146,7 @@ class Ready:
 
 
 def ready(message: Mapping[str, Any]) -> Ready | None:
-    """The message by which a trial process says that it is ready, None for any other.
+    """Return the message by which a trial process says that it is ready, None for any other.
 
     Raises BadMessage for one of another version, or with a field that is none.
     """
@@ -186,12 +186,12 @@ class Task:
         return {"protocol": PROTOCOL, **fields_of(self)}
 
     def for_trial(self) -> Json:
-        """The line that the trial process gets."""
+        """Return the line that the trial process gets."""
         return {name: value for name, value in self.to_json().items() if name != "reserved_bytes"}
 
     @classmethod
     def from_json(cls, data: Any) -> Task:
-        """The inverse of `to_json`. Raises BadMessage."""
+        """Return the inverse of `to_json`. Raises BadMessage."""
         if isinstance(data, Mapping):
             check_protocol("whoever wrote this task", data.get("protocol"), PROTOCOL)
         return read(cls, data)
@@ -228,7 +228,7 @@ ToTrial = StopTrial | AnswerTrial
 
 
 def parse(message: Mapping[str, Any]) -> TrialMessage:
-    """The message, every field of its type and bounded. Raises BadMessage; nothing else, whatever is handed in."""
+    """Parse a message, every field of its type and bounded. Raises BadMessage; nothing else, whatever is handed in."""
     memory = {name: _bytes(message.get(name)) for name in ("peak_bytes", "device_bytes")}
     match message.get("type"):
         case "started":
@@ -251,7 +251,7 @@ def parse(message: Mapping[str, Any]) -> TrialMessage:
 
 
 def last(message: Mapping[str, Any]) -> Last:
-    """A final message. Raises BadMessage for one that is none."""
+    """Parse a final message. Raises BadMessage for one that is none."""
     kind, found = message.get("type"), message.get("result")
     if kind == "result" and not isinstance(found, Mapping):
         raise BadMessage(f"a result that is no mapping: {line(found, 80)!r}")

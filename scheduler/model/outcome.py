@@ -98,7 +98,7 @@ class KillRecord:
         return any(name in _LAST_STEPS for name, _ in self.steps)
 
     def to_json(self) -> Json:
-        """A JSON object; `from_json` is the inverse."""
+        """Return a JSON object; `from_json` is the inverse."""
         return {
             "kill_id": self.kill_id,
             "rule": self.rule,
@@ -111,7 +111,8 @@ class KillRecord:
 
     @classmethod
     def from_json(cls, data: Any) -> KillRecord:
-        """A record, or what the watchdog's story in the attempt's folder says of it (where each step is a mapping).
+        """Read a record, or what the watchdog's story in the attempt's folder says of it (where each step is a
+        mapping).
 
         Bounded: a trial's own code can write to that folder. Raises BadMessage for what is neither.
         """
@@ -179,10 +180,10 @@ class Outcome:
     result: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> Json:
-        """A JSON object; `from_json` is the inverse."""
+        """Return a JSON object; `from_json` is the inverse."""
         return fields_of(self)
 
     @classmethod
     def from_json(cls, data: Any) -> Outcome:
-        """The inverse of `to_json`. Raises BadMessage."""
+        """Return the inverse of `to_json`. Raises BadMessage."""
         return read(cls, data)

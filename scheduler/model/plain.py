@@ -23,7 +23,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but line feed and
 
 
 def plain(value: Any) -> Any:
-    """The value as bounded JSON; what is no JSON becomes its text."""
+    """Return the value as bounded JSON; what is no JSON becomes its text."""
     return _Plain().of(value, MAX_DEPTH)
 
 
@@ -46,7 +46,7 @@ def _cut(found: str, limit: int) -> str:
 
 
 def line(value: Any, limit: int = 500) -> str:
-    """The text on one line."""
+    """Return the text on one line."""
     return text(" ".join(text(value).split()), limit)
 
 
@@ -93,7 +93,7 @@ class _Plain:
 
 
 def whole(value: int) -> int | float | str:
-    """The integer if 64 bits hold it, else the nearest float, else how large it is."""
+    """Return the integer if 64 bits hold it, else the nearest float, else how large it is."""
     if -WIDEST <= value < WIDEST:
         return int(value)
     try:

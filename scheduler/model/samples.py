@@ -151,7 +151,7 @@ class HostSample:
 
 
 def to_json(value: Any) -> Any:
-    """A sample as JSON types; `host_sample_from_json` is the inverse for a HostSample."""
+    """Return a sample as JSON types; `host_sample_from_json` is the inverse for a HostSample."""
     return dataclasses.asdict(value)
 
 
@@ -161,7 +161,7 @@ def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def host_sample_from_json(data: Mapping[str, Any]) -> HostSample:
-    """A HostSample from its JSON form; unknown keys are ignored, so that old readers take newer traces."""
+    """Read a HostSample from its JSON form; unknown keys are ignored, so that old readers take newer traces."""
     trials = data.get("trials")
     return HostSample(
         at=data["at"],

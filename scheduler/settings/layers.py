@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, {} for an empty one. Raises UsageError: unreadable, no YAML, no mapping."""
+    """Read the mapping in a YAML file, {} for an empty one. Raises UsageError: unreadable, no YAML, no mapping."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -71,7 +71,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_scalar(text: str) -> Any:
-    """What a value in the environment means: the same as in a file (`3`, `true`, `[1, 3]`, `90%`)."""
+    """Parse a value of the environment: it means the same as in a file (`3`, `true`, `[1, 3]`, `90%`)."""
     try:
         return yaml.load(text, _Loader)
     except yaml.YAMLError:
@@ -110,7 +110,7 @@ class Layers:
 
 
 def group_of(info: FieldInfo) -> type[BaseModel] | None:
-    """The nested model of a field that is a group of keys (also an optional one), None for a plain key."""
+    """Return the nested model of a field that is a group of keys (also an optional one), None for a plain key."""
     for kind in (info.annotation, *get_args(info.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -153,7 +153,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def closest_leaf(word: str, leaves: list[str]) -> str | None:
-    """The full path whose last part is closest: `stall_after_s` at the top level means watchdog.stall_after_s."""
+    """Find the full path whose last part is closest: `stall_after_s` at the top level means watchdog.stall_after_s."""
     by_last = {leaf.rsplit(".", 1)[-1]: leaf for leaf in leaves}
     found = closest(word, by_last)
     return by_last[found] if found else None
@@ -177,7 +177,7 @@ def from_environment(environ: Mapping[str, str], model: type[BaseModel]) -> dict
 
 
 def explain(error: ValidationError, layers: Layers, model: type[BaseModel]) -> str:
-    """The first problem of a failed validation as one line: source, key, value seen, what it must be."""
+    """Tell the first problem of a failed validation in one line: source, key, value seen, what it must be."""
     problems = error.errors(include_url=False)
     first = problems[0]
     loc = [part for part in first["loc"] if not (isinstance(part, str) and part.startswith(("function-", "literal[")))]
@@ -206,7 +206,7 @@ def _shown(path: KeyPath, value: Any) -> Any:
 
 
 def short(value: Any) -> str:
-    """The value as an error line shows it: without passwords, and cut."""
+    """Return the value as an error line shows it: without passwords, and cut."""
     text = masking.scrubbed(repr(value))
     return text if len(text) <= 60 else text[:57] + "…"
 

@@ -46,7 +46,8 @@ def load(
     experiments: tuple[Path, ...] = (),
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Settings out of arguments (dotted key -> value, None: not given), environment, files and defaults, in this order.
+    """Make Settings of arguments (dotted key -> value, None: not given), environment, files and defaults, in this
+    order.
 
     config: instead of configs/schedule.yaml. experiments: files that each name studies of their own; keys that belong
     to the batch must agree between them. Raises UsageError, one line.
@@ -98,7 +99,7 @@ def default_name(keys: StudyKeys) -> str:
 
 
 def _as_name(objective: str) -> str:
-    """A run's name out of a study's, or out of `FILE.py:NAME`: letters, digits, dots, dashes and underscores."""
+    """Make a run's name of a study's, or out of `FILE.py:NAME`: letters, digits, dots, dashes and underscores."""
     where, _, function = objective.rpartition(":")
     words = f"{Path(where).stem}-{function}" if where.endswith(".py") else objective
     return re.sub(r"[^A-Za-z0-9._]+", "-", words)[:80].strip("-._") or "study"
@@ -107,7 +108,7 @@ def _as_name(objective: str) -> str:
 def _check_objective_keys(
     arguments: Mapping[str, Any], variables: Mapping[sources.KeyPath, Any], experiments: tuple[Path, ...]
 ) -> None:
-    """What belongs to the built-in training means nothing to an objective: better refused than not done."""
+    """Refuse what belongs to the built-in training: it means nothing to an objective."""
     if experiments:
         raise UsageError(f"--experiment {experiments[0]} is for the built-in training; leave it out with --objective")
     given = {*arguments, *(path[0] for path in variables)}
@@ -154,12 +155,12 @@ def _nested(key_path: sources.KeyPath, value: Any) -> dict[str, Any]:
 
 
 def _absolute(key_path: sources.KeyPath, value: Any) -> Any:
-    """A path given by argument or variable is relative to where the command was started."""
+    """Make a path absolute that is relative to where the command was started (by argument or variable)."""
     return os.path.abspath(os.path.expanduser(str(value))) if key_path[0] in PATHS and value else value
 
 
 def _lay_search_space(layers: sources.Layers) -> None:
-    """What no file says of the search comes from the file `hpo`; it lies under everything else."""
+    """Take what no file says of the search from the file `hpo`; it lies under everything else."""
     path = Path(layers.values.get("hpo") or configs_root() / Settings.model_fields["hpo"].default)
     layers.values["hpo"] = path
     values = sources.read_yaml(path)
@@ -177,7 +178,7 @@ def _lay_search_space(layers: sources.Layers) -> None:
 
 
 def _check_search_names(keys: StudyKeys, sample: str) -> None:
-    """The built-in sampler reads the parameters of the shipped file and no others; a user's own may know more."""
+    """Refuse parameters that the built-in sampler does not read; a user's own may know more."""
     if sample != Training().sample:
         return
     known = sources.read_yaml(configs_root() / "hpo" / "architectural_search.yaml")["training_search_space"]

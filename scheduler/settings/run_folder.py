@@ -87,7 +87,7 @@ def has_secret(settings: Settings) -> bool:
 
 
 def resolved_yaml(settings: Settings) -> str:
-    """The settings as YAML text, without passwords."""
+    """Return the settings as YAML text, without passwords."""
     return yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -172,7 +172,7 @@ class Training(Frozen):
 
 
 def _watchdog_model() -> type[BaseModel]:
-    """The watchdog's keys, made from `policy.thresholds.Thresholds` so that nothing is typed twice."""
+    """Make the watchdog's keys from `policy.thresholds.Thresholds` so that nothing is typed twice."""
     hints = get_type_hints(Thresholds)
     fields: dict[str, Any] = {}
     for each in dataclasses.fields(Thresholds):
@@ -423,7 +423,7 @@ class Settings(StudyKeys):
         return tuple(specs.values())
 
     def _objective_study(self) -> StudySpec:
-        """The study of an Optuna objective: all that is known of it before it is asked."""
+        """Describe the study of an Optuna objective: all that is known of it before it is asked."""
         threads = self.threads or 1
         return StudySpec(
             name=self.study or self.name,

@@ -21,7 +21,7 @@ from scheduler.study.transactions import Begun
 
 
 def make_sampler(seed: int, candidates: Sequence[Mapping[str, Any]] = ()) -> optuna.samplers.BaseSampler:
-    """The sampler of every study: TPE, where trials that run are counted as bad until they end (constant liar).
+    """Make the sampler of every study: TPE, where trials that run are counted as bad until they end (constant liar).
 
     A parameter that is a field of the candidates is drawn as one of them, and so is `architecture`, one's index.
     """

@@ -58,7 +58,10 @@ class Choice:
 
 
 def sampler_named(name: str, seed: int) -> Callable[[str, int], BaseSampler]:
-    """A maker of the sampler. Raises UsageError for a name that is none, or that needs a library that is not here."""
+    """Return a maker of the sampler.
+
+    Raises UsageError for a name that is none, or that needs a library that is not here.
+    """
     if name not in SAMPLERS:
         raise UsageError(f"--sampler {name!r} must be one of {', '.join(SAMPLERS)}, or module:function")
     for library in NEEDS.get(name, ()):
@@ -79,14 +82,14 @@ def sampler_named(name: str, seed: int) -> Callable[[str, int], BaseSampler]:
 
 
 def pruner_named(name: str) -> Callable[[], BasePruner]:
-    """A maker of the pruner. Raises UsageError for a name that is none."""
+    """Return a maker of the pruner. Raises UsageError for a name that is none."""
     if name not in PRUNERS:
         raise UsageError(f"--pruner {name!r} must be one of {', '.join(PRUNERS)}, or module:function")
     return PRUNERS[name]
 
 
 def made_by(function: Callable[[], Any], path: str, kind: type[Any], flag: str) -> Any:
-    """What the user's function makes. Raises UsageError when it raises, or makes something else."""
+    """Call the user's function and return what it makes. Raises UsageError when it raises, or makes something else."""
     if inspect.isclass(function) and not issubclass(function, kind):
         raise UsageError(f"{flag} {path} is a {function.__name__}, not a {kind.__name__} of Optuna")
     try:

@@ -30,28 +30,29 @@ def to_json(distribution: BaseDistribution) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> BaseDistribution:
-    """The inverse of `to_json`. Raises ValueError."""
+    """Read what `to_json` made. Raises ValueError."""
     return json_to_distribution(json.dumps(data))
 
 
 def from_text(text: str) -> BaseDistribution:
-    """The distribution of a `Question`."""
+    """Return the distribution of a `Question`."""
     return json_to_distribution(text)
 
 
 def question(name: str, distribution: BaseDistribution) -> Question:
-    """The suggest that asks for it."""
+    """Return the suggest that asks for it."""
     is_discrete = isinstance(distribution, CategoricalDistribution | IntDistribution)
     return Question(name, distribution_to_json(distribution), is_discrete)
 
 
 def answered(params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> list[Answered]:
-    """A trial's parameters in the order in which they were asked, which is the order in which Optuna gives them."""
+    """Return a trial's parameters in the order in which they were asked, which is the order in which Optuna gives
+    them."""
     return [(question(name, distributions[name]), value) for name, value in params.items()]
 
 
 def space(distributions: Mapping[str, BaseDistribution]) -> dict[str, Distribution]:
-    """What sizing must know of them."""
+    """Return what sizing must know of them."""
     return {name: _plain(distribution) for name, distribution in distributions.items()}
 
 

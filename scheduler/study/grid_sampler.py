@@ -76,7 +76,7 @@ class GridSampler(optuna.samplers.BaseSampler):
 
 
 def nearest(candidates: Sequence[Candidate], wanted: Mapping[str, Any]) -> Candidate:
-    """The candidate at the smallest distance (the first of several): each field counts by the part of its range,
+    """Find the candidate at the smallest distance (the first of several): each field counts by the part of its range,
     numbers above 0 on a logarithmic scale; what is no number agrees or does not."""
     apart = [_distance(name, value, [c[name] for c in candidates]) for name, value in wanted.items()]
     return min(candidates, key=lambda c: sum(far(c) ** 2 for far in apart))

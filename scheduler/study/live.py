@@ -62,14 +62,14 @@ class LiveTrial:
         return self.known()
 
     def known(self) -> Json:
-        """What it has, and what it will be answered."""
+        """Return what it has, and what it will be answered."""
         return {
             name: {"value": value, "distribution": distributions.to_json(self.trial.distributions[name])}
             for name, value in self.trial.params.items()
         }
 
     def asked(self, name: str, value: Any, data: Mapping[str, Any]) -> None:
-        """It has asked for what it had been told ahead, and has answered itself."""
+        """Note that it has asked for what it had been told ahead, and has answered itself."""
         if name in self._storage.unasked:
             self._storage.asked(name)
         elif name not in self.trial.params:  # an attempt before this one went another way meanwhile
@@ -79,7 +79,10 @@ class LiveTrial:
             self._begin()
 
     def suggest(self, name: str, data: Mapping[str, Any]) -> Any:
-        """It asks for something else. What was told ahead and not yet asked for is forgotten: it went another way."""
+        """Suggest something else that it asks for.
+
+        What was told ahead and not yet asked for is forgotten: it went another way.
+        """
         distribution = distributions.from_json(data)
         drawn = self._storage.unasked.get(name)
         if drawn is not None and drawn[1] == distribution:
@@ -106,7 +109,7 @@ class LiveTrials:
             self._branches.learn(asked, whole=trial.state is TrialState.COMPLETE)
 
     def begin(self, begun: Begun) -> tuple[LiveTrial, Json]:
-        """The trial, and what it is told ahead."""
+        """Begin the trial; return it, and what it is told ahead."""
 
         def ask(seen: AheadStorage) -> optuna.Trial:
             study = self._study
@@ -121,7 +124,7 @@ class LiveTrials:
         return self._trials.get(number)
 
     def end(self, number: int) -> None:
-        """It has its final state."""
+        """Forget a trial that has its final state."""
         if (live := self._trials.get(number)) is not None:
             self.learn(self._storage.get_trial(live.trial_id))
             del self._trials[number]
@@ -135,7 +138,7 @@ class LiveTrials:
                     live.trial.report(value, step)
 
     def answer(self, number: int, method: str, arguments: Mapping[str, Any]) -> Json:
-        """What the trial gets for a call: {"value": ...}, or what Optuna raised: {"error": text, "kind": its class}."""
+        """Answer a call of the trial's: {"value": ...}, or what Optuna raised: {"error": text, "kind": its class}."""
         live = self._trials.get(number)
         if live is None:
             return {"error": f"trial {number} is not running", "kind": "RuntimeError"}

@@ -47,7 +47,7 @@ def run(task: Mapping[str, Any], progress: Any) -> Json:
 
 
 def checked(found: Any, objectives: int) -> list[float]:
-    """The values, as many as there are directions, none of them NaN. Raises ValueError in Optuna's words."""
+    """Return the values, as many as there are directions, none of them NaN. Raises ValueError in Optuna's words."""
     given = list(found) if isinstance(found, Sequence) and not isinstance(found, str | bytes) else [found]
     values = []
     for value in given:
@@ -68,7 +68,10 @@ def checked(found: Any, objectives: int) -> list[float]:
 
 
 def load(function: str) -> tuple[Objective, tuple[type[BaseException], ...]]:
-    """(the function, the errors that do not end its study). Raises NotImported, whatever its module raises."""
+    """Import the objective: (the function, the errors that do not end its study).
+
+    Raises NotImported, whatever its module raises.
+    """
     try:
         if function.startswith((PICKLE_FILE, PICKLED)):
             return _unpickled(function)
@@ -105,7 +108,7 @@ def _named(function: str) -> Any:
 
 
 def _file(path: Path) -> Any:
-    """The file as a module; what lies beside it can be imported, as when it is started."""
+    """Import the file as a module; what lies beside it can be imported, as when it is started."""
     path = path.absolute()
     if not path.exists():
         raise FileNotFoundError(f"no file {path}")
@@ -131,7 +134,7 @@ def _require_one_argument(found: Callable[..., Any]) -> None:
 
 
 def shown(function: str) -> str:
-    """The function as a user knows it."""
+    """Return the function as a user knows it."""
     return "the given function" if function.startswith((PICKLE_FILE, PICKLED)) else function
 
 

@@ -41,18 +41,18 @@ CONSTRAINT = "constraints:{}"  # a system attribute: a number above 0 is infeasi
 
 
 def missing() -> list[str]:
-    """What the installed Optuna no longer has; empty when it is a release that this project knows."""
+    """List what the installed Optuna no longer has; empty when it is a release that this project knows."""
     columns = [f"{row.__name__}.{name}" for row, names in COLUMNS.items() for name in names if not hasattr(row, name)]
     return columns + [f"RDBStorage.{name}" for name in METHODS if not hasattr(RDBStorage, name)]
 
 
 def engine(storage: RDBStorage) -> sqlalchemy.engine.Engine:
-    """The storage's connections."""
+    """Return the storage's connections."""
     return storage.engine
 
 
 def add_trial(storage: RDBStorage, session: Any, study_id: int, template: FrozenTrial) -> TrialRow:
-    """A new trial like the template, with the study's next number. As `create_new_trial`, in this session."""
+    """Add a new trial like the template, with the study's next number. As `create_new_trial`, in this session."""
     return storage._get_prepared_new_trial(study_id, template, session)
 
 
@@ -67,12 +67,12 @@ def number(trial: TrialRow) -> int:
 
 
 def frozen(storage: RDBStorage, trial: TrialRow) -> FrozenTrial:
-    """The trial as its row's session sees it. As `get_trial`."""
+    """Return the trial as its row's session sees it. As `get_trial`."""
     return storage._build_frozen_trial_from_trial_model(trial)
 
 
 def set_values(storage: RDBStorage, session: Any, trial: TrialRow, values: Sequence[float]) -> None:
-    """The trial's values, one per objective. As `set_trial_state_values`."""
+    """Set the trial's values, one per objective. As `set_trial_state_values`."""
     for objective, value in enumerate(values):
         storage._set_trial_value_without_commit(session, trial, objective, value)
 

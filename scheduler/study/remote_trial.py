@@ -246,7 +246,7 @@ class RemoteStudy:
 
 
 def answer(pipe: Pipe, method: str, arguments: Mapping[str, Any]) -> Any:
-    """The value of a call; what Optuna raised is raised again here."""
+    """Return the value of a call; what Optuna raised is raised again here."""
     _bounded(arguments, method)
     found = pipe.call(method, arguments)
     if "error" not in found:
@@ -257,7 +257,10 @@ def answer(pipe: Pipe, method: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _bounded(value: Any, what: str) -> Any:
-    """The value, if it can travel whole. Raises TypeError and ValueError as JSON does, ValueError for one too long."""
+    """Return the value, if it can travel whole.
+
+    Raises TypeError and ValueError as JSON does, ValueError for one too long.
+    """
     if len(json.dumps(value)) > MAX_CALL:
         raise ValueError(f"{what} is longer than {MAX_CALL} characters; keep it in a file, and its path in the study")
     return value

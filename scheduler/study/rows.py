@@ -50,7 +50,7 @@ class LeftTrial:
 
 
 def row(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial as one flat mapping; times are ISO 8601, local."""
+    """Return a trial as one flat mapping; times are ISO 8601, local."""
     attrs = {key: value for key, value in trial.user_attrs.items() if key not in HIDDEN_ATTRS}
     started, ended = trial.datetime_start, trial.datetime_complete
     return {
@@ -68,7 +68,7 @@ def row(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def observation(trial: FrozenTrial) -> Observation | None:
-    """What a finished trial teaches about footprints; None when it says nothing.
+    """Return what a finished trial teaches about footprints; None when it says nothing.
 
     Only a peak that can be trusted is under this name (`story.final_attrs`). A trial killed for memory has shown "at
     least this much". Without a prediction (0) it corrects none, but says what its study's trials take. Of a study that
@@ -91,7 +91,7 @@ def observation(trial: FrozenTrial) -> Observation | None:
 
 
 def peak_observations(trials: Sequence[FrozenTrial]) -> list[PeakObservation]:
-    """What trials that nobody had a formula for took with their parameters, in the order in which they ended.
+    """Return what trials that nobody had a formula for took with their parameters, in the order in which they ended.
 
     The same as `core.sizing` learns while they run: whole trials, and as "at least" those killed for memory and pruned.
     """
@@ -131,7 +131,7 @@ def best_of(spec: StudySpec, trials: Sequence[FrozenTrial]) -> tuple[float, int]
 
 
 def left_trial(study: str, trial: FrozenTrial, folder: str | None, lease: tuple[str, Any] | None = None) -> LeftTrial:
-    """A RUNNING trial as its attributes tell it."""
+    """Return a RUNNING trial as its attributes tell it."""
     attrs = trial.user_attrs
     return LeftTrial(
         trial=TrialId(study, trial.number),

@@ -31,7 +31,7 @@ class Beginning:
 def beginning(
     storage: optuna.storages.BaseStorage, spec: StudySpec, architectures: Sequence[Mapping[str, Any]], count: int
 ) -> Beginning | None:
-    """The best `count` trials of the nearest finished study; None where there is none.
+    """Find the best `count` trials of the nearest finished study; None where there is none.
 
     Nearest: the same budget first, then the nearest horizon. Architectures are taken over only where both studies have
     the same list; of another budget's trials the rest of the parameters is.

@@ -305,7 +305,7 @@ class StudyStore:
         raise HeadroomError(f"{MAX_MISFITS} proposals in a row do not fit {command.limit_bytes} bytes")
 
     def _begin_live(self, opened: _Open, trials: LiveTrials, begun: Begun) -> TrialAsked:
-        """The trial, with what it will ask as far as that is known."""
+        """Begin the trial, with what it will ask as far as that is known."""
         live, ahead = trials.begin(begun)
         params = dict(live.trial.params)
         given = self._choice.memory(params)
@@ -409,7 +409,8 @@ class StudyStore:
         )
 
     def _micro_batch(self, params: Mapping[str, Any], context: Mapping[str, Any], command: AskTrial) -> int | None:
-        """The largest whose corrected footprint fits: said to the training side as a limit for its own answer."""
+        """Return the largest whose corrected footprint fits: said to the training side as a limit for its own
+        answer."""
         if self.functions.micro_batch is None:
             return context.get("target_effective_batch")
         limit, device_limit = command.limit_bytes, command.device_limit_bytes
@@ -444,7 +445,7 @@ class StudyStore:
     def _fitting(
         self, opened: _Open, command: AskTrial, params: Mapping[str, Any] | None = None
     ) -> list[Mapping[str, Any]]:
-        """The study's architectures that fit with these other parameters (or none), each with its index."""
+        """Return the study's architectures that fit with these other parameters (or none), each with its index."""
         context = asked_context(opened.spec.context, command)
         indexed: list[Mapping[str, Any]] = [
             {"architecture": index, **architecture} for index, architecture in enumerate(opened.architectures)
@@ -598,7 +599,7 @@ class StudyStore:
         self._connect().set_study_attr(opened.id, f"driver.{self.run}", lease)
 
     def expired(self) -> list[LeftTrial]:
-        """RUNNING trials of other runs whose driver's lease has stood still for too long, to be taken over."""
+        """List RUNNING trials of other runs whose driver's lease has stood still for too long, to be taken over."""
         found: list[LeftTrial] = []
         now = self._clock()
         for name, opened in list(self._open.items()):
@@ -628,13 +629,13 @@ class StudyStore:
             return [row(trial) for trial in self._open[study].study.get_trials(deepcopy=False)]
 
     def best(self, study: str) -> dict[str, Any] | None:
-        """The row of the COMPLETE trial with the smallest value; None while there is none."""
+        """Return the row of the COMPLETE trial with the smallest value; None while there is none."""
         complete = [r for r in self.rows(study) if r["state"] == FinalState.COMPLETE.value]
         return min(complete, key=lambda r: (r["value"], r["number"]), default=None)
 
 
 def asked_context(context: Mapping[str, Any], command: AskTrial) -> dict[str, Any]:
-    """The study's context and where the trial may run: what the training side sizes it for."""
+    """Return the study's context and where the trial may run: what the training side sizes it for."""
     runtime_bytes = command.correction.runtime_bytes
     return {
         **context,

@@ -70,7 +70,7 @@ class Full:
 
 
 def sqlite_path(url: str) -> Path | None:
-    """The file of an SQLite URL; None for any other database and for one in memory."""
+    """Return the file of an SQLite URL; None for any other database and for one in memory."""
     parsed = sqlalchemy.engine.make_url(url)
     if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
         return None
@@ -116,7 +116,7 @@ def _check_file(path: Path) -> None:
 
 
 def _check_content(path: Path) -> None:
-    """A file that was cut off or overwritten, or another program's, is better refused than found out in the middle."""
+    """Refuse a file that was cut off or overwritten, or another program's, before anything is under way."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S)) as found:
             tables = {name for (name,) in found.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -168,7 +168,7 @@ def _engine_kwargs(url: str) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """The driver's own message, without SQLAlchemy's statement and link, and without passwords."""
+    """Return the driver's own message, without SQLAlchemy's statement and link, and without passwords."""
     cause = getattr(error, "orig", None) or error
     return " ".join(scrubbed(str(cause)).split()) or type(cause).__name__
 
@@ -207,7 +207,8 @@ def clean(value: Any) -> Any:
 
 
 def _attribute(value: Any) -> str:
-    """An attribute's JSON. Larger than a column of MySQL holds, it is cut to its text: the study matters more."""
+    """Return an attribute's JSON. Larger than a column of MySQL holds, it is cut to its text: the study matters
+    more."""
     text = json.dumps(plain(value))
     return text if len(text) <= MAX_ATTRIBUTE else json.dumps(bounded_text(text, MAX_ATTRIBUTE // 2))
 
@@ -260,7 +261,7 @@ class Rdb:
             self.file.close()
 
     def _refuse_another_file(self, *_: Any) -> None:
-        """A connection made after the file was removed would begin a new, empty database in its place."""
+        """Refuse a connection after the file was removed: it would begin a new, empty database in its place."""
         if self.file is not None and (fate := self.file.lost()) is not None:
             raise sqlite3.OperationalError(f"the study database {self.file.path} {fate}")
 
@@ -298,7 +299,7 @@ class Rdb:
 
     @contextmanager
     def _transaction(self, study_id: int) -> Iterator[Any]:
-        """A session that holds the study's lock: its row's, or (SQLite has none) the whole file's."""
+        """Open a session that holds the study's lock: its row's, or (SQLite has none) the whole file's."""
         with translated(), Session(self.engine) as session, session.begin():
             session.query(StudyRow).filter_by(study_id=study_id).with_for_update().one()
             yield session
@@ -498,7 +499,8 @@ class Rdb:
 
     @staticmethod
     def _require_lease(session: Any, study_id: int, lease: tuple[str, Any] | None) -> None:
-        """A takeover acts on the very lease it saw expire: one renewed meanwhile means that its driver lives."""
+        """Raise unless the lease is the very one that was seen to expire: one renewed meanwhile means that its driver
+        lives."""
         if lease is None:
             return
         key, expected = lease

@@ -53,13 +53,13 @@ class View:
             self._keys.stop()
 
     def line(self, text: str) -> None:
-        """A log line; the sink of `log.configure`."""
+        """Show a log line; the sink of `log.configure`."""
         # When the reader of our stderr is gone the batch goes on.
         with self._lock, contextlib.suppress(OSError, ValueError):
             print(text, file=self._stream, flush=True)
 
     def update(self, snapshot: Snapshot) -> None:
-        """The batch's state, as often as one likes."""
+        """Show the batch's state, as often as one likes."""
         now, done = self._clock(), sum(study.done for study in snapshot.studies)
         due = self._last_at is None or done != self._last_done or now - self._last_at >= PLAIN_EVERY_S
         if due:
@@ -114,7 +114,7 @@ class LiveView(View):
 
 
 def choose(stream: TextIO | None = None) -> View:
-    """The live view where stderr is a terminal that can draw, else plain lines."""
+    """Choose the live view where stderr is a terminal that can draw, else plain lines."""
     console = Console(file=stream, stderr=stream is None)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveView(console)
@@ -125,7 +125,7 @@ def choose(stream: TextIO | None = None) -> View:
 
 
 def plain(snapshot: Snapshot) -> str:
-    """The batch in one line."""
+    """Tell the batch in one line."""
     done, quota = sum(s.done for s in snapshot.studies), sum(s.quota for s in snapshot.studies)
     reserved, capacity = sum(w.reserved_bytes for w in snapshot.workers), snapshot.capacity_bytes
     used = sum(w.used_bytes or 0 for w in snapshot.workers)
@@ -138,7 +138,7 @@ def plain(snapshot: Snapshot) -> str:
 
 
 def draw(snapshot: Snapshot, height: int = 40) -> RenderableType:
-    """The tables, cut to a terminal of `height` lines."""
+    """Draw the tables, cut to a terminal of `height` lines."""
     if not snapshot.studies:
         return Text("starting the workers …", style="dim")
     rows = max(3, min(MOST_TRIALS, height - len(snapshot.studies) - len(snapshot.workers) - 12))

@@ -97,7 +97,7 @@ def configure(level: str = "info", sink: Sink | None = None) -> None:
 
 
 def get(**context: Any) -> Any:
-    """A logger; `context` stands on each of its lines."""
+    """Return a logger; `context` stands on each of its lines."""
     return structlog.get_logger(**context)
 
 

@@ -94,7 +94,7 @@ def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, S
 
 
 def to_csv(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> str:
-    """The CSV text: one line per trial, empty where a trial lacks a value."""
+    """Return the CSV text: one line per trial, empty where a trial lacks a value."""
     full = [{"study": spec.name, **_size(spec), **row} for spec in studies for row in rows.get(spec.name, ())]
     there = {key for row in full for key in row} - {"asked.params"}
     others = sorted(there - set(COLUMNS))
@@ -112,8 +112,8 @@ def _size(spec: StudySpec) -> dict[str, Any]:
 
 
 def best_row(rows: Iterable[Row], spec: StudySpec | None = None) -> Row | None:
-    """The completed trial with the best value (the smallest), the earliest of equals; None while there is none, and
-    where a trial has several values."""
+    """Return the completed trial with the best value (the smallest), the earliest of equals; None while there is none,
+    and where a trial has several values."""
     if spec is not None and len(spec.directions) > 1:
         return None
     sign = -1 if spec is not None and spec.directions[0] == "maximize" else 1
@@ -174,7 +174,7 @@ def best_lines(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) 
 
 
 def barren(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """A remark for each study that has ended trials and not one of them COMPLETE."""
+    """Make a remark for each study that has ended trials and not one of them COMPLETE."""
     found = {}
     for spec in studies:
         ended = [row for row in rows.get(spec.name, ()) if row["state"] in FINAL and row.get("retried") is None]
@@ -186,7 +186,7 @@ def barren(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> d
 
 
 def plan_table(plan: Plan) -> Table:
-    """The dry run's table: one line per study."""
+    """Make the dry run's table: one line per study."""
     if all(study.spec.define_by_run for study in plan.studies):
         table = _table("study", "trials", "directions", "footprint", "at once")
         for study in plan.studies:
@@ -221,7 +221,7 @@ def print_plan(plan: Plan, *, as_json: bool, stream: TextIO | None = None) -> No
 
 
 def _limit(facts: WorkerFacts) -> str:
-    """What the worker may use, and what says so where it is not simply all of the RAM."""
+    """Return what the worker may use, and what says so where it is not simply all of the RAM."""
     size = gib(facts.worker_limit_bytes or facts.limit_bytes)
     source = {"cgroup": "cgroup", "slurm": "Slurm's --mem", "dask": "dask worker --memory-limit"}.get(
         facts.limit_source

@@ -28,7 +28,7 @@ WORDS = {
 
 
 def snapshot(brain: BatchState, *, run: str, now: float, elapsed_s: float, dashboard: str | None) -> Snapshot:
-    """The whole batch at instant `now` (monotonic)."""
+    """Take a snapshot of the whole batch at instant `now` (monotonic)."""
     trials = []
     for row in brain.ledger:
         for attempt, held in row.reservations.items():

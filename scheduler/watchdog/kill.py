@@ -306,7 +306,7 @@ class Kill:
             self._log("kill.not_recorded", kill_id=self.kill_id, step=step, error=str(error))
 
     def _write_story(self, **last: Any) -> None:
-        """The whole story in the attempt's folder, for people. last: a step that is about to be recorded."""
+        """Write the whole story into the attempt's folder, for people. last: a step that is about to be recorded."""
         story = next((s for s in reversed(self._registry.kills()) if s.kill_id == self.kill_id), None)
         if story is None or self._folder is None:
             return
@@ -334,7 +334,7 @@ def write_story(
 
 
 def _free(host: HostMemory) -> int | None:
-    """What may still be taken, swap included: a victim's swapped part comes back there."""
+    """Return what may still be taken, swap included: a victim's swapped part comes back there."""
     if host.available_bytes is None:
         return None
     return host.available_bytes + (host.swap_free_bytes or 0)

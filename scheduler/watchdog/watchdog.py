@@ -89,7 +89,7 @@ def log(event: str, **data: Any) -> None:
 
 
 class Sampler:
-    """The watchdog's eyes: registrations, ticks and measurements put together."""
+    """The watchdog's sampler: registrations, ticks and measurements put together."""
 
     def __init__(self, registry: HostRegistry, thresholds: Thresholds) -> None:
         self._registry = registry
@@ -173,7 +173,7 @@ class Sampler:
         )
 
     def _forget_orphan(self, reg: Registration) -> None:
-        """The agent deregisters; where it is gone too, nobody else would."""
+        """Deregister where the agent, who would do it, is gone too."""
         if reg.owner_start is not None and self.start_time(reg.owner_pid) != reg.owner_start:
             self._registry.deregister(reg)
             log("registration.removed", attempt=reg.attempt, pid=reg.pid, why="trial and agent are gone")
@@ -282,7 +282,7 @@ class Watchdog:
             self.kill = kill
 
     def _observe_only(self, order: KillOrder, reg: Registration, sample: HostSample, past: list[Any]) -> None:
-        """What would have been done, in the same words, and nothing else."""
+        """Tell what would have been done, in the same words, and do nothing else."""
         record: dict[str, Any] = {
             "attempt": order.victim.attempt,
             "pid": order.victim.pid,
@@ -404,7 +404,8 @@ def run(root: str, record_to: str | None = None) -> int:
 
 
 def replay(path: str, thresholds: Thresholds | None = None) -> list[Decision]:
-    """The decisions that recorded samples lead to; an ordered kill counts, though its victim lives on in them."""
+    """Return the decisions that recorded samples lead to; an ordered kill counts, though its victim lives on in
+    them."""
     evaluator, decisions = Evaluator(thresholds), []
     with open(path, encoding="utf-8") as file:
         for line in file:
@@ -427,7 +428,7 @@ def _told(order: KillOrder) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 all right, 2 usage."""
+    """Run the command line; return 0 for all right, 2 for wrong usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options: dict[str, str] = {}
     while words:

@@ -264,7 +264,7 @@ class Agent:
         }
 
     def _overhead_bytes(self) -> int:
-        """What the Dask worker, this agent, its watchdog and the warm spare hold: no trial of ours runs yet."""
+        """Return what the Dask worker, this agent, its watchdog and the warm spare hold: no trial of ours runs yet."""
         own = os.getpid()
         roots = {"agent": (own, vitals.start_time(own) or 0.0, False, ()), "worker": (*self._worker, False, ())}
         found = vitals.sample_trees(roots)
@@ -275,7 +275,8 @@ class Agent:
         return max(0, held - others)
 
     def _keep_host(self) -> None:
-        """The registry, made again when somebody removed it (a cleaner of /tmp), and a watchdog that goes by it."""
+        """Make the registry again when somebody removed it (a cleaner of /tmp), and start a watchdog that goes by
+        it."""
         try:
             self.registry.ensure()
             with self._lock:
@@ -317,7 +318,7 @@ class Agent:
         }
 
     def _pass_on_observations(self, runs: list[AttemptRun]) -> None:
-        """What the watchdog would have ended belongs into the run's journal, not only into the attempt's folder."""
+        """Bring what the watchdog would have ended into the run's journal, not only into the attempt's folder."""
         for run in runs:
             said = None if run.observed else run.folder.kill(would_have=True)
             if said is not None:
@@ -337,7 +338,7 @@ class Agent:
         return 0, "the watchdog does not answer" if silent else None
 
     def _measure(self, runs: list[AttemptRun]) -> tuple[dict[str, int], dict[str, int], int]:
-        """(used, peak) bytes of each attempt, and of the agent with all of them for Dask's dashboard."""
+        """Measure (used, peak) bytes of each attempt, and of the agent with all of them for Dask's dashboard."""
         us = os.getpid()
         wanted: dict[str, Any] = {"": (us, vitals.start_time(us), False, ())}
         for run in runs:
@@ -388,7 +389,7 @@ class Agent:
                 self.answer(letter["attempt"], letter["value"])
 
     def refuse(self, task: messages.Task, why: str) -> None:
-        """An attempt that comes when the agent leaves: nothing has begun."""
+        """Refuse an attempt that comes when the agent leaves: nothing has begun."""
         outcome = Outcome(reason=ExitReason.INTERRUPTED, detail=f"not begun: {why}", checkpoint=task.resume_from)
         self._post_end(task, outcome)
 
@@ -421,14 +422,14 @@ class Agent:
             self._end(run, reason)
 
     def answer(self, attempt: str, answer: Json) -> None:
-        """What the driver says to a call of the attempt's."""
+        """Hand the attempt what the driver says to its call."""
         with self._lock:
             run = self._runs.get(attempt)
         if run is not None:
             run.process.tell(messages.AnswerTrial(number=answer.pop("number"), body=answer))
 
     def resize(self, attempt: str, reserved_bytes: int) -> None:
-        """The ledger holds another amount now; the watchdog judges by the same number."""
+        """Register the other amount that the ledger holds now; the watchdog judges by the same number."""
         with self._lock:
             if (run := self._runs.get(attempt)) is not None:
                 run.registration = self.registry.resized(run.registration, reserved_bytes)
@@ -491,7 +492,7 @@ class Agent:
                 self.registry.deregister(run.registration)
 
     def _with_readable_checkpoint(self, task: messages.Task) -> messages.Task:
-        """The task with a checkpoint that is here: hosts need share no disk. What is missing is told."""
+        """Return the task with a checkpoint that is here: hosts need share no disk. What is missing is told."""
         wanted = [path for path in (task.resume_from, *task.older) if path]
         missing = []
         for path in wanted:
@@ -662,7 +663,7 @@ class Agent:
         return probe
 
     def _kill_story(self, run: AttemptRun) -> KillStory | None:
-        """The watchdog's record, once it says that the memory is back (or it gave up waiting)."""
+        """Read the watchdog's record, once it says that the memory is back (or it gave up waiting)."""
         deadline = time.monotonic() + KILL_STORY_TIMEOUT_S
         while (story := self.registry.kill_of(run.attempt, run.process.pid)) is not None:
             if story.aborted or (story.finished or time.monotonic() > deadline):
@@ -679,7 +680,7 @@ class Agent:
 
 
 def _look_at(path: str) -> None:
-    """Raises OSError when this checkpoint, a file or a folder, cannot be read here."""
+    """Raise OSError when this checkpoint, a file or a folder, cannot be read here."""
     if os.path.isdir(path):
         os.listdir(path)
     else:

@@ -77,7 +77,7 @@ class Mail:
     # -- the agent's side -------------------------------------------------------------------------------------------
 
     def post(self, message: Json, *, droppable: bool = False) -> None:
-        """A letter to the driver: kept until it has it. droppable: may go when thousands of letters wait."""
+        """Post a letter to the driver: kept until it has it. droppable: may go when thousands of letters wait."""
         with self._changed:
             if not self._outbox:
                 self._moved_at = time.monotonic()
@@ -141,7 +141,7 @@ class Mail:
         self._drop(carrier)
 
     def _greet(self, carrier: _Carrier, owner: bool) -> None:
-        """It carries from now on, and says again all that is not acknowledged: nobody knows what became of that."""
+        """Have it carry from now on, and all said again that is not acknowledged: nobody knows what became of that."""
         with self._changed:
             carrier.greeted = carrier.owed_receipt = True
             carrier.owner, carrier.sent = owner, 0
@@ -193,7 +193,7 @@ class Mail:
                 return
 
     def _owed(self, carrier: _Carrier) -> Json | None:
-        """What this carrier is to be handed now; None when nothing."""
+        """Return what this carrier is to be handed now; None when nothing."""
         if carrier is not self._current():
             return None
         letters = [letter.to_json() for letter in self._outbox.waiting() if letter.number > carrier.sent][:PER_FRAME]
@@ -209,7 +209,7 @@ class Mail:
         return frame
 
     def _current(self) -> _Carrier | None:
-        """The worker that has this agent for its own, else the last that came."""
+        """Return the worker that has this agent for its own, else the last that came."""
         greeted = [carrier for carrier in self._carriers if carrier.greeted]
         return next((carrier for carrier in reversed(greeted) if carrier.owner), greeted[-1] if greeted else None)
 

@@ -99,7 +99,7 @@ class Door:
 
 
 def folders(paths: Sequence[Path]) -> Probe:
-    """A probe that makes a folder and a file of 64 KiB in each of these, and takes them away again."""
+    """Return a probe that makes a folder and a file of 64 KiB in each of these, and takes them away again."""
 
     def probe() -> None:
         for path in paths:
@@ -116,7 +116,7 @@ def folders(paths: Sequence[Path]) -> Probe:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError of the block names this folder, which is what a person can do something about."""
+    """Have an OSError of the block name this folder, which is what a person can do something about."""
     try:
         yield
     except OSError as error:

@@ -16,11 +16,11 @@ class Lease:
         self._heard_at = self._beat_at = now
 
     def heard(self, now: float) -> None:
-        """The driver gave a sign of life."""
+        """Note that the driver gave a sign of life."""
         self._heard_at = now
 
     def beat(self, now: float) -> None:
-        """Called several times a second, so that pauses of our own are known."""
+        """Notice pauses of our own; called several times a second."""
         gap_s = now - self._beat_at
         if gap_s > PAUSE_S:
             self._heard_at += gap_s

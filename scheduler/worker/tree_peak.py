@@ -56,7 +56,7 @@ class TreePeak:
 
 
 def with_children(own_peak_bytes: int, tree: TreePeak | None = None, waited_for_bytes: int | None = None) -> int:
-    """The peak of a trial's tree from everything that is known of it.
+    """Work out the peak of a trial's tree from everything that is known of it.
 
     own_peak_bytes: of the root. waited_for_bytes: the largest peak of any child that the root has waited for, which the
     kernel keeps also of those that lived between two looks. It is inherited: a child starts with its parent's, so

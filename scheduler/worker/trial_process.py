@@ -150,7 +150,7 @@ class TrialProcess:
                 return
 
     def _lines(self, chunk: bytes) -> list[bytes]:
-        """The whole lines so far. One that is longer than any message is left out, not kept until it ends."""
+        """Return the whole lines so far. One that is longer than any message is left out, not kept until it ends."""
         *lines, self._buffer = (self._buffer + chunk).split(b"\n")
         if lines and self._too_long:
             self._too_long, lines = False, lines[1:]
@@ -229,7 +229,7 @@ _ASKED = {"prune": ExitReason.PRUNED, "timeout": ExitReason.TIMED_OUT, "orphaned
 
 
 def conclude(seen: Witness) -> Outcome:
-    """What the end of an attempt was. A durable result always wins: a kill that came too late changes nothing."""
+    """Tell what the end of an attempt was. A durable result always wins: a kill that came too late changes nothing."""
     value, traceback, last = None, None, seen.last
     values: tuple[float, ...] = ()
     own_peak_bytes = max(seen.peak_bytes or 0, (last and last.peak_bytes) or 0)
@@ -281,7 +281,8 @@ def conclude(seen: Witness) -> Outcome:
 
 
 def _values(result: Json) -> tuple[float, ...]:
-    """What an objective with a trial of its own returned: numbers as text. Empty when there are none that are."""
+    """Return what an objective with a trial of its own returned: numbers as text. Empty when there are none that
+    are."""
     found = result.get("values")
     try:
         values = tuple(float(value) for value in found) if isinstance(found, list) else ()
@@ -340,7 +341,8 @@ def check_objective(
 
 
 def _variables(environment: Mapping[str, str | None]) -> dict[str, str]:
-    """A trial process's variables: these over our own, None takes one away; it finds our modules, then the user's."""
+    """Return a trial process's variables: these over our own, None takes one away; it finds our modules, then the
+    user's."""
     path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH", "")]))
     variables = {**os.environ, "PYTHONPATH": path, WITHHELD: None, **environment}
     return {name: value for name, value in variables.items() if value is not None}

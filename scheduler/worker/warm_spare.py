@@ -46,7 +46,7 @@ class WarmSpare:
         raise AssertionError("the last try returns or raises")
 
     def take(self) -> TrialProcess:
-        """A warm process, waited for while it warms up; the next one is made in the background."""
+        """Take a warm process, waited for while it warms up; the next one is made in the background."""
         with self._warming:
             process, self._spare = self._spare, None
             if process is None or process.exit_status is not None:

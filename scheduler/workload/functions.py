@@ -38,7 +38,10 @@ SHOWN_CHARS = 200
 
 
 def load(settings: Settings) -> dict[str, TrainingFunction | None]:
-    """The functions by their key, None where the settings have none. Raises UsageError for one that is not there."""
+    """Import the functions by their key, None where the settings have none.
+
+    Raises UsageError for one that is not there.
+    """
     paths = settings.training.functions
     paths.pop("objective")
     if settings.objective is not None:  # it asks for its parameters itself, and nobody has a formula for it
@@ -50,7 +53,7 @@ def load(settings: Settings) -> dict[str, TrainingFunction | None]:
 
 
 def find(path: str, key: str) -> Function:
-    """The function `package.module:function`. Raises UsageError naming the key."""
+    """Import the function `package.module:function`. Raises UsageError naming the key."""
     module_name, _, name = path.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own module usually lies where the command is started
@@ -169,7 +172,7 @@ def _micro_batch(found: Any, path: str, arguments: tuple[Any, ...]) -> int | Non
 
 
 def _data_facts(found: Any, path: str, arguments: tuple[Any, ...]) -> dict[str, int]:
-    """What the file tells the context: n_features, n_rows, n_columns, as far as the answer has them."""
+    """Return what the file tells the context: n_features, n_rows, n_columns, as far as the answer has them."""
     known = {}
     for ours, theirs in (("n_features", "n_features"), ("n_rows", "rows"), ("n_columns", "columns")):
         value = found.get(theirs) if isinstance(found, Mapping) else getattr(found, theirs, None)
@@ -194,7 +197,7 @@ ANSWERS: dict[str, Callable[[Any, str, tuple[Any, ...]], Any]] = {
 
 
 def _count(value: Any, what: str, least: int) -> int:
-    """A number as whole bytes or pieces, rounded up. Raises ValueError for what is none."""
+    """Return a number as whole bytes or pieces, rounded up. Raises ValueError for what is none."""
     number = value.item() if hasattr(value, "item") else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
         raise ValueError(f"returned {what} {_shown(value)}, not a number")
@@ -204,7 +207,7 @@ def _count(value: Any, what: str, least: int) -> int:
 
 
 def _plain(value: Any, name: str) -> Any:
-    """The value as JSON has it: parameters travel to the trial as text. Raises ValueError."""
+    """Return the value as JSON has it: parameters travel to the trial as text. Raises ValueError."""
     match value:
         case None | bool() | int() | float() | str():
             return value
@@ -221,7 +224,7 @@ def _plain(value: Any, name: str) -> Any:
 
 
 def _raised(error: BaseException) -> str:
-    """`raised KeyError: 'lr' (mine.py, line 12)`."""
+    """Return `raised KeyError: 'lr' (mine.py, line 12)`."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if len(frames) > 1 else ""
     return f"raised {type(error).__name__}: {' '.join(str(error).split())}{where}"

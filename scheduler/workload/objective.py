@@ -21,7 +21,7 @@ RUNNER_MODULE = "scheduler.study.objective"
 
 
 def memory(given: str | None) -> Callable[[Mapping[str, Any]], int | None]:
-    """The user's own size of a trial by its parameters: a size for all, or what their function says of these."""
+    """Return the user's own size of a trial by its parameters: a size for all, or what their function says of these."""
     if given is None:
         return lambda params: None
     if ":" not in given:
@@ -31,7 +31,7 @@ def memory(given: str | None) -> Callable[[Mapping[str, Any]], int | None]:
 
 
 def sized_by(function: Callable[[Mapping[str, Any]], Any], path: str) -> Callable[[Mapping[str, Any]], int | None]:
-    """The function, held to what it promises: bytes or a text such as "3 GiB". None where it lacks a parameter.
+    """Hold the function to what it promises: bytes or a text such as "3 GiB". None where it lacks a parameter.
 
     Raises UsageError when it returns something else, or raises anything but KeyError.
     """
@@ -53,7 +53,7 @@ def sized_by(function: Callable[[Mapping[str, Any]], Any], path: str) -> Callabl
 
 
 def preload(objective: str) -> tuple[str, ...]:
-    """What a warm process imports before its trial is known: Optuna, and what the objective's file imports.
+    """Return what a warm process imports before its trial is known: Optuna, and what the objective's file imports.
 
     The user's own modules are left to the trial: what they do when they are imported is theirs.
     """

@@ -137,7 +137,7 @@ class Plan:
 
 
 def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
-    """The plan for these workers. Raises UsageError: budget above what exists, bad data file, unknown function."""
+    """Make the plan for these workers. Raises UsageError: budget above what exists, bad data file, unknown function."""
     budget = admission.parse_memory_budget(settings.memory_budget)
     rooms = tuple(_room(budget, facts, workers) for facts in workers)
     if settings.objective is not None:
@@ -170,7 +170,7 @@ def _room(budget: admission.MemoryBudget, facts: WorkerFacts, workers: Sequence[
 
 
 def with_data_facts(specs: Sequence[StudySpec], check: Function | None) -> tuple[StudySpec, ...]:
-    """The specs with their data file checked and what it holds noted. Raises UsageError for a bad file."""
+    """Check the specs' data file and note in them what it holds. Raises UsageError for a bad file."""
     if check is None:
         return tuple(specs)
     seen: dict[tuple[Any, int], Mapping[str, int]] = {}
@@ -232,7 +232,7 @@ def _study(
 
 
 def _objective(spec: StudySpec, rooms: Sequence[Room], settings: Settings) -> StudyPlan:
-    """The study of an objective: what a trial takes is not known, unless the user has given one size for all."""
+    """Return the study of an objective: what a trial takes is not known, unless the user has given one size for all."""
     if settings.memory is None or ":" in settings.memory:
         return StudyPlan(spec=spec, fits=0, never=0)
     size, largest = parse_size(settings.memory), max(rooms, key=lambda room: room.trial_bytes)
@@ -246,7 +246,7 @@ def _objective(spec: StudySpec, rooms: Sequence[Room], settings: Settings) -> St
 
 
 def _where(rooms: Sequence[Room]) -> Json:
-    """What an estimator is told of where a trial may run; as the run itself does (`study.store`)."""
+    """Return what an estimator is told of where a trial may run; as the run itself does (`study.store`)."""
     known = [room.facts.environment for room in rooms if room.facts.environment is not None]
     if not known:
         return {}
@@ -269,7 +269,7 @@ def _micro_batch(
 def largest_micro_batch(
     micro_batch: Function, params: Mapping[str, Any], context: Mapping[str, Any], room: Room
 ) -> int | None:
-    """The micro-batch that the training side gives these parameters when they are alone in the room."""
+    """Return the micro-batch that the training side gives these parameters when they are alone in the room."""
     found: int | None = micro_batch(
         params,
         context,

@@ -45,7 +45,7 @@ _probe: system.HostProbe | None = None
 
 
 def host_memory(now: float | None = None) -> HostMemory:
-    """The host's memory now; limit and available are bounded by our own cgroup chain (v1 and v2)."""
+    """Read the host's memory now; limit and available are bounded by our own cgroup chain (v1 and v2)."""
     global _probe
     if _probe is None:
         _probe = system.HostProbe()
@@ -61,7 +61,7 @@ def binding_cgroup() -> str | None:
 
 
 def start_time(pid: int) -> float | None:
-    """The start of a process: with its pid, its identity. None when there is no such process.
+    """Read the start of a process: with its pid, its identity. None when there is no such process.
 
     Only equality means anything (clock ticks since boot on Linux, seconds on macOS): pids are used again.
     """
@@ -75,7 +75,7 @@ def lives(pid: int, start: float) -> bool:
 
 
 def peak_bytes(pid: int) -> int | None:
-    """The most resident memory a process has had since its exec (VmHWM; on macOS its peak phys_footprint).
+    """Read the most resident memory a process has had since its exec (VmHWM; on macOS its peak phys_footprint).
 
     Not `ru_maxrss`: that one is inherited through fork and exec.
     """
@@ -113,7 +113,9 @@ def has_children(pid: int) -> bool:
 def processes(
     wanted: Mapping[str, tuple[int, float, Iterable[tuple[int, float]]]],
 ) -> dict[str, list[ProcessMemory]]:
-    """What each living process of some trees holds, memory that they share divided among them. Milliseconds per GiB.
+    """Measure what each living process of some trees holds, memory that they share divided among them.
+
+    Milliseconds per GiB.
 
     key -> (pid, start, known), as for `sample_trees`.
     """
@@ -126,7 +128,8 @@ def processes(
 
 
 def living(pid: int, start: float, known: Iterable[tuple[int, float]] = ()) -> set[tuple[int, float]]:
-    """The members of a tree that still hold memory: a zombie does not, unless another of its threads still runs."""
+    """List the members of a tree that still hold memory: a zombie does not, unless another of its threads still
+    runs."""
     procs = system.members(pid, start, system.process_table(), known)
     return {(p.pid, p.start) for p in procs if p.state != "X" and not (p.state == "Z" and p.threads <= 1)}
 

@@ -34,7 +34,7 @@ class Proc(NamedTuple):
 
 
 def read(path: str, size: int = 65536) -> bytes | None:
-    """A small file whole, None when it cannot be read (gone, no permission)."""
+    """Read a small file whole, None when it cannot be read (gone, no permission)."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -48,7 +48,7 @@ def read(path: str, size: int = 65536) -> bytes | None:
 
 
 def parse_stat(text: bytes | None) -> Proc | None:
-    """A line of /proc/<pid>/stat; the name in it may hold spaces and brackets. None when it is torn."""
+    """Parse a line of /proc/<pid>/stat; the name in it may hold spaces and brackets. None when it is torn."""
     if text is None:
         return None
     end = text.rfind(b")")
@@ -140,7 +140,7 @@ class Memory(NamedTuple):
 
 
 def memory_of(pid: int, exact: bool) -> Memory | None:
-    """What a process holds; None when it cannot be read."""
+    """Measure what a process holds; None when it cannot be read."""
     if exact and (sums := _rollup(pid)) is not None:
         return sums
     fields = _status(pid, (b"RssAnon", b"RssShmem", b"VmSwap"))
@@ -217,7 +217,7 @@ def frozen(pid: int) -> bool:
 
 
 def members(root: int, start: float, table: Mapping[int, Proc], known: Iterable[tuple[int, float]] = ()) -> list[Proc]:
-    """The processes of a trial, its root first: descendants, its session, and those seen in it earlier.
+    """List the processes of a trial, its root first: descendants, its session, and those seen in it earlier.
 
     A double-forked child of a new session has init as its parent: only `known` still tells that it is ours. Session
     membership counts only while the root lives, since its number may be used again later.
@@ -363,7 +363,7 @@ class CgroupLevel(NamedTuple):
 
 
 def cgroup_chain(pid: int | str = "self") -> list[CgroupLevel]:
-    """The memory cgroups that bound a process, innermost first; v1 and v2, also in a container."""
+    """List the memory cgroups that bound a process, innermost first; v1 and v2, also in a container."""
     mounts: dict[int, tuple[str, str]] = {}
     for line in (read(f"{PROC}/self/mountinfo", 1 << 20) or b"").decode(errors="replace").splitlines():
         left, _, right = line.partition(" - ")
@@ -393,7 +393,7 @@ def cgroup_chain(pid: int | str = "self") -> list[CgroupLevel]:
 
 
 def binding_cgroup() -> str | None:
-    """The level of our own chain with the smallest limit below RAM; None where none bounds us."""
+    """Return the level of our own chain with the smallest limit below RAM; None where none bounds us."""
     total = numbers(read(f"{PROC}/meminfo"), (b"MemTotal",), 1024).get(b"MemTotal")
     bounds = [(limit, level) for level in cgroup_chain() if (limit := level.limit()) is not None]
     below = [(limit, level) for limit, level in bounds if total is None or limit < total]

@@ -139,7 +139,7 @@ def frozen(pid: int) -> bool:
 
 
 def members(root: int, start: float, table: Mapping[int, Proc], known: Iterable[tuple[int, float]] = ()) -> list[Proc]:
-    """The processes of a trial, its root first: descendants, its session, and those seen in it earlier."""
+    """List the processes of a trial, its root first: descendants, its session, and those seen in it earlier."""
     found: dict[int, Proc] = {}
     top = table.get(root)
     if top is not None and top.start == start:

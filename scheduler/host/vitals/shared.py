@@ -120,7 +120,7 @@ class SharedMemory:
         return total
 
     def _find_devices(self) -> None:
-        """The devices of all tmpfs mounts, and the kernel's own, on which every memfd lies."""
+        """Find the devices of all tmpfs mounts, and the kernel's own, on which every memfd lies."""
         now = time.monotonic()
         if now - self._devices_at < _MOUNTS_S:
             return
@@ -153,7 +153,7 @@ def _writes(pid: int, number: str) -> bool:
 
 
 def _path(link: str) -> str:
-    """The name of an open file; "" for one without (a memfd, or unlinked)."""
+    """Return the name of an open file; "" for one without (a memfd, or unlinked)."""
     try:
         path = os.readlink(link)
     except OSError:
@@ -162,7 +162,7 @@ def _path(link: str) -> str:
 
 
 def _size_at(path: str, file: File) -> int | None:
-    """What that very file holds, None when its name is gone or another's."""
+    """Return what that very file holds, None when its name is gone or another's."""
     try:
         info = os.stat(path)
     except OSError:
@@ -171,5 +171,5 @@ def _size_at(path: str, file: File) -> int | None:
 
 
 def _wall_clock(ticks: float) -> float:
-    """An instant in clock ticks since boot, as seconds of the clock that files are stamped with."""
+    """Convert an instant in clock ticks since boot to seconds of the clock that files are stamped with."""
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / _HZ

@@ -93,7 +93,8 @@ def share(part: float, whole: float) -> str:
 
 
 def bar(used: int | None, reserved: int, scale: int, *, small: bool = False) -> str:
-    """Used, reserved but not used, and used beyond the reservation, stacked; what is left of `scale` is headroom."""
+    """Draw used, reserved but not used, and used beyond the reservation, stacked; what is left of `scale` is
+    headroom."""
     taken = used or 0
     parts = [
         ("used", min(taken, reserved)),
@@ -109,7 +110,7 @@ def number(value: float | None) -> str:
 
 
 def _short(name: str, run: str) -> str:
-    """A study's or attempt's name without the run's, which all of them start with; the full one as a tooltip."""
+    """Return a study's or attempt's name without the run's, which all of them start with; the full one as a tooltip."""
     return f'<span title="{escape(name)}">{escape(name.removeprefix(f"{run}_"))}</span>'
 
 

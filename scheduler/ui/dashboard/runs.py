@@ -43,7 +43,7 @@ class Run:
         return self.ended is None and now - self.seen > SILENT_AFTER_S
 
     def state(self, now: float) -> tuple[str, str]:
-        """A few words and how to colour them: good, warn, bad or none."""
+        """Return a few words and how to colour them: good, warn, bad or none."""
         if self.ended is not None:
             return f"ended: {self.ended}", ""
         if self.is_silent(now):
@@ -51,7 +51,7 @@ class Run:
         return ("draining", "warn") if self.snapshot.draining else ("running", "good")
 
     def points(self) -> list[Point]:
-        """The history and, as its last point, the present."""
+        """Return the history and, as its last point, the present."""
         return [*self.history, self._present()]
 
     def take(self, snapshot: Snapshot, now: float) -> None:
@@ -94,13 +94,13 @@ class Board:
         return sorted(self._runs.values(), key=lambda r: (r.ended is not None or r.is_silent(now), -r.first))
 
     def find(self, key: str, name: str, now: float) -> Run | None:
-        """The run with that key, or of that name, or else the first one; None when there is none."""
+        """Find the run with that key, or of that name, or else the first one; None when there is none."""
         runs = self.runs(now)
         named = (run for run in runs if run.snapshot.run == name)
         return self._runs.get(key) or next(named, None) or next(iter(runs), None)
 
     def _succeed(self, run: Run, now: float) -> None:
-        """A run that is started again takes the place, and the history, of its driver that is gone."""
+        """Give a run that is started again the place, and the history, of its driver that is gone."""
         for old in list(self._runs.values()):
             is_over = old.ended is not None or old.is_silent(now)
             if old is not run and is_over and old.snapshot.run == run.snapshot.run:

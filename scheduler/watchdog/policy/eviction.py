@@ -77,16 +77,17 @@ class Evaluator:
     # -- what happened elsewhere --------------------------------------------------------------------------------
 
     def kill_started(self, at: float) -> None:
-        """A signal was sent: it counts towards the breaker."""
+        """Note that a signal was sent: it counts towards the breaker."""
         self._kills.append(at)
 
     def kill_ended(self, at: float) -> None:
-        """The victim is dead and its memory back: the cool-down starts, and the pace at which it went is no news."""
+        """Note that the victim is dead and its memory back: the cool-down starts, and the pace at which it went is no
+        news."""
         self._cool_until = at + self.thresholds.cooldown_s
         self.host.drop_trend()
 
     def unkillable(self, attempt: str, stuck: bool) -> None:
-        """A victim that SIGKILL does not end (stuck), or that went in the end."""
+        """Note a victim that SIGKILL does not end (stuck), or that went in the end."""
         (self._unkillable.add if stuck else self._unkillable.discard)(attempt)
 
     def would_have_killed(self, key: str, at: float) -> None:
@@ -218,7 +219,7 @@ class Evaluator:
         return max(0, missing)
 
     def _held(self) -> dict[str, int]:
-        """What ours hold of what they were promised: the first question before anybody is blamed."""
+        """Sum what ours hold, and what they were promised: the first question before anybody is blamed."""
         return {
             "ours_held_bytes": sum(v.footprint_bytes or 0 for v in self._verdicts),
             "ours_promised_bytes": sum(v.sample.promised_bytes for v in self._verdicts),

@@ -43,7 +43,7 @@ class HostWatch:
     _measured: bool = False  # the level was raised by more than a forecast since it was last NORMAL
 
     def drop_windows(self) -> None:
-        """A gap in sampling: what was seen before says nothing about now. The level stays until it clears."""
+        """Forget what was seen before a gap in sampling: it says nothing about now. The level stays until it clears."""
         self._paged.clear()
         self._soft.clear()
         self._hard_since = self._psi_since = self._critical_since = self._clean_since = None
@@ -55,7 +55,7 @@ class HostWatch:
         self.left_s, self.rate_bytes_per_s = None, 0.0
 
     def observe(self, host: HostMemory, ours_swap_bytes: int | None, t: Thresholds) -> Pressure:
-        """The level after this reading. ours_swap_bytes: our trials' part of the swap, None when unknown."""
+        """Return the level after this reading. ours_swap_bytes: our trials' part of the swap, None when unknown."""
         now, free = host.at, host.free_share
         self.readings += 1
         self.paging = self._pages_actively(host, t)
@@ -106,7 +106,8 @@ class HostWatch:
         return self._lasts(t.run_out_soon_s, host, t)
 
     def is_dying(self, host: HostMemory, t: Thresholds) -> bool:
-        """The kernel's killer is next unless something ends now: the only ground to end a trial within its promise.
+        """Tell whether the kernel's killer is next unless something ends now: the only ground to end a trial within its
+        promise.
 
         Almost nothing is left and still falls, or the host has stopped making progress (PSI; macOS: critical) for as
         long as HARD asks. A forecast alone is no such ground: a program that takes memory fast and then stops would

@@ -148,7 +148,8 @@ class Thresholds:
     """A trial whose agent has been gone for so long is ended: nobody would take its result."""
 
     def allowed_bytes(self, promised_bytes: int) -> float:
-        """What a trial may hold and still be within its promise: above it the estimate's error is allowed for."""
+        """Return what a trial may hold and still be within its promise: above it the estimate's error is allowed
+        for."""
         return promised_bytes + max(self.over_tolerance_share * promised_bytes, self.over_tolerance_bytes)
 
     @classmethod

@@ -34,7 +34,7 @@ class Trend:
             self.points.popleft()
 
     def clear(self) -> None:
-        """What was seen says nothing about now: a gap in sampling, or a kill that gave memory back."""
+        """Forget what was seen: a gap in sampling, or a kill that gave memory back, makes it say nothing about now."""
         self.points.clear()
 
     @property

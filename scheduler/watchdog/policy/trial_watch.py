@@ -103,7 +103,7 @@ class TrialWatch:
     _held: deque[tuple[float, int]] = field(default_factory=deque)
 
     def drop_windows(self, now: float) -> None:
-        """The samples before a gap say nothing about the time in it."""
+        """Forget the samples before a gap: they say nothing about the time in it."""
         self.quiet_since = now
         self._held.clear()
         self._mark = self._faults = self._thrash = self._orphan_since = None

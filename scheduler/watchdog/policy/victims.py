@@ -77,7 +77,7 @@ def rank(
 
 
 def _ground(v: Verdict, s: Situation, t: Thresholds, foreign: bool) -> Ground | str:
-    """The ground on which this trial may be ended now, or why it may not."""
+    """Find the ground on which this trial may be ended now, or why it may not."""
     takes_part = v.growth_bytes_per_s > 0 and v.growth_bytes_per_s >= t.growing_share * s.rate_bytes_per_s
     if v.doomed:
         return Ground.DOOMED
@@ -120,7 +120,7 @@ def work_lost_s(v: Verdict, now: float) -> float:
 
 
 def explain(v: Verdict, now: float) -> str:
-    """What was thought of a trial that may be ended, in words."""
+    """Return what was thought of a trial that may be ended, in words."""
     words = [v.state.value]
     if v.orphaned:
         words.append("its agent is gone")
