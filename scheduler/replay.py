@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _go_through(start: recording.Start, *, show: bool) -> str | None:
-    """What came out differently first, None when nothing did."""
+    """Return what came out differently first, None when nothing did."""
     brain = BatchState(start.rules, studies=start.studies)
     events = orders = 0
     began: float | None = None
@@ -63,7 +63,7 @@ def _go_through(start: recording.Start, *, show: bool) -> str | None:
 
 
 def _short(data: Any) -> str:
-    """A recorded value on one line: `AttemptEnded attempt=s/0/1 outcome=...`."""
+    """Return a recorded value on one line: `AttemptEnded attempt=s/0/1 outcome=...`."""
     fields = {key: value for key, value in data.items() if key != "$" and value not in (None, [], {}, "")}
     return " ".join([data["$"].partition(":")[2], *(f"{key}={_plain(value)}" for key, value in fields.items())])
 

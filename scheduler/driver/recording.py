@@ -108,7 +108,7 @@ class Start:
 
 
 def read(run_folder: Path) -> Iterator[Start]:
-    """The starts of a run, oldest first. A torn end, as a killed driver leaves it, is the end.
+    """Yield the starts of a run, oldest first. A torn end, as a killed driver leaves it, is the end.
 
     Raises FileNotFoundError without a recording, OSError, ValueError for one that is not of this version.
     """
@@ -141,7 +141,10 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def encode(value: Any) -> Any:
-    """A value of `model` or `core` as JSON. Dataclasses and enums name their class; what is no JSON says what it is."""
+    """Return a value of `model` or `core` as JSON.
+
+    Dataclasses and enums name their class; what is no JSON says what it is.
+    """
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, enum.Enum):
@@ -163,7 +166,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(data: Any) -> Any:
-    """The inverse of `encode`. Classes are looked up in `model` and `core` only."""
+    """Read what `encode` made. Classes are looked up in `model` and `core` only."""
     if isinstance(data, list):
         return [decode(item) for item in data]
     if not isinstance(data, dict):
