@@ -75,6 +75,21 @@ def floods(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     return {"value": None, "stop_reason": "interrupted"}
 
 
+def prints_until_it_fails(task: Mapping[str, Any], progress: Progress) -> NoReturn:
+    """Print for ever, deaf to every request: it ends when a print fails."""
+    progress.tick()
+    while True:
+        print("x" * 1000)
+
+
+def returns_when_asked(task: Mapping[str, Any], progress: Progress) -> Any:
+    """Return a value when it is asked to stop."""
+    while not progress.stop_requested:
+        progress.tick()
+        time.sleep(0.01)
+    return {"value": 0.5}
+
+
 def aborts(task: Mapping[str, Any], progress: Progress) -> NoReturn:
     """Die of SIGABRT."""
     os.abort()

@@ -2,8 +2,9 @@
 
 Covers the protocol (JSON lines: one task in, then `stop`; out `ready`, `started`, `progress`, `tick`, `settled`,
 `checkpoint`, and one last `result` or `error`), and everything that keeps a user's function from disturbing it: its
-prints go to a log of bounded size, its exits and exceptions become an `error`, a segfault leaves a stack in the log,
-and a child that it forked cannot speak for it. Does not train: the task names the function that does.
+prints go where stderr goes, a pipe that the agent reads into a log of bounded size; its exits and exceptions become an
+`error`, a segfault leaves a stack in the log, and a child that it forked cannot speak for it. Does not train: the task
+names the function that does.
 
 It starts before its task is known (a warm spare), so what every trial needs is imported before `ready`. End of file on
 stdin means that whoever started it is gone: it exits at once, whatever it is doing.
@@ -22,6 +23,7 @@ import math
 import os
 import queue
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -46,11 +48,6 @@ LAST_STEP = 2**31 - 1  # what a study's database holds
 HIGH_DESCRIPTOR = 1000  # above what a library that "closes everything" usually closes, below the usual limit of 1024
 TRACE_CHARS = 16_000
 _HOSTS_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENFILE)
-# A log that a user's loop floods: its beginning says what it is, its end why it died; the middle can go.
-LOG_LIMIT_BYTES = 64 * 2**20
-LOG_KEEP_BYTES = 2**20
-LOG_CHECK_S = 0.5
-_CUTTING = threading.Lock()
 
 
 def main() -> int:
@@ -65,7 +62,7 @@ def main() -> int:
     faulthandler.enable(file=2, all_threads=True)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the watchdog asks where a stalled trial is
     _adopt_orphans()
-    outbox, inbox = Outbox(_private_stdout()), Inbox(_private_stdin())
+    log_pipe, outbox, inbox = _same(2), Outbox(_private_stdout()), Inbox(_private_stdin())
     inbox.start()
     _preload(sys.argv[1:])
     environment, ready_bytes = in_force(), rss_bytes()
@@ -86,13 +83,14 @@ def main() -> int:
     outbox.send({"type": "started", "attempt": task["attempt"]})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _log_to(folder / LOG)
+        with open(folder / LOG, "ab", opener=_owners_only):  # it can be written here
+            pass
     except OSError as error:  # no place for a checkpoint or a result: training would be for nothing
         last: dict[str, Any] = {"type": "error", "error": one_line(f"OSError: {error}"), "started": False}
     else:
         last = run(task, TrialProgress(outbox, inbox))
-        with contextlib.suppress(OSError):  # a flood just before the end, which the regular look has not seen
-            bound_log(folder / LOG, LOG_LIMIT_BYTES, LOG_KEEP_BYTES)
+        if last["type"] == "error":
+            end_if_alone(log_pipe, outbox)
     last |= {
         "asked": inbox.stop_reason,
         "peak_bytes": peak_bytes(),
@@ -138,6 +136,24 @@ def run(task: Mapping[str, Any], progress: TrialProgress) -> dict[str, Any]:
             "fatal": getattr(error, "ends_study", False) is True,
             "no_room": is_no_room(error, trace, task.get("folder")),
         }
+
+
+def end_if_alone(log_pipe: tuple[int, int] | None, outbox: Outbox) -> None:
+    """Never returns once whoever reads our output is gone: a function that fails then may have failed of that (EPIPE
+    in a print, SIGPIPE in a child), and the end of stdin may be a moment late.
+
+    log_pipe: what stderr was at the start; a function may have put something of its own in its place.
+    """
+    if (_same(2) == log_pipe and _reader_gone(2)) or outbox.reader_gone:
+        end_children()
+        os._exit(ORPHANED)
+
+
+def _reader_gone(descriptor: int) -> bool:
+    """Whether this is the writing end of a pipe that nobody can read any more."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _end_forked(me: int, error: BaseException | None = None) -> None:
@@ -243,6 +259,11 @@ class Outbox:
     def __init__(self, descriptor: int) -> None:
         self._descriptor, self._pipe = descriptor, _same(descriptor)
         self._lock, self._owner = threading.Lock(), os.getpid()
+
+    @property
+    def reader_gone(self) -> bool:
+        """Nobody can hear it any more."""
+        return _same(self._descriptor) == self._pipe and _reader_gone(self._descriptor)
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message. A reader that is gone is no error here: the end of stdin says so more reliably."""
@@ -447,36 +468,6 @@ def _preload(arguments: Sequence[str]) -> None:
 
     with contextlib.suppress(ImportError):  # only our own data needs it
         data.indicator_library()
-
-
-def _log_to(path: Path) -> None:
-    log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-    threading.Thread(target=_bound_log, args=(path,), name="log", daemon=True).start()
-
-
-def _bound_log(path: Path) -> None:
-    """Cut the middle out of the log whenever it is over its limit. Writers append, so they go on behind the cut."""
-    forever = threading.Event()
-    while not forever.wait(LOG_CHECK_S):
-        with contextlib.suppress(OSError):
-            bound_log(path, LOG_LIMIT_BYTES, LOG_KEEP_BYTES)
-
-
-def bound_log(path: Path, limit_bytes: int, keep_bytes: int) -> None:
-    """Keep the first and the last `keep_bytes` of a log that is over its limit, in the same file."""
-    with _CUTTING:
-        size = path.stat().st_size
-        if size <= limit_bytes:
-            return
-        with path.open("rb") as log:
-            log.seek(-keep_bytes, os.SEEK_END)
-            tail = log.read(keep_bytes)
-        os.truncate(path, keep_bytes)
-        with path.open("ab") as log:
-            log.write(f"\n... {size - 2 * keep_bytes} bytes of log cut ...\n".encode() + tail)
 
 
 def write_durably(path: Path, message: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 Identity = tuple[int, float]  # pid, start time
 
+_STACK_BYTES = 16384
 _MRELEASE = 448  # process_mrelease(pidfd, flags), Linux 5.15: frees a dying process's memory before it gets to run
 
 
@@ -106,8 +107,10 @@ class StackRequest:
         if not self.asked:
             return None
         with contextlib.suppress(OSError), open(self._log, "rb") as file:
-            file.seek(self._offset)
-            text = file.read(16384).decode(errors="replace").strip()
+            end = file.seek(0, os.SEEK_END)
+            # A log that is full is cut and shorter than it was: its end is what was written last.
+            file.seek(self._offset if self._offset <= end else max(0, end - _STACK_BYTES))
+            text = file.read(_STACK_BYTES).decode(errors="replace").strip()
             return text or None
         return None
 

@@ -559,8 +559,8 @@ class Agent:
     def _serve(self, run: AttemptRun, task: messages.Task) -> None:
         """Hand over the task and follow its messages until the process is dead."""
         process = run.process
+        process.log_to(run.folder.log)
         process.begin(task)
-        process.log = run.folder.log
         with self._lock:
             verb, why = self._early.get(run.attempt, ("", ""))
         if verb == "stop":

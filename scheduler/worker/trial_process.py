@@ -1,7 +1,7 @@
 """A trial process as the agent sees it: `python -m training.trial`, its pipes, and what its end means.
 
-Covers starting one, the line protocol (DESIGN section 9), ending its whole tree, and `conclude`, the pure rule that
-turns what was seen into an Outcome. Does not decide when to start or end one.
+Covers starting one, the line protocol (DESIGN section 9), where its output goes, ending its whole tree, and `conclude`,
+the pure rule that turns what was seen into an Outcome. Does not decide when to start or end one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scheduler.files.bounded_log import BoundedLog
 from scheduler.files.durable import tail
 from scheduler.model import ExitReason, HeadroomError, Json, KillRecord, Outcome
 from scheduler.model.fields import BadMessage, finite
 from scheduler.model.messages import Last, Ready, Task, ToTrial, ready
 from scheduler.model.plain import line, plain, text
+from scheduler.worker.log_pipe import LOOK_EVERY_S, LogPipe
 from scheduler.worker.tree_peak import TreePeak, with_children
 
 CHECK_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
@@ -58,18 +60,19 @@ class TrialProcess:
         module: str = "training.trial",
         preload: Sequence[str] | None = None,
     ) -> None:
-        """Start it. environment: variables over our own; None takes one away. log: where its stderr goes until a task
-        names a folder. preload: modules it imports before its task is known; None: what the built-in training needs."""
+        """Start it. environment: variables over our own; None takes one away. log: where its output goes until
+        `log_to`. preload: modules it imports before its task is known; None: what the built-in training needs."""
         self.log = log
-        with open(log, "ab") as stderr:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-m", module, *([] if preload is None else [f"--preload={','.join(preload)}"])],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=_variables(environment),
-                start_new_session=True,  # the terminal's Ctrl-C is the driver's; and its own session is its own tree
-            )
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", module, *([] if preload is None else [f"--preload={','.join(preload)}"])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_variables(environment),
+            start_new_session=True,  # the terminal's Ctrl-C is the driver's; and its own session is its own tree
+        )
+        assert self._popen.stderr is not None
+        self._output = LogPipe(self._popen.stderr, BoundedLog(log))
         self.ready = Ready()  # its message of that name
         self._write = threading.Lock()
         self._closed = False
@@ -87,6 +90,11 @@ class TrialProcess:
         """Exit code, minus the signal's number, or None while it lives."""
         return self._popen.poll()
 
+    def log_to(self, log: Path) -> None:
+        """Its output from here on goes to this file (`files.bounded_log`). For the thread that reads its messages."""
+        self.log = log
+        self._output.log_to(BoundedLog(log))
+
     def wait_ready(self, timeout_s: float) -> Ready:
         """Its word that it is ready. Raises TrialStartError: it does not come in time, the process dies first, or it is
         of another version."""
@@ -102,6 +110,7 @@ class TrialProcess:
                 return found
         status = self.exit_status
         self.kill()
+        self._output.drain()
         why = f"did not get ready within {timeout_s:.0f} s" if status is None else f"ended with status {status}"
         raise TrialStartError(
             f"the trial process {why}; its log {self.log} ends: {tail(self.log, 300).strip()!r}", status
@@ -131,23 +140,37 @@ class TrialProcess:
         """Its messages until the process is dead (not until EOF: a forked grandchild may keep the pipe open).
 
         Bounded JSON objects (`model.plain`); what is none is dropped. Nothing here is believed: a user's code can write
-        to the pipe too.
+        to the pipe too. Its output is moved to its log meanwhile, and only then.
         """
         assert self._popen.stdout is not None
-        fd = self._popen.stdout.fileno()
+        protocol: int | None = self._popen.stdout.fileno()
         while deadline is None or time.monotonic() < deadline:
             dead = self._popen.poll() is not None
-            readable, _, _ = select.select([fd], [], [], 0 if dead else _POLL_S)
-            chunk = os.read(fd, 1 << 16) if readable else b""
-            for written in self._lines(chunk):
+            chunk = self._read(protocol, 0 if dead else _POLL_S)
+            for written in self._lines(chunk or b""):
                 with contextlib.suppress(ValueError, RecursionError):
                     if isinstance(message := json.loads(written), dict):
                         yield plain(message)
             if not chunk and dead:
+                self._output.drain()
                 return
-            if readable and not chunk:  # it closed its end early: nothing to read, wait for the death itself
-                self._popen.wait()
-                return
+            if chunk is None and protocol is not None:  # its death, which shows in a moment, or a function closed it
+                protocol = None
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._popen.wait(LOOK_EVERY_S)
+
+    def _read(self, protocol: int | None, timeout_s: float) -> bytes | None:
+        """Wait for either pipe, look after its output, and return what the protocol's holds; None at its end."""
+        output = self._output.due()
+        wanted = [descriptor for descriptor in (protocol, output) if descriptor is not None]
+        if output is None and not self._output.ended:
+            timeout_s = min(timeout_s, LOOK_EVERY_S)
+        readable, _, _ = select.select(wanted, [], [], timeout_s)
+        if output in readable:
+            self._output.look()
+        if protocol in readable:
+            return os.read(protocol, 1 << 16) or None
+        return None if protocol is None else b""
 
     def _lines(self, chunk: bytes) -> list[bytes]:
         """Return the whole lines so far. One that is longer than any message is left out, not kept until it ends."""
@@ -183,6 +206,8 @@ class TrialProcess:
         self._closed = self._popen.returncode is not None
         with contextlib.suppress(OSError):
             os.killpg(self.pid, signal.SIGKILL)
+        self._output.drain()
+        self._output.close()
         with contextlib.suppress(OSError):
             if self._popen.stdout is not None:
                 self._popen.stdout.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -159,3 +160,22 @@ def mistakes(task: Mapping[str, Any], progress: Any) -> Any:
         case 7:
             os._exit(7)
     return objective(task, progress)
+
+
+FLOOD_BYTES = 500 * MIB
+
+
+def floods(task: Mapping[str, Any], progress: Any) -> float:
+    """Write 500 MiB: prints, a child that inherits stderr, and raw writes; say what is left of it at the end."""
+    print("the first line", flush=True)
+    line = "x" * 999 + "\n"
+    for _ in range(FLOOD_BYTES // 4 // 1000):
+        progress.tick()
+        sys.stderr.write(line)
+    child = f"import os\nfor _ in range({FLOOD_BYTES // 2 // 1000}): os.write(2, b'y' * 999 + bytes([10]))"
+    subprocess.run([sys.executable, "-c", child], check=True)
+    for _ in range(FLOOD_BYTES // 4 // 10_000):
+        progress.tick()
+        os.write(1, line.encode() * 10)
+    print("the last line", flush=True)
+    return 0.5

@@ -26,14 +26,14 @@ Json = dict[str, Any]
 class Process:
     """A trial process and what it says."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, stderr: int | None = None) -> None:
         self.folder = folder
-        self.stderr = (folder / "spare.log").open("wb")
+        self.stderr = (folder / "output").open("wb")
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "training.trial", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.stderr,
+            stderr=self.stderr if stderr is None else stderr,
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
             start_new_session=True,
@@ -80,8 +80,7 @@ class Process:
 
     def log(self) -> str:
         """What its log holds so far."""
-        path = self.folder / "attempt" / "trial.log"
-        return path.read_text(errors="replace") if path.exists() else ""
+        return (self.folder / "output").read_text(errors="replace")
 
     def result_file(self) -> Json:
         """The durable result."""
@@ -274,24 +273,36 @@ def test_endless_print_can_be_stopped(process: Process) -> None:
     assert last_of(process)["result"] == {"value": None, "stop_reason": "interrupted"}
 
 
-def test_log_is_bounded(tmp_path: Path) -> None:
-    """A log over its limit keeps its beginning and its end, and whoever appends goes on behind them."""
-    path = tmp_path / "trial.log"
-    with path.open("ab", buffering=0) as writer:
-        writer.write(b"begin " + b"x" * 10_000 + b" end")
-        trial.bound_log(path, limit_bytes=1000, keep_bytes=100)
-        writer.write(b" after")
-    text = path.read_bytes()
-    assert text.startswith(b"begin ") and text.endswith(b" end after") and b"bytes of log cut" in text
-    assert len(text) < 400
+@pytest.fixture
+def unread(tmp_path: Path) -> Iterator[tuple[Process, Callable[[], None]]]:
+    """(a ready trial process, what closes the reading end of its output's pipe)."""
+    reader, writer = os.pipe()
+    started = Process(tmp_path, stderr=writer)
+    os.close(writer)
+    yield started, lambda: os.close(reader)
+    started.close()
 
 
-def test_small_log_is_left_alone(tmp_path: Path) -> None:
-    """A log within its limit is not touched."""
-    path = tmp_path / "trial.log"
-    path.write_bytes(b"short")
-    trial.bound_log(path, limit_bytes=1000, keep_bytes=100)
-    assert path.read_bytes() == b"short"
+def test_a_failure_without_a_reader_is_no_word_of_the_functions(unread: tuple[Process, Callable[[], None]]) -> None:
+    """Whoever read its output is gone, the end of stdin not here yet: a print fails, and nothing is said of that."""
+    process, close_reader = unread
+    process.give("objectives:prints_until_it_fails")
+    process.wait_for("tick")
+    close_reader()
+    assert process.ended() == trial.ORPHANED
+    assert not (process.folder / "attempt" / "result.json").exists()
+    assert not [message for message in process.heard if message["type"] in {"result", "error"}]
+
+
+def test_a_result_without_a_reader_is_kept(unread: tuple[Process, Callable[[], None]]) -> None:
+    """What was computed although nobody read its output any more is durable."""
+    process, close_reader = unread
+    process.give("objectives:returns_when_asked")
+    process.wait_for("tick")
+    close_reader()
+    process.send({"cmd": "stop", "reason": "drain"})
+    assert process.ended() == 0
+    assert process.result_file()["result"]["value"] == 0.5
 
 
 @pytest.mark.parametrize(("reason", "stop_reason"), [("drain", "interrupted"), ("prune", "pruned")])

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from scheduler.files.bounded_log import LIMIT_BYTES
 from scheduler.model import ExitReason, KillRecord
 from scheduler.model.messages import last
 from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, conclude
@@ -200,3 +201,81 @@ def _session(pid: int) -> list[int]:
         if int(stat[3]) == pid and stat[0] != "Z":
             found.append(process.pid)
     return found
+
+
+def test_output_goes_to_the_spares_log_then_to_the_attempts(module, tmp_path: Path) -> None:
+    """What was written before a log was named stays with the spare; raw writes, children, and the last words of a
+    process that dies of a signal are all in the attempt's."""
+    process = module(
+        """
+        import faulthandler, subprocess
+        faulthandler.enable(file=2)
+        os.write(2, b"before\\n")
+        print(json.dumps({"type": "ready"}), flush=True)
+        sys.stdin.readline()
+        os.write(2, b"raw\\n")
+        subprocess.run(["sh", "-c", "echo child >&2"])
+        os.write(2, b"x" * 500_000 + b"last words\\n")
+        os.abort()
+        """
+    )
+    process.wait_ready(30)
+    process.log_to(tmp_path / "attempt.log")
+    process.send({})
+    assert list(process.messages()) == []
+    assert process.close() == -signal.SIGABRT
+    assert (tmp_path / "log").read_text() == "before\n"
+    text = (tmp_path / "attempt.log").read_text()
+    assert text.startswith("raw\nchild\nxxx") and "last words" in text and "Fatal Python error: Aborted" in text
+
+
+def test_a_grandchild_that_writes_for_ever_does_not_keep_the_attempt(module, tmp_path: Path) -> None:
+    """It holds both pipes and never stops: the attempt ends with its process all the same, its own words kept."""
+    process = module(
+        """
+        os.write(2, b"mine\\n")
+        if os.fork() == 0:
+            os.setsid()
+            while True:
+                try:
+                    os.write(2, b"y" * 1000)
+                except OSError:
+                    os._exit(0)
+        os.write(1, b'{"type": "result"}\\n')
+        os._exit(0)
+        """
+    )
+    assert [message["type"] for message in process.messages()] == ["result"]
+    assert process.close() == 0
+    assert (tmp_path / "log").read_bytes().startswith((b"mine\n", b"y"))
+    assert b"mine\n" in (tmp_path / "log").read_bytes()
+
+
+def test_who_closes_the_protocol_is_read_on(module, tmp_path: Path) -> None:
+    """A function that closes our pipe and then prints more than a pipe holds is not left waiting for a reader."""
+    process = module(
+        """
+        os.close(1)
+        for _ in range(50):
+            os.write(2, b"y" * 100_000)
+        os._exit(7)
+        """
+    )
+    assert list(process.messages()) == []
+    assert process.close() == 7
+    assert (tmp_path / "log").stat().st_size == 5_000_000
+
+
+def test_a_flood_does_not_delay_messages(module, tmp_path: Path) -> None:
+    """Its messages are read between two looks at its output; what is over the log's limit is left out of it."""
+    process = module(
+        """
+        for n in range(100):
+            os.write(1, b'{"type": "progress", "step": %d}\\n' % n)
+            os.write(2, b"y" * 2**20)
+        """
+    )
+    assert [message["step"] for message in process.messages()] == list(range(100))
+    assert process.close() == 0
+    assert (tmp_path / "log").stat().st_size <= LIMIT_BYTES
+    assert b"bytes left out: a log is kept to 64 MiB" in (tmp_path / "log").read_bytes()
