@@ -4,7 +4,7 @@
 |---|---|---|
 | `claim` | the agent, once | which run started the attempt: an attempt is started at most once |
 | `spec.json` | the agent | the task it was begun with |
-| `trial.log` | the trial | its output, of bounded size |
+| `trial.log` | the agent | the output of the trial and of its children, of bounded size |
 | `checkpoint.safetensors` | the trial | what a later attempt goes on from |
 | `model.safetensors` | the trial | the model of its best epoch |
 | `result.json` | the trial | its last message, durable before it is sent |
