@@ -27,7 +27,7 @@ class LogPipe:
     """The reading end. Used by one thread at a time."""
 
     def __init__(self, pipe: IO[bytes], log: BoundedLog) -> None:
-        """Takes over both."""
+        """Take over both."""
         self.log, self._pipe = log, pipe
         self._next_look = 0.0
         descriptor = pipe.fileno()
@@ -42,7 +42,7 @@ class LogPipe:
         return self._pipe.closed
 
     def due(self) -> int | None:
-        """The descriptor to wait for; None while it is too early, and at the end."""
+        """Return the descriptor to wait for; None while it is too early, and at the end."""
         return None if self.ended or time.monotonic() < self._next_look else self._pipe.fileno()
 
     def look(self) -> None:
@@ -56,7 +56,7 @@ class LogPipe:
         self._move(PIPE_BYTES)
 
     def log_to(self, log: BoundedLog) -> None:
-        """What was written until now goes to the log so far, all that follows to this one."""
+        """Write all that follows to this log; what was written until now still goes to the one so far."""
         self.drain()
         self.log.close()
         self.log = log

@@ -203,7 +203,7 @@ def _session(pid: int) -> list[int]:
     return found
 
 
-def test_output_goes_to_the_spares_log_then_to_the_attempts(module, tmp_path: Path) -> None:
+def test_output_goes_to_the_spares_log_then_to_the_attempts(module: Module, tmp_path: Path) -> None:
     """What was written before a log was named stays with the spare; raw writes, children, and the last words of a
     process that dies of a signal are all in the attempt's."""
     process = module(
@@ -211,7 +211,7 @@ def test_output_goes_to_the_spares_log_then_to_the_attempts(module, tmp_path: Pa
         import faulthandler, subprocess
         faulthandler.enable(file=2)
         os.write(2, b"before\\n")
-        print(json.dumps({"type": "ready"}), flush=True)
+        print(json.dumps({"type": "ready", "protocol": 1}), flush=True)
         sys.stdin.readline()
         os.write(2, b"raw\\n")
         subprocess.run(["sh", "-c", "echo child >&2"])
@@ -229,7 +229,7 @@ def test_output_goes_to_the_spares_log_then_to_the_attempts(module, tmp_path: Pa
     assert text.startswith("raw\nchild\nxxx") and "last words" in text and "Fatal Python error: Aborted" in text
 
 
-def test_a_grandchild_that_writes_for_ever_does_not_keep_the_attempt(module, tmp_path: Path) -> None:
+def test_a_grandchild_that_writes_for_ever_does_not_keep_the_attempt(module: Module, tmp_path: Path) -> None:
     """It holds both pipes and never stops: the attempt ends with its process all the same, its own words kept."""
     process = module(
         """
@@ -251,7 +251,7 @@ def test_a_grandchild_that_writes_for_ever_does_not_keep_the_attempt(module, tmp
     assert b"mine\n" in (tmp_path / "log").read_bytes()
 
 
-def test_who_closes_the_protocol_is_read_on(module, tmp_path: Path) -> None:
+def test_who_closes_the_protocol_is_read_on(module: Module, tmp_path: Path) -> None:
     """A function that closes our pipe and then prints more than a pipe holds is not left waiting for a reader."""
     process = module(
         """
@@ -266,7 +266,7 @@ def test_who_closes_the_protocol_is_read_on(module, tmp_path: Path) -> None:
     assert (tmp_path / "log").stat().st_size == 5_000_000
 
 
-def test_a_flood_does_not_delay_messages(module, tmp_path: Path) -> None:
+def test_a_flood_does_not_delay_messages(module: Module, tmp_path: Path) -> None:
     """Its messages are read between two looks at its output; what is over the log's limit is left out of it."""
     process = module(
         """
