@@ -114,7 +114,7 @@ def waits(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
 
 def computes(task: Mapping[str, Any], progress: Progress) -> NoReturn:
-    """Compute with torch for ever, deaf to every request."""
+    """Compute with torch for ever, and hear no request."""
     import torch
 
     progress.tick()

@@ -321,7 +321,7 @@ def test_lock_of_a_stopped_holder_does_not_stop_all_others(
     registry: HostRegistry, processes: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A holder that is stopped in the middle is waited for, but not for ever."""
-    monkeypatch.setattr(promises, "LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr(promises, "LOCK_TIMEOUT_S", 0.2)
     one, two = Promises(registry, "one"), Promises(registry, "two")
     with one._exclusive():
         two.register(attempt(processes[0], "two", MIB))

@@ -138,7 +138,7 @@ class Cluster:
                     silence_logs=50,
                 )
 
-        local = _patiently(start)
+        local = _start_with_retries(start)
         cluster = cls(Client(local, set_as_default=False), topic, local, start)
         cluster._wants_dashboard = dashboard is not None
         return cluster
@@ -435,7 +435,7 @@ async def _cancelled(task: Future[Any]) -> None:
         await task.cancel(force=True)
 
 
-def _patiently(start: StartLocal) -> LocalCluster:
+def _start_with_retries(start: StartLocal) -> LocalCluster:
     """Try several times: a nanny replaces a worker that dies, but not one that dies while starting."""
     for tries_left in reversed(range(START_TRIES)):
         try:

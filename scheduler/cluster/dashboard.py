@@ -27,7 +27,7 @@ PATH = "/headroom"
 TOPIC = "headroom-page"
 INSTALL_TIMEOUT_S = 5.0
 RETRY_S = 30.0
-FAREWELL_S = 2.0
+END_SENT_TIMEOUT_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class PageFeed:
         """Tell the page that the run is over, and why; waits 2 s at most."""
         self._ended = reason
         self._wake.set()
-        self._done.wait(FAREWELL_S)
+        self._done.wait(END_SENT_TIMEOUT_S)
 
     def _run(self) -> None:
         self._install()

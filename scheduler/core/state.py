@@ -100,7 +100,7 @@ class BatchState:
                 self._on_quit(event)
             case m.Tick():
                 self._stale = True
-                self._distrust_silent_workers()
+                self._expire_vitals()
                 self._end_overdue()
                 self._end_those_who_stay()
         self._advance()
@@ -170,8 +170,8 @@ class BatchState:
                 self._grow(attempt)
         self._stale = True
 
-    def _distrust_silent_workers(self) -> None:
-        """No news of a host's memory is not good news: nothing is admitted there until it speaks again."""
+    def _expire_vitals(self) -> None:
+        """Forget what a host had free when no news of it comes: nothing is admitted there until it speaks again."""
         for row in self.ledger:
             if row.vitals_at is not None and self._now - row.vitals_at > VITALS_STALE_S:
                 row.available_bytes, row.vitals_at = None, None

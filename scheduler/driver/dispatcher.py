@@ -29,7 +29,7 @@ from scheduler.model.messages import Task
 from scheduler.model.plain import line as one_line
 
 TICK_S = 1.0
-WORKER_NAG_S = 60.0
+NO_WORKER_LOG_S = 60.0
 REBUILD_AFTER_S = 60.0  # a cluster of our own without an agent for so long is made anew
 REBUILDS = 3  # in a row; then something is wrong that another one will not cure
 
@@ -102,7 +102,7 @@ class Dispatcher:
         self._inflight: dict[m.AttemptId, _InFlight] = {}
         self._tidy = ThreadPoolExecutor(1, thread_name_prefix="headroom-tidy")  # unlinking 24 GB takes its time
         self._end: m.EndBatch | None = None
-        self._connected_at = self._nagged_at = time.monotonic()
+        self._connected_at = self._no_worker_logged_at = time.monotonic()
         self._connected, self._abandoned = True, False
         self._away_timeout_s, self._rebuilds = away_timeout_s, 0
         self._failure: m.HeadroomError | None = None
@@ -182,10 +182,10 @@ class Dispatcher:
         self.cluster.tend()
         self.fleet.tick()
         if self.fleet.in_reach:
-            self._nagged_at, self._rebuilds = now, 0
-        elif now - self._nagged_at > (REBUILD_AFTER_S if self.cluster.is_ours else WORKER_NAG_S):
-            self._nagged_at = now
-            self._log("worker.none", waiting_s=WORKER_NAG_S)
+            self._no_worker_logged_at, self._rebuilds = now, 0
+        elif now - self._no_worker_logged_at > (REBUILD_AFTER_S if self.cluster.is_ours else NO_WORKER_LOG_S):
+            self._no_worker_logged_at = now
+            self._log("worker.none", waiting_s=NO_WORKER_LOG_S)
             if self.cluster.is_ours:
                 self._rebuild()
 

@@ -59,7 +59,7 @@ SCRATCH = "dask"  # below the run folder, while it runs: the worker's own files 
 ENVIRONMENT = "training.runtime:environment"
 FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
 CLUSTER_FACTS_TIMEOUT_S = 10.0
-STORAGE_PATIENCE_S = 60.0  # at the start only; once it runs, a run waits for its database without end
+STORAGE_START_TIMEOUT_S = 60.0  # at the start only; once it runs, a run waits for its database without end
 CLOSE_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_AT_ONCE_S = 2.0  # the user has asked twice
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
@@ -335,7 +335,7 @@ class _Driver:
             if study.refusal is not None:
                 self.log("study.refused", durable=True, study=study.spec.name, reason=study.refusal)
                 continue
-            found = self._patiently(
+            found = self._wait_for_storage(
                 functools.partial(
                     recovery.resume,
                     store,
@@ -362,9 +362,9 @@ class _Driver:
             )
         return opened
 
-    def _patiently(self, operation: Callable[[], OpenedStudy]) -> OpenedStudy:
+    def _wait_for_storage(self, operation: Callable[[], OpenedStudy]) -> OpenedStudy:
         """Give a database that is locked or restarting when a run starts a minute."""
-        deadline = time.monotonic() + STORAGE_PATIENCE_S
+        deadline = time.monotonic() + STORAGE_START_TIMEOUT_S
         while True:
             try:
                 return operation()

@@ -19,7 +19,7 @@ from scheduler.host.registry import HostRegistry, Registration
 from scheduler.model import HeadroomError
 from scheduler.units import gib
 
-LOCK_PATIENCE_S = 5.0  # the holder samples some processes; one that is stopped meanwhile must not stop all others
+LOCK_TIMEOUT_S = 5.0  # the holder samples some processes; one that is stopped meanwhile must not stop all others
 
 
 class NoRoom(HeadroomError):
@@ -66,7 +66,7 @@ class Promises:
         path = os.path.join(self._registry.root, "promises.lock")
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            deadline = time.monotonic() + LOCK_PATIENCE_S
+            deadline = time.monotonic() + LOCK_TIMEOUT_S
             while time.monotonic() < deadline:
                 with contextlib.suppress(BlockingIOError):
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -35,7 +35,7 @@ class Phase(enum.Enum):
     RELEASED = "released"
 
 
-class Eyes(Protocol):
+class HostView(Protocol):
     """What the executor must be able to see; `watchdog.Sampler` on a real host."""
 
     def sample(self, now: float) -> HostSample: ...
@@ -50,8 +50,8 @@ class Eyes(Protocol):
 class Kill:
     """One kill under way. `step` is called often and never blocks for long."""
 
-    def __init__(self, registry: HostRegistry, eyes: Eyes, evaluator: Evaluator, log: Callable[..., None]) -> None:
-        self._registry, self._eyes, self._evaluator, self._log = registry, eyes, evaluator, log
+    def __init__(self, registry: HostRegistry, view: HostView, evaluator: Evaluator, log: Callable[..., None]) -> None:
+        self._registry, self._view, self._evaluator, self._log = registry, view, evaluator, log
         self.kill_id = ""
         self.attempt = ""
         self.root: Identity = (0, 0.0)
@@ -116,7 +116,7 @@ class Kill:
         self._log("kill.intent", kill_id=self.kill_id, attempt=self.attempt, pid=victim.pid, rule=order.rule)
         failpoint("intent")
         if not self._hard:
-            self._stack = StackRequest(self.root, folder.log, self._eyes.start_time)
+            self._stack = StackRequest(self.root, folder.log, self._view.start_time)
         self._at = now + (STACK_WAIT_S if self._stack is not None and self._stack.asked else 0.0)
         self._write_story()
         return True
@@ -172,7 +172,7 @@ class Kill:
         if self._stack is not None:
             self._story.update(stack=self._stack.answer(), kernel=self._stack.kernel)
         failpoint("recheck")
-        decision = self._evaluator.observe(self._eyes.sample(now))
+        decision = self._evaluator.observe(self._view.sample(now))
         if (why := self._no_longer(decision)) is not None:
             self._abort(now, why)
             return decision
@@ -186,15 +186,15 @@ class Kill:
         self._record("term", now, members=sorted(self.known))
         self._evaluator.kill_started(now)
         failpoint("term")
-        send_all(self._targets(), signal.SIGTERM, self._eyes.start_time)
-        send_all(self._targets(), signal.SIGCONT, self._eyes.start_time)  # a stopped process does not die of SIGTERM
+        send_all(self._targets(), signal.SIGTERM, self._view.start_time)
+        send_all(self._targets(), signal.SIGCONT, self._view.start_time)  # a stopped process does not die of SIGTERM
         failpoint("term_sent")
         self.phase, self._at = Phase.TERM, now
         return decision
 
     def _no_longer(self, decision: Decision) -> str | None:
         """Why the kill is not due any more, None if it is: the last look before the first signal."""
-        if self._eyes.start_time(self.root[0]) != self.root[1]:
+        if self._view.start_time(self.root[0]) != self.root[1]:
             return "its process has ended by itself"
         if decision.kill is None:
             return f"the reason is gone ({decision.held_back or 'recovered'})"
@@ -205,7 +205,7 @@ class Kill:
 
     def _spread(self) -> set[Identity]:
         """Who of the tree lives now; whoever was ever seen in it stays known."""
-        living = self._eyes.living(*self.root, self.known)
+        living = self._view.living(*self.root, self.known)
         self.known |= living
         return living
 
@@ -232,17 +232,17 @@ class Kill:
 
     def _kill(self, now: float) -> None:
         # Stop all first: what cannot run cannot fork, so the second look is complete.
-        send_all(self._spread() | {self.root}, signal.SIGSTOP, self._eyes.start_time)
+        send_all(self._spread() | {self.root}, signal.SIGSTOP, self._view.start_time)
         living = self._spread()
         if not living:
             self._dead(now)
             return
-        send_all(living, signal.SIGKILL, self._eyes.start_time)
+        send_all(living, signal.SIGKILL, self._view.start_time)
         self._passes += 1
         waited = now - self._at
         if waited >= _RELEASE_AFTER_S and not self._released:
             self._released = True
-            done = [release_memory(identity, self._eyes.start_time) for identity in living]
+            done = [release_memory(identity, self._view.start_time) for identity in living]
             self._log("kill.memory_released_early", kill_id=self.kill_id, processes=sum(done))
         if waited >= self._evaluator.thresholds.unkillable_after_s and not self.stuck:
             self.stuck = True
@@ -262,7 +262,7 @@ class Kill:
 
     def _await_memory(self, now: float) -> None:
         t = self._evaluator.thresholds
-        free = _free(self._eyes.host(now))
+        free = _free(self._view.host(now))
         gained = None if free is None or self._free_before is None else free - self._free_before
         expected = self._footprint - self._lasting
         back = gained is not None and gained >= t.memory_back_share * expected

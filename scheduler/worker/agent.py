@@ -573,7 +573,7 @@ class Agent:
             self._on_message(run, message)
         run.seen.exit_status = process.close()
         run.seen.duration_s = time.monotonic() - run.began
-        run.seen.oom_killed = oom.blames_kernel(run.seen.exit_status)
+        run.seen.oom_killed = oom.is_oom_kill(run.seen.exit_status)
         run.seen.allowed_bytes = self._thresholds.allowed_bytes(run.registration.promised)
         if run.seen.oom_killed and (vitals.oom_kills() or 0) - (self._oom_kills or 0) == 1:
             # The kernel kills when nothing is left: what is available now, the victim held (with others killed beside

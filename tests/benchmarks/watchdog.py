@@ -35,7 +35,7 @@ from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, REPO, SILENT, Host
 GIB = 2**30
 HOG = """
 import os, signal, sys, time
-{deaf}
+{ignores_sigterm}
 mib, per_s, line = {mib}, {rate}, {line}
 block, at = [], time.monotonic()
 while len(block) < mib:
@@ -142,16 +142,18 @@ def stall_latency_real(rounds: int = 12) -> None:
 MACHINE_MIB, LINE_MIB, OTHERS_MIB = 1000, 200, 40
 
 
-def hog(root: Path, *, deaf: bool = False, mib: int = 830, line: int = 700) -> tuple[str, Path]:
+def hog(root: Path, *, ignores_sigterm: bool = False, mib: int = 830, line: int = 700) -> tuple[str, Path]:
     """A script that takes 600 MiB/s and notes when it has passed `line` MiB."""
-    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if deaf else ""
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if ignores_sigterm else ""
     crossed, full = root / "hog.crossed", root / "hog.full"
     path = root / "hog.py"
-    path.write_text(HOG.format(mib=mib, rate=600, line=line, crossed=str(crossed), full=str(full), deaf=ignore))
+    path.write_text(
+        HOG.format(mib=mib, rate=600, line=line, crossed=str(crossed), full=str(full), ignores_sigterm=ignore)
+    )
     return str(path), crossed
 
 
-def pressure_ours(rounds: int, deaf: bool) -> None:
+def pressure_ours(rounds: int, ignores_sigterm: bool) -> None:
     """Three trials; one takes all."""
     times, extra, wrong, missed = [], 0, 0, 0
     for _ in range(rounds):
@@ -167,7 +169,7 @@ def pressure_ours(rounds: int, deaf: bool) -> None:
             group = here.cgroup("memory", "bench", limit_in_bytes=MACHINE_MIB * MIB)
             here.running(cgroup=group)
             others = [here.trial(n, f"block = hold({OTHERS_MIB})\n" + HEALTHY, cgroup=group) for n in "ab"]
-            path, crossed = hog(root, deaf=deaf)
+            path, crossed = hog(root, ignores_sigterm=ignores_sigterm)
             trial = here.trial("hog", f"tick()\nexec(open({path!r}).read())", cgroup=group)
             if not trial.done.wait(25.0) or trial.story is None:
                 missed += 1
@@ -200,17 +202,19 @@ def pretend(file: Path, group: Path) -> None:
     os.close(fd)
 
 
-def pressure_earlyoom(program: str, rounds: int, deaf: bool) -> None:
+def pressure_earlyoom(program: str, rounds: int, ignores_sigterm: bool) -> None:
     """The same for earlyoom, which can see and choose only the three."""
     times, wrong, missed = [], 0, 0
     for _ in range(rounds):
         with scratch() as root, host(root) as here:
             group = here.cgroup("memory", "bench", limit_in_bytes=2 * MACHINE_MIB * MIB)
-            path, crossed = hog(root, deaf=deaf)
+            path, crossed = hog(root, ignores_sigterm=ignores_sigterm)
             fake = root / "meminfo"
             pretend(fake, group)
             hold = root / "hold.py"
-            hold.write_text(HOG.format(mib=OTHERS_MIB, rate=600, line=0, crossed="", full=str(root / "held"), deaf=""))
+            hold.write_text(
+                HOG.format(mib=OTHERS_MIB, rate=600, line=0, crossed="", full=str(root / "held"), ignores_sigterm="")
+            )
             script = f"""
             mount --bind {fake} /proc/meminfo
             {program} -M {LINE_MIB * 1024},1 -r 0 > {root}/earlyoom.log 2>&1 &
@@ -550,14 +554,14 @@ def main(parts: list[str]) -> None:
     four_at_once()
     earlyoom = os.environ.get("EARLYOOM") or shutil.which("earlyoom")
     say("pressure on a machine of 1000 MiB: one of three takes 600 MiB/s; from 200 MiB available to its death")
-    pressure_ours(6, deaf=False)
+    pressure_ours(6, ignores_sigterm=False)
     if earlyoom:
-        pressure_earlyoom(earlyoom, 6, deaf=False)
+        pressure_earlyoom(earlyoom, 6, ignores_sigterm=False)
     pressure_nanny()
     say("the same, the process ignores SIGTERM (grace of the watchdog: 10 s, by time)")
-    pressure_ours(2, deaf=True)
+    pressure_ours(2, ignores_sigterm=True)
     if earlyoom:
-        pressure_earlyoom(earlyoom, 2, deaf=True)
+        pressure_earlyoom(earlyoom, 2, ignores_sigterm=True)
     if not earlyoom:
         say("  earlyoom: not installed (apt-get install earlyoom, or set EARLYOOM)")
 

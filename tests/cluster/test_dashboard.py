@@ -290,7 +290,7 @@ def test_a_scheduler_without_bokeh_costs_one_line(local: LocalCluster, monkeypat
 
 def test_a_scheduler_that_is_gone_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """The feed of a dead scheduler neither raises nor waits long, and logs one line."""
-    monkeypatch.setattr(dashboard, "FAREWELL_S", 0.5)
+    monkeypatch.setattr(dashboard, "END_SENT_TIMEOUT_S", 0.5)
     failures: list[dict[str, Any]] = []
     with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=50) as local:
         cluster = connect(local)

@@ -194,7 +194,7 @@ def test_a_closed_terminal_drains(box: Sandbox, window: Window) -> None:
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     """Trials that hear no request are ended by the second SIGTERM, not by the drain's limit; the run is resumable."""
-    settings = {**SMALL, "drain_timeout_s": 600, "training": {"objective": f"{TINY}:deaf"}}
+    settings = {**SMALL, "drain_timeout_s": 600, "training": {"objective": f"{TINY}:ignores_stop"}}
     with Sandbox(tmp_path / "run", **settings) as box:
         driver = box.start()
         training(box)

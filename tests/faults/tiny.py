@@ -118,12 +118,12 @@ class _Slow:
         return self._heard
 
 
-def deaf(task: Mapping[str, Any], progress: Any) -> dict[str, Any]:
+def ignores_stop(task: Mapping[str, Any], progress: Any) -> dict[str, Any]:
     """Train, but hear no request to stop."""
-    return objective(task, _Deaf(progress))
+    return objective(task, _IgnoresStop(progress))
 
 
-class _Deaf:
+class _IgnoresStop:
     stop_requested = None
 
     def __init__(self, progress: Any) -> None:

@@ -209,10 +209,10 @@ def test_oom_witness_needs_both_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = iter([5, 5, 6, 6, None])
     monkeypatch.setattr(vitals.system, "oom_kills", lambda chain=None: next(counts))
     witness = vitals.OomWitness()
-    assert not witness.blames_kernel(-9)
-    assert witness.blames_kernel(-9) and witness.blames_kernel(137)
-    assert not witness.blames_kernel(-15) and not witness.blames_kernel(0) and not witness.blames_kernel(None)
-    assert not witness.blames_kernel(-9)
+    assert not witness.is_oom_kill(-9)
+    assert witness.is_oom_kill(-9) and witness.is_oom_kill(137)
+    assert not witness.is_oom_kill(-15) and not witness.is_oom_kill(0) and not witness.is_oom_kill(None)
+    assert not witness.is_oom_kill(-9)
 
 
 # -- macOS, as far as it can be tried elsewhere ---------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_mistakes_become_errors(process: Process, name: str, error: str) -> None
     assert process.result_file() == last
 
 
-class Deaf(trial.TrialProgress):
+class DiscardingProgress(trial.TrialProgress):
     """A progress whose messages go to no one."""
 
     def __init__(self) -> None:
@@ -235,14 +235,14 @@ class Deaf(trial.TrialProgress):
 )
 def test_other_mistakes_become_errors(name: str, error: str) -> None:
     """Whatever a training function raises or returns wrongly is an error with a traceback."""
-    last = trial.run({"protocol": 1, "objective": f"tests.objectives:{name}"}, Deaf())
+    last = trial.run({"protocol": 1, "objective": f"tests.objectives:{name}"}, DiscardingProgress())
     assert last["type"] == "error" and last["error"].startswith(error)
     assert "Traceback" in last["traceback"]
 
 
 def test_task_of_another_protocol_is_refused() -> None:
     """A scheduler of another version gets an error that says so."""
-    last = trial.run({"protocol": 9, "objective": "tests.objectives:good"}, Deaf())
+    last = trial.run({"protocol": 9, "objective": "tests.objectives:good"}, DiscardingProgress())
     assert last["error"].startswith("OtherProtocol: the task has protocol 9, this process speaks 1")
     assert last["started"] is False
 

@@ -159,7 +159,7 @@ class OomWitness:
     def __init__(self) -> None:
         self._before = system.oom_kills()
 
-    def blames_kernel(self, exit_status: int | None) -> bool:
+    def is_oom_kill(self, exit_status: int | None) -> bool:
         """exit_status: as `Popen.returncode` (negative signal) or a shell's 128 + signal."""
         if exit_status not in (-signal.SIGKILL, 128 + signal.SIGKILL) or self._before is None:
             return False

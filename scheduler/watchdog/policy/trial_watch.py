@@ -72,7 +72,7 @@ class Verdict:
         return 0 if held is None or not promised else max(0, held - promised)
 
     @property
-    def doomed(self) -> bool:
+    def is_without_progress(self) -> bool:
         """It makes no progress any more: killing it loses nothing."""
         return self.state in (State.STALLED, State.THRASHING) or self.orphaned
 

@@ -79,7 +79,7 @@ def rank(
 def _ground(v: Verdict, s: Situation, t: Thresholds, foreign: bool) -> Ground | str:
     """Find the ground on which this trial may be ended now, or why it may not."""
     takes_part = v.growth_bytes_per_s > 0 and v.growth_bytes_per_s >= t.growing_share * s.rate_bytes_per_s
-    if v.doomed:
+    if v.is_without_progress:
         return Ground.DOOMED
     if v.over is Over.FAR or (v.far_now and s.soon and takes_part):
         return Ground.FAR
