@@ -24,9 +24,9 @@ from scheduler.model import (
     WorkerFacts,
     WorkerView,
 )
+from scheduler.model.frames import AgentConfig
 from scheduler.model.messages import Task
 from scheduler.units import GIB
-from scheduler.worker.agent import AgentConfig
 
 WORKER = "tcp://127.0.0.1:4000"
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import os
 import queue
@@ -30,7 +29,8 @@ from scheduler.host import bounds, runtimes, vitals
 from scheduler.host.agent_folder import AgentEntry, AgentFolder, Connection, Ownership
 from scheduler.host.facts import overhead_bytes
 from scheduler.host.registry import HostRegistry, host_folder
-from scheduler.model import Json
+from scheduler.model import Json, WorkerFacts, frames, letters
+from scheduler.model.fields import BadMessage, fields_of, read
 
 LOOK_EVERY_S = 0.5
 LEND_AFTER_S = 5.0  # an agent without a worker may be about to get one: its nanny needs some 3 s
@@ -146,7 +146,7 @@ class AgentPlugin(WorkerPlugin):
         mine = [line for line in self._all() if line.owned is not None]
         if worker.status.name != "running" and not worker.batched_stream.closed():
             for line in mine:
-                line.send({"leave": "its Dask worker is being closed"})
+                line.send(frames.to_json(frames.Leave(reason="its Dask worker is being closed")))
             await asyncio.to_thread(self._see_off, mine)
         self._closing.set()
         for line in self._all():
@@ -170,6 +170,9 @@ class AgentPlugin(WorkerPlugin):
         if not self._closing.is_set():
             self.worker.log_event(self.config["topic"], {"worker": self.worker.address, "frame": text})
 
+    def _report(self, frame: frames.FromWorker) -> None:
+        self._say(json.dumps(frames.to_json(frame)))
+
     # -- the plugin's own thread ------------------------------------------------------------------------------------
 
     def _live(self) -> None:
@@ -184,7 +187,7 @@ class AgentPlugin(WorkerPlugin):
                 if time.monotonic() >= retry_at:
                     retry_at = time.monotonic() + RETRY_S
                     detail = f"{type(error).__name__}: {error}"
-                    self._say(json.dumps({"broken": f"its agent cannot be started: {detail}"}))
+                    self._report(frames.NoAgent(reason=f"its agent cannot be started: {detail}"))
             self.worker.loop.add_callback(self.fenced.set)
             self._closing.wait(LOOK_EVERY_S)
 
@@ -208,9 +211,9 @@ class AgentPlugin(WorkerPlugin):
         """Have this agent leave: the run folder's lock is our driver's, so its own is dead, or has lost it."""
         with contextlib.suppress(OSError):
             connection = Connection.to(entry.address)
-            connection.send({"dismiss": "another driver has the run"})
-            for frame, _ in connection.frames():
-                if "bye" in frame:
+            connection.send(frames.to_json(frames.Discharge(reason="another driver has the run")))
+            for data, _ in connection.frames():
+                if isinstance(_read(data), frames.Bye):
                     break
             connection.close()
 
@@ -248,13 +251,13 @@ class AgentPlugin(WorkerPlugin):
         assert owned is not None, "nobody else knows its name"
         path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH", "")]))
         own = os.getpid()
-        task = {
-            "id": agent,
-            "config": self.config,
-            "slots": self.worker.state.nthreads,
-            "worker": [own, vitals.start_time(own) or 0.0],
-            "worker_limit_bytes": own_limit(self.worker),
-        }
+        start = frames.AgentStart(
+            id=agent,
+            config=read(frames.AgentConfig, self.config),
+            slots=self.worker.state.nthreads,
+            worker=(own, vitals.start_time(own) or 0.0),
+            worker_limit_bytes=own_limit(self.worker),
+        )
         log = self._folder.path(agent, "log")
         try:
             with open(log, "ab") as output:
@@ -268,7 +271,7 @@ class AgentPlugin(WorkerPlugin):
                 )
             assert process.stdin is not None
             with process.stdin as stdin:
-                stdin.write((json.dumps(task) + "\n").encode())
+                stdin.write((json.dumps(start.to_json()) + "\n").encode())
             self._connect(self._wait_for(agent, process, log), owned, process)
         except BaseException:
             owned.release()
@@ -306,16 +309,19 @@ class AgentPlugin(WorkerPlugin):
         """Have agents say again what the driver does not know (all of them: None)."""
         for line in self._all():
             if agent in (None, line.entry.id):
-                line.send({"carrier": self.worker.address, "owner": line.owned is not None})
+                carrier = frames.Carrier(worker=self.worker.address, owner=line.owned is not None)
+                line.send(frames.to_json(carrier))
 
     def _carry(self, line: _Line) -> None:
         """From the agent to the driver, until the agent is gone."""
         said_bye = False
-        for frame, text in line.connection.frames():
-            self._read(line, frame)
-            said_bye |= "bye" in frame
+        for data, text in line.connection.frames():
+            frame = _read(data)
+            if isinstance(frame, frames.FromAgent):
+                self._look_into(line, frame)
+            said_bye |= isinstance(frame, frames.Bye)
             self._say(text)
-            if frame.get("for_good"):
+            if isinstance(frame, frames.Bye) and frame.for_good:
                 self._retire()
         line.gone.set()
         line.close()
@@ -325,7 +331,7 @@ class AgentPlugin(WorkerPlugin):
                     line.process.wait(REAP_S)
             return
         if (dead := line.is_dead()) and not said_bye:
-            self._say(json.dumps({"agent": line.entry.id, "bye": "its process has died"}))
+            self._report(frames.Bye(agent=line.entry.id, reason="its process has died"))
         with self._lock:
             self._lines.pop(line.entry.id, None)
         self._tree_bytes.pop(line.entry.id, None)
@@ -334,14 +340,15 @@ class AgentPlugin(WorkerPlugin):
         if dead:
             self._folder.remove(line.entry.id, line.entry.address)
 
-    def _read(self, line: _Line, frame: Json) -> None:
+    def _look_into(self, line: _Line, frame: frames.FromAgent) -> None:
         """Take from a frame what is of use here: the memory for Dask's pages, and which attempts have ended."""
-        tree_bytes = (frame.get("news") or {}).get("tree_bytes")
-        if tree_bytes is not None:
-            self._tree_bytes[line.entry.id] = int(tree_bytes)
-        for _, _, body in frame.get("letters") or ():
-            if body.get("type") == "ended":
-                self.occupied(body["attempt"]).set()
+        if frame.news is not None:
+            news = letters.report(frame.news)
+            if isinstance(news, letters.Vitals) and news.tree_bytes is not None:
+                self._tree_bytes[line.entry.id] = news.tree_bytes
+        for letter in frame.letters:
+            if (attempt := letters.ended(letter.body)) is not None:
+                self.occupied(attempt).set()
 
     # -- what the driver says (on the worker's event loop: short) -----------------------------------------------------
 
@@ -359,6 +366,13 @@ class AgentPlugin(WorkerPlugin):
                 for name in ended[: OCCUPIED_KEPT // 2]:
                     del self._occupied[name]
             return self._occupied.setdefault(attempt, threading.Event())
+
+
+def _read(data: Json) -> frames.FromWorker | None:
+    """Read an agent's frame; None for one that cannot be read: the driver, which gets it too, says why."""
+    with contextlib.suppress(BadMessage):
+        return frames.from_worker(data)
+    return None
 
 
 # -- run here by the driver -----------------------------------------------------------------------------------------
@@ -398,15 +412,15 @@ def describe(dask_worker: Worker, *, runtime_key: tuple[tuple[str, ...] | None, 
     runtime_key: the arguments of `runtimes.key`.
     """
     known = runtimes.known(host_folder(), runtimes.key(*runtime_key))
-    said = {} if known is None else dataclasses.asdict(known)
-    return {
-        **({"environment": said.pop("name"), **said} if said else {}),
-        "worker": dask_worker.address,
-        "host": socket.gethostname(),
-        "slots": dask_worker.state.nthreads,
-        "overhead_bytes": overhead_bytes(known),
+    facts = WorkerFacts(
+        address=dask_worker.address,
+        host=socket.gethostname(),
+        slots=dask_worker.state.nthreads,
+        overhead_bytes=overhead_bytes(known),
+        environment=known,
         **bounds.measure(os.environ, own_limit(dask_worker)).to_json(),
-    }
+    )
+    return fields_of(facts)
 
 
 def own_limit(worker: Worker) -> int | None:

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from scheduler.core.state import BatchState
 from scheduler.driver import decisions
 from scheduler.driver.ports import Agents, Connection, StudyRecorder
 from scheduler.host.attempt_folder import AttemptFolder, attempts_of, drop_checkpoints
+from scheduler.model import letters, messages
 from scheduler.model.calls import Answer, CallStudy
 from scheduler.model.messages import Task
 from scheduler.model.plain import line as one_line
@@ -40,9 +41,10 @@ Recover = Callable[[m.AttemptId, m.Outcome], m.Outcome]
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An agent's message, or the cluster's word that a worker left."""
+    """What an agent reports, or the fleet of one that is out of reach. worker: its name."""
 
-    message: m.Json
+    worker: str
+    report: letters.Report | letters.Unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,14 +217,14 @@ class Dispatcher:
                 self._launch(command)
             case m.StopAttempt(attempt=attempt, worker=worker, reason=reason):
                 self._log("attempt.stopping", attempt=str(attempt), reason=reason)
-                self.fleet.tell(worker, "stop", str(attempt), reason)
+                self.fleet.tell(worker, letters.Stop(attempt=str(attempt), reason=reason))
             case m.KillAttempt(attempt=attempt, worker=worker, reason=reason):
                 self._log("attempt.killing", attempt=str(attempt), reason=reason)
-                self.fleet.tell(worker, "kill", str(attempt), reason)
+                self.fleet.tell(worker, letters.End(attempt=str(attempt), reason=reason))
                 self.fleet.give_up(str(attempt), f"out of reach when it was to be ended: {reason}")
             case m.ResizeReservation(attempt=attempt, worker=worker, reserved_bytes=size, reason=reason):
                 self._log("reservation.resized", attempt=str(attempt), reserved_bytes=size, reason=reason)
-                self.fleet.tell(worker, "resize", str(attempt), size)
+                self.fleet.tell(worker, letters.Resize(attempt=str(attempt), reserved_bytes=size))
             case m.NoteDeferral(trial=trial, reason=reason, numbers=numbers):
                 self._log("trial.deferred", trial=str(trial), reason=reason, **numbers)
             case m.NoteHost(worker=worker, reason=reason):
@@ -283,8 +285,8 @@ class Dispatcher:
 
     def _read(self, item: Item) -> m.Event | None:
         match item:
-            case Said(message=message):
-                return self._heard(message)
+            case Said(worker=worker, report=report):
+                return self._heard(worker, report)
             case Ended(attempt=attempt, outcome=outcome):
                 return self._on_end(m.AttemptId.parse(attempt), outcome)
             case Answer():
@@ -295,39 +297,37 @@ class Dispatcher:
     def _answer(self, answer: Answer) -> None:
         """Carry it to its attempt, if that still runs and waits."""
         if answer.number and (flight := self._inflight.get(answer.attempt)) is not None:
-            self.fleet.tell(flight.worker, "answer", str(answer.attempt), {**answer.body, "number": answer.number})
+            told = letters.Answer(attempt=str(answer.attempt), number=answer.number, body=answer.body)
+            self.fleet.tell(flight.worker, told)
         elif "error" in answer.body:
             self._log("trial.call_failed", attempt=str(answer.attempt), error=answer.body["error"])
 
-    def _called(self, attempt: m.AttemptId, message: Mapping[str, Any]) -> m.Event | None:
+    def _called(self, attempt: m.AttemptId, call: messages.Called) -> m.Event | None:
         """Hand on what a running trial wants of its study."""
         if attempt not in self._inflight:
             return None
-        if message["method"] == "stop":
+        if call.method == "stop":
             return m.StudyStopped(study=attempt.trial.study, source=f"trial {attempt.trial.number}")
         self.recorder.submit(
-            CallStudy(
-                attempt=attempt,
-                method=message["method"],
-                number=message["number"],
-                arguments=message["arguments"],
-            )
+            CallStudy(attempt=attempt, method=call.method, number=call.number, arguments=call.arguments)
         )
         return None
 
-    def _heard(self, message: m.Json) -> m.Event | None:
-        """Return a message as an event.
+    def _heard(self, worker: str, report: letters.Report | letters.Unread) -> m.Event | None:
+        """Return a report as an event.
 
-        One that cannot be read (of another version, say) is dropped and noted once per kind: it must not end the loop.
+        One that cannot be read is dropped and noted once per kind: it must not end the loop.
         """
         try:
-            return self._translate(message)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            kind = one_line(message.get("type"), 40)
-            if kind not in self._misread:
-                self._misread.add(kind)
-                self._log("message.dropped", kind=kind, error=one_line(f"{type(error).__name__}: {error}", 200))
+            return self._translate(worker, report)
+        except ValueError as error:  # of no attempt of ours
+            self._note_unread(letters.Unread(kind=type(report).__name__, error=one_line(error, 200)))
             return None
+
+    def _note_unread(self, unread: letters.Unread) -> None:
+        if unread.kind not in self._misread:
+            self._misread.add(unread.kind)
+            self._log("message.dropped", kind=unread.kind, error=unread.error)
 
     def _on_end(self, attempt: m.AttemptId, outcome: m.Outcome) -> m.Event | None:
         """Return the end of an attempt's Dask task as an event.
@@ -358,67 +358,53 @@ class Dispatcher:
         if not self._had_worker:
             self._failure = m.HeadroomError(f"worker {worker} cannot run trials: {detail}")
 
-    def _translate(self, message: Mapping[str, Any]) -> m.Event | None:
-        worker = str(message.get("worker"))
-        attempt = m.AttemptId.parse(message["attempt"]) if "attempt" in message else None
-        match message.get("type"), attempt:
-            case "joined", _:
-                facts = worker_facts(message)
+    def _translate(self, worker: str, report: letters.Report | letters.Unread) -> m.Event | None:
+        match report:
+            case letters.Joined(facts=facts):
                 self._had_worker = True
                 self._broken.pop(worker, None)
                 return m.WorkerJoined(facts=facts)
-            case "left", _:
-                return m.WorkerLost(worker=worker, detail=str(message.get("detail") or ""))
-            case "broken", _:
-                self._note_broken(worker, str(message["detail"]))
-            case "registry", _:
-                self._log("registry.remade", durable=True, worker=worker, path=message["path"])
-            case "vitals", _:
-                return m.WorkerVitals(
-                    worker=worker,
-                    available_bytes=message["available_bytes"],
-                    pressure=m.Pressure(message["pressure"]),
-                    closed_reason=message["closed_reason"],
-                    others_unclaimed_bytes=message["others_unclaimed_bytes"],
-                    used_bytes={m.AttemptId.parse(a): b for a, b in message["used_bytes"].items()},
-                    peak_bytes={m.AttemptId.parse(a): b for a, b in message["peak_bytes"].items()},
-                    step_s={m.AttemptId.parse(a): float(s) for a, s in message.get("step_s", {}).items()},
-                )
-            case "started", m.AttemptId():
-                flight = self._inflight.get(attempt)
+            case letters.Left(detail=detail):
+                return m.WorkerLost(worker=worker, detail=detail)
+            case letters.Broken(detail=detail):
+                self._note_broken(worker, detail)
+            case letters.RegistryRemade(path=path):
+                self._log("registry.remade", durable=True, worker=worker, path=path)
+            case letters.Vitals():
+                return _vitals(worker, report)
+            case letters.Restarted(attempt=name, checkpoint=checkpoint, detail=detail):
+                return m.AttemptRestarted(attempt=m.AttemptId.parse(name), checkpoint=checkpoint, detail=detail)
+            case letters.TrialSaid(attempt=name):
+                return self._trial_said(worker, m.AttemptId.parse(name), report)
+            case letters.WouldKill(attempt=name, kill=kill):
+                told = kill.to_json()
+                said = {key: told[key] for key in ("kill_id", "rule", "reason", "evidence")}
+                self._log("watchdog.would_kill", durable=True, attempt=name, **said)
+            case letters.Unread():
+                self._note_unread(report)
+        return None
+
+    def _trial_said(self, worker: str, attempt: m.AttemptId, said: letters.TrialSaid) -> m.Event | None:
+        flight = self._inflight.get(attempt)
+        match said.message:
+            case messages.Started():
                 if flight is None or flight.started:  # said again, after a reconnection
                     return None
                 flight.started = True
-                return m.AttemptStarted(attempt=attempt, worker=worker, pid=message["pid"])
-            case "restarted", m.AttemptId():
-                return m.AttemptRestarted(
-                    attempt=attempt, checkpoint=message.get("checkpoint"), detail=str(message["detail"])
-                )
-            case "progress", m.AttemptId():
+                return m.AttemptStarted(attempt=attempt, worker=worker, pid=said.pid or 0)
+            case messages.Progress(step=step, value=value, peak_bytes=peak, device_bytes=device):
                 return m.AttemptProgress(
-                    attempt=attempt,
-                    step=message["step"],
-                    value=message["value"],
-                    peak_bytes=message.get("peak_bytes"),
-                    device_bytes=message.get("device_bytes") or 0,
+                    attempt=attempt, step=step, value=value, peak_bytes=peak, device_bytes=device or 0
                 )
-            case "settled", m.AttemptId():
-                return m.AttemptSettled(
-                    attempt=attempt,
-                    peak_bytes=message["peak_bytes"],
-                    device_bytes=message.get("device_bytes") or 0,
-                )
-            case "would_kill", m.AttemptId():
-                told = m.KillRecord.from_json(message["kill"]).to_json()
-                said = {key: told[key] for key in ("kill_id", "rule", "reason", "evidence")}
-                self._log("watchdog.would_kill", durable=True, attempt=str(attempt), **said)
-            case "call", m.AttemptId():
-                return self._called(attempt, message)
-            case "note", m.AttemptId():
-                self._log("attempt.note", attempt=str(attempt), text=message.get("text"))
-            case "checkpoint", m.AttemptId():
-                if (flight := self._inflight.get(attempt)) is not None:
-                    flight.checkpoint = message["path"]
+            case messages.Settled(peak_bytes=int(peak), device_bytes=device):
+                return m.AttemptSettled(attempt=attempt, peak_bytes=peak, device_bytes=device or 0)
+            case messages.Called():
+                return self._called(attempt, said.message)
+            case messages.Note(text=text):
+                self._log("attempt.note", attempt=str(attempt), text=text)
+            case messages.Saved(path=path):
+                if flight is not None:
+                    flight.checkpoint = path
         return None
 
     # -- the journal ------------------------------------------------------------------------------------------------
@@ -487,28 +473,14 @@ class Dispatcher:
         self._log("attempt.ended", durable=True, **line)
 
 
-def worker_facts(message: Mapping[str, Any]) -> m.WorkerFacts:
-    device, environment = message.get("device"), message.get("environment")
-    return m.WorkerFacts(
-        address=str(message["worker"]),
-        host=message["host"],
-        slots=message["slots"],
-        total_bytes=message["total_bytes"],
-        limit_bytes=message["limit_bytes"],
-        available_bytes=message["available_bytes"],
-        overhead_bytes=message["overhead_bytes"],
-        domain=message["domain"],
-        worker_limit_bytes=message["worker_limit_bytes"],
-        limit_source=message["limit_source"],
-        via=str(message.get("via") or ""),
-        device=None
-        if device is None
-        else m.DevicePool(kind=device["kind"], total_bytes=device["total_bytes"], unified=device["kind"] == "mps"),
-        environment=None
-        if environment is None
-        else m.Environment(
-            name=environment,
-            runtime_bytes=message["runtime_bytes"],
-            origin=message.get("origin", "measured by the worker"),
-        ),
+def _vitals(worker: str, said: letters.Vitals) -> m.WorkerVitals:
+    return m.WorkerVitals(
+        worker=worker,
+        available_bytes=said.available_bytes,
+        pressure=said.pressure,
+        closed_reason=said.closed_reason,
+        others_unclaimed_bytes=said.others_unclaimed_bytes,
+        used_bytes={m.AttemptId.parse(name): size for name, size in said.used_bytes.items()},
+        peak_bytes={m.AttemptId.parse(name): size for name, size in said.peak_bytes.items()},
+        step_s={m.AttemptId.parse(name): seconds for name, seconds in said.step_s.items()},
     )

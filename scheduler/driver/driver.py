@@ -32,7 +32,7 @@ from scheduler.core.fault import RetryPolicy
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
 from scheduler.driver import decisions, journal, recovery
-from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said, worker_facts
+from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said
 from scheduler.driver.fleet import Fleet
 from scheduler.driver.lock import DriverLock
 from scheduler.driver.recorder import Recorder
@@ -43,13 +43,15 @@ from scheduler.host.agent_folder import ProcessIdentity
 from scheduler.host.attempt_folder import attempts_of
 from scheduler.host.registry import HostRegistry
 from scheduler.masking import masked
+from scheduler.model import letters
+from scheduler.model.fields import read
+from scheduler.model.frames import AgentConfig
 from scheduler.settings import run_folder
 from scheduler.settings.schema import Settings
 from scheduler.study import choice
 from scheduler.study.store import Functions, OpenedStudy, StudyStore, StudyUnavailable
 from scheduler.ui import log, report, view
 from scheduler.ui.console import View
-from scheduler.worker.agent import AgentConfig
 from scheduler.worker.trial_process import Witness, conclude
 from scheduler.workload import functions as training_side
 from scheduler.workload import objective as objective_workload
@@ -88,7 +90,7 @@ def cluster_facts(settings: Settings, address: str, security: Security) -> list[
     cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}", security=security)
     ask = functools.partial(describe, runtime_key=(settings.training.preload, settings.heap))
     try:
-        return [worker_facts(answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
+        return [read(m.WorkerFacts, answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
     finally:
         cluster.close()
 
@@ -241,7 +243,7 @@ class _Driver:
     def _fleet(self, cluster: Cluster) -> Fleet:
         return Fleet(
             cluster,
-            on_message=lambda message: self.inbox.put(Said(message)),
+            on_message=lambda worker, report: self.inbox.put(Said(worker, report)),
             on_end=lambda attempt, outcome: self.inbox.put(Ended(attempt, outcome)),
             hold_s=self.settings.away_timeout_s,
             lives=vitals.lives,
@@ -275,7 +277,7 @@ class _Driver:
         )
         seen: list[Item] = []
         deadline = time.monotonic() + FIRST_WORKER_TIMEOUT_S
-        while not any(isinstance(item, Said) and item.message.get("type") == "joined" for item in seen):
+        while not any(isinstance(item, Said) and isinstance(item.report, letters.Joined) for item in seen):
             try:
                 item = self.inbox.get(timeout=max(0.1, deadline - time.monotonic()))
             except queue.Empty:
@@ -288,7 +290,7 @@ class _Driver:
                     "`dask worker ADDRESS` in an environment that has Headroom, or see the logs above"
                 ) from None
             match item:
-                case Said(message={"type": "broken", "worker": worker, "detail": detail}):
+                case Said(worker=worker, report=letters.Broken(detail=detail)):
                     raise m.HeadroomError(f"worker {worker} cannot run trials: {detail}")
                 case m.QuitRequested(source=source):
                     raise StoppedAtStart(f"stopped by {source} before anything was started")

@@ -8,14 +8,16 @@ the end of each attempt, reported exactly once. Carries nothing itself and knows
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from scheduler.host.agent_folder import Lives, ProcessIdentity, identity
-from scheduler.model import ExitReason, Json, Outcome
+from scheduler.model import ExitReason, Json, Outcome, frames, letters
+from scheduler.model.fields import OtherProtocol
 from scheduler.model.mailbox import Inbox, Letter, Outbox
 from scheduler.model.messages import Task
 
@@ -26,7 +28,7 @@ PAUSE_S = 10.0  # between two ticks that are a second apart: the driver itself w
 GRACE_S = 15.0  # an agent that holds no longer asks its attempts to leave, and then is not waited for
 
 OnEnd = Callable[[str, Outcome], None]
-OnMessage = Callable[[Json], None]
+OnReport = Callable[[str, letters.Report | letters.Unread], None]
 
 
 class Carrier(Protocol):
@@ -54,7 +56,7 @@ class _Agent:
     heard_at: float = 0.0
     outbox: Outbox = field(default_factory=Outbox)
     inbox: Inbox = field(default_factory=Inbox)
-    joined: Json | None = None
+    joined: letters.Joined | None = None
     leaving: bool = False
     attempts: set[str] = field(default_factory=set)
     ending: dict[str, str] = field(default_factory=dict)
@@ -63,7 +65,7 @@ class _Agent:
 class Fleet:
     """All agents of one driver. May be called from any thread.
 
-    on_message: takes what agents say, with `worker` = the agent's name, and `left` when one is out of reach.
+    on_message: takes the agent's name and what it says, and Left when one is out of reach.
     on_end: takes the end of an attempt, once. hold_s: how long an agent out of reach holds its attempts.
     lives: as `vitals.lives`, to know of an agent on this host that it is dead. clock: monotonic seconds.
     """
@@ -72,7 +74,7 @@ class Fleet:
         self,
         carrier: Carrier,
         *,
-        on_message: OnMessage,
+        on_message: OnReport,
         on_end: OnEnd,
         hold_s: float,
         lives: Lives,
@@ -97,17 +99,17 @@ class Fleet:
             if agent is not None:
                 agent.attempts.add(attempt)
                 self._where[attempt] = agent.id
-                self._post(agent, {"verb": "launch", "task": task.to_json()})
+                self._post(agent, letters.Launch(task=task))
                 if agent.via is not None:
                     self._carrier.occupy(attempt, agent.via)
         if agent is None:
             self._on_end(attempt, Outcome(reason=ExitReason.LOST, detail=f"{name} is gone"))
 
-    def tell(self, name: str, verb: str, attempt: str, value: Any) -> None:
+    def tell(self, name: str, order: letters.Order) -> None:
         """Say something about an attempt to its agent. One that is out of reach hears it when it is back."""
         with self._lock:
             if (agent := self._named(name)) is not None:
-                self._post(agent, {"verb": verb, "attempt": attempt, "value": value})
+                self._post(agent, order)
 
     def give_up(self, attempt: str, why: str) -> None:
         """Do not wait for an attempt that was told to end if its agent is, or gets, out of reach: it is lost then."""
@@ -121,7 +123,7 @@ class Fleet:
         """Tell all agents that the driver leaves: nothing is held for it any more."""
         with self._lock:
             for agent in self._agents.values():
-                self._post(agent, {"verb": "dismiss", "attempt": "", "value": why})
+                self._post(agent, letters.Dismiss(reason=why))
 
     @property
     def in_reach(self) -> int:
@@ -135,25 +137,24 @@ class Fleet:
         """Take a frame of an agent, carried by this Dask worker. One that cannot be read is dropped: it is said
         again."""
         try:
-            frame = json.loads(text)
-            agent_id = frame.get("agent")
-        except (ValueError, AttributeError, RecursionError):
+            frame = frames.from_worker(json.loads(text))
+        except OtherProtocol as error:
+            self._on_message(worker, letters.Broken(detail=str(error)))
             return
-        if agent_id is None:
-            if "broken" in frame:
-                self._on_message({"type": "broken", "worker": worker, "detail": str(frame["broken"])})
+        except (ValueError, RecursionError):
             return
-        if not isinstance(agent_id, str):
-            return
-        with self._lock:
-            agent = self._known(agent_id, frame.get("hello"))
-            if agent is None:
-                return
-            if "bye" in frame:
-                self._lose(agent, str(frame["bye"]))
-                return
-            self._reached(agent, worker)
-            self._read(agent, frame)
+        match frame:
+            case frames.NoAgent(reason=reason):
+                self._on_message(worker, letters.Broken(detail=reason))
+            case frames.Bye(agent=agent_id, reason=reason):
+                with self._lock:
+                    if (agent := self._agents.get(agent_id)) is not None:
+                        self._lose(agent, reason)
+            case frames.FromAgent():
+                with self._lock:
+                    if (agent := self._known(frame)) is not None:
+                        self._reached(agent, worker)
+                        self._read(agent, frame)
 
     def worker_left(self, worker: str) -> None:
         """Note that a Dask worker is gone; what it carried for may come back by way of another."""
@@ -199,18 +200,17 @@ class Fleet:
     def _named(self, name: str) -> _Agent | None:
         return self._agents.get(self._names.get(name, ""))
 
-    def _known(self, agent_id: str, hello: Any) -> _Agent | None:
-        """Return the agent of this id, a new one with its first hello; None for one that was given up, or never said
-        hello."""
-        if (agent := self._agents.get(agent_id)) is not None:
+    def _known(self, frame: frames.FromAgent) -> _Agent | None:
+        """Return the agent that says this, a new one by its first hello; None for one that was given up."""
+        if (agent := self._agents.get(frame.agent)) is not None:
             return agent
-        name = hello.get("name") if isinstance(hello, dict) else None
-        if not isinstance(name, str) or not name or agent_id in self._gone:
+        name = frame.hello.name
+        if not name or frame.agent in self._gone:
             return None
         while name in self._names:
             name += "'"  # the same pid again on a host of the same name
-        agent = _Agent(id=agent_id, name=name, process=identity(hello.get("process")))
-        self._agents[agent_id], self._names[name] = agent, agent_id
+        agent = _Agent(id=frame.agent, name=name, process=identity(frame.hello.process))
+        self._agents[agent.id], self._names[name] = agent, agent.id
         return agent
 
     def _reached(self, agent: _Agent, worker: str) -> None:
@@ -220,7 +220,7 @@ class Fleet:
         was_away = agent.away_since is not None
         agent.via, agent.away_since = worker, None
         if was_away and agent.joined is not None and not agent.leaving:
-            self._on_message({**agent.joined, "via": worker})
+            self._on_message(agent.name, self._named_facts(agent, agent.joined))
         for attempt in agent.attempts:
             self._carrier.occupy(attempt, worker)
         self._send(agent, agent.outbox.waiting())
@@ -229,7 +229,7 @@ class Fleet:
         agent.via, agent.away_since = None, self._clock()
         held = len(agent.attempts)
         detail = f"out of reach; it holds {held} attempts for up to {self._hold_s:.0f} s" if held else "out of reach"
-        self._on_message({"type": "left", "worker": agent.name, "detail": detail})
+        self._on_message(agent.name, letters.Left(detail=detail))
         self._end_unheard(agent)
 
     def _end_unheard(self, agent: _Agent) -> None:
@@ -239,43 +239,39 @@ class Fleet:
     def _lose(self, agent: _Agent, why: str) -> None:
         del self._agents[agent.id], self._names[agent.name]
         self._gone.add(agent.id)
-        self._on_message({"type": "left", "worker": agent.name, "detail": why})
+        self._on_message(agent.name, letters.Left(detail=why))
         for attempt in sorted(agent.attempts):
             self._ended(attempt, Outcome(reason=ExitReason.LOST, detail=f"{agent.name} is gone: {why}"))
 
-    def _read(self, agent: _Agent, frame: Json) -> None:
-        if isinstance(number := frame.get("heard"), int):
-            agent.outbox.acknowledged(number)
-        bodies: list[Json] = []
-        letters = frame.get("letters")
-        for data in letters if isinstance(letters, list) else ():
-            try:
-                bodies += agent.inbox.take(Letter.from_json(data))
-            except (TypeError, ValueError):
-                continue
+    def _read(self, agent: _Agent, frame: frames.FromAgent) -> None:
+        agent.outbox.acknowledged(frame.heard)
+        bodies = [body for letter in frame.letters for body in agent.inbox.take(letter)]
         for body in bodies:
-            self._take(agent, body)
+            self._take(agent, letters.report(body))
         if bodies and agent.leaving:  # it goes when it knows that everything has arrived
             self._send(agent, agent.outbox.waiting())
-        if isinstance(news := frame.get("news"), dict) and not agent.leaving and agent.joined is not None:
-            self._on_message({**news, "worker": agent.name})
+        if frame.news is not None and not agent.leaving and agent.joined is not None:
+            self._on_message(agent.name, letters.report(frame.news))
 
-    def _take(self, agent: _Agent, body: Json) -> None:
-        message = {**body, "worker": agent.name}
-        match body.get("type"):
-            case "joined":
-                agent.joined = message = {**message, "via": agent.via}
-            case "left":
+    def _take(self, agent: _Agent, report: letters.Report | letters.Unread) -> None:
+        match report:
+            case letters.Joined():
+                agent.joined = report
+                report = self._named_facts(agent, report)
+            case letters.Left():
                 agent.leaving = True
-            case "ended":
-                attempt = str(body.get("attempt"))
-                try:
-                    outcome = Outcome.from_json(body["outcome"])
-                except (KeyError, TypeError, ValueError) as error:
-                    outcome = Outcome(reason=ExitReason.LOST, detail=f"its end cannot be read: {error}")
+            case letters.Ended(attempt=attempt, outcome=outcome):
                 self._ended(attempt, outcome)
                 return
-        self._on_message(message)
+            case letters.Unread(ended=str(attempt), error=error):
+                lost = Outcome(reason=ExitReason.LOST, detail=f"its end cannot be read: {error}")
+                self._ended(attempt, lost)
+                return
+        self._on_message(agent.name, report)
+
+    @staticmethod
+    def _named_facts(agent: _Agent, joined: letters.Joined) -> letters.Joined:
+        return letters.Joined(facts=dataclasses.replace(joined.facts, address=agent.name, via=agent.via or ""))
 
     def _ended(self, attempt: str, outcome: Outcome) -> None:
         with self._lock:
@@ -287,13 +283,13 @@ class Fleet:
         self._carrier.vacate(attempt)
         self._on_end(attempt, outcome)
 
-    def _post(self, agent: _Agent, body: Json) -> None:
-        letter = agent.outbox.post(body)
+    def _post(self, agent: _Agent, order: letters.Order) -> None:
+        letter = agent.outbox.post(letters.to_json(order))
         if agent.via is not None:
             self._send(agent, [letter])
 
-    def _send(self, agent: _Agent, letters: list[Letter]) -> None:
+    def _send(self, agent: _Agent, posted: list[Letter]) -> None:
         assert agent.via is not None
         agent.sent_at = self._clock()
-        frame = {"heard": agent.inbox.heard, "letters": [letter.to_json() for letter in letters]}
-        self._carrier.send(agent.via, agent.id, frame)
+        mail = frames.Mail(heard=agent.inbox.heard, letters=tuple(posted))
+        self._carrier.send(agent.via, agent.id, frames.to_json(mail))

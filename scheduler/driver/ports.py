@@ -7,9 +7,10 @@ none of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from scheduler import model as m
+from scheduler.model import letters
 from scheduler.model.calls import CallStudy
 from scheduler.model.messages import Task
 
@@ -51,7 +52,7 @@ class Agents(Protocol):
     def launch(self, task: Task, worker: str, /) -> None:
         """Hand an attempt's task to an agent."""
 
-    def tell(self, worker: str, verb: str, attempt: str, value: Any, /) -> None:
+    def tell(self, worker: str, order: letters.Order, /) -> None:
         """Say something about an attempt to its agent; it may be out of reach."""
 
     def give_up(self, attempt: str, why: str, /) -> None:

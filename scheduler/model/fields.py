@@ -24,6 +24,10 @@ class BadMessage(ValueError):
     """No message of the protocol: which field, and the value seen."""
 
 
+class OtherProtocol(BadMessage):
+    """The other side speaks another version of the protocol."""
+
+
 def finite(value: Any) -> float | None:
     """Return the number as a finite float; None for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -69,9 +73,9 @@ def read(kind: type[T], data: Any) -> T:
 
 
 def check_protocol(channel: str, spoken: Any, known: int) -> None:
-    """Raise BadMessage unless the other side speaks our version of this channel's protocol."""
+    """Raise OtherProtocol unless the other side speaks our version of this channel's protocol."""
     if spoken != known or isinstance(spoken, bool):
-        raise BadMessage(
+        raise OtherProtocol(
             f"{channel} speaks protocol {shown(spoken)}, this Headroom {known}: install the same version on both sides"
         )
 

@@ -11,7 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-Json = dict[str, Any]
+from scheduler.model.fields import BadMessage, shown
+from scheduler.model.study import Json
 
 KEPT = 20_000  # unacknowledged letters; some 10 MB of an agent's memory
 
@@ -29,12 +30,12 @@ class Letter:
         return [self.number, self.after, self.body]
 
     @classmethod
-    def from_json(cls, data: list[Any]) -> Letter:
-        """Read what `to_json` made. Raises ValueError or TypeError on anything else."""
-        number, after, body = data
-        if not (isinstance(number, int) and isinstance(after, int) and isinstance(body, dict)):
-            raise TypeError(f"not a letter: {str(data)[:200]}")
-        return cls(number, after, body)
+    def from_json(cls, data: Any) -> Letter:
+        """Read what `to_json` made. Raises BadMessage on anything else."""
+        match data:
+            case [int(number), int(after), dict(body)]:
+                return cls(number, after, body)
+        raise BadMessage(f"no letter: {shown(data)}")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -104,7 +104,8 @@ class Last(Memory):
     runtime_bytes: int | None = None
 
 
-TrialMessage = Started | Progress | Ticked | Settled | Saved | Note | Called | Last
+PassedOn = Started | Progress | Ticked | Settled | Saved | Note | Called  # the end is told as an outcome
+TrialMessage = PassedOn | Last
 
 _WORDS: dict[type, str] = {
     Started: "started",
@@ -117,7 +118,7 @@ _WORDS: dict[type, str] = {
 }
 
 
-def to_json(message: Started | Progress | Ticked | Settled | Saved | Note | Called) -> Json:
+def to_json(message: PassedOn) -> Json:
     """Return the message as the trial says it; `parse` is the inverse."""
     return {"type": _WORDS[type(message)], **fields_of(message)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import os
 import signal
@@ -28,8 +29,20 @@ from scheduler.host import bounds, runtimes, vitals
 from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.host.promises import NoRoom, Promises
 from scheduler.host.registry import HostRegistry, KillStory, Registration
-from scheduler.model import ExitReason, HeadroomError, Json, Outcome, messages
+from scheduler.model import (
+    DevicePool,
+    Environment,
+    ExitReason,
+    HeadroomError,
+    Json,
+    Outcome,
+    Pressure,
+    WorkerFacts,
+    letters,
+    messages,
+)
 from scheduler.model.fields import BadMessage
+from scheduler.model.frames import AgentConfig
 from scheduler.watchdog import watchdog
 from scheduler.watchdog.policy.thresholds import Thresholds
 from scheduler.worker import door
@@ -45,45 +58,7 @@ SWEEP_S = 5.0
 JOIN_AGAIN_S = 15.0
 _BEAT_S = 0.25
 GAPS = 20  # of the latest signs of life of a trial, by which the length of its steps is known
-# What a driver that was away for long can do without, when thousands of letters wait for it: the outcome has the rest.
-DROPPABLE = frozenset({"progress", "checkpoint", "note", "would_kill"})
-NO_VITALS: Json = {
-    "available_bytes": None,
-    "others_unclaimed_bytes": 0,
-    "pressure": 0,
-    "closed_reason": "the host's vitals cannot be read",
-    "used_bytes": {},
-    "peak_bytes": {},
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentConfig:
-    """What the driver tells every agent. topic: names the driver; run_id: names the run folder, as long as it exists.
-    began_unix: when this driver began; of two drivers of one run the later has it.
-
-    environment: dotted path of the function that gives a trial process its environment; context: its argument.
-    driver: its process, as `agent_folder.ProcessIdentity`. away_timeout_s: how long attempts are held for a driver that
-    is not heard of. drain_timeout_s: what an attempt has at least to checkpoint and leave.
-    reserve_bytes: kept free on each host. dask_limit: the workers' own memory limit is the user's word (a cluster that
-    was started by hand), not ours.
-    """
-
-    run: str
-    topic: str
-    run_id: str
-    began_unix: float
-    driver: Mapping[str, Any]
-    away_timeout_s: float
-    drain_timeout_s: float
-    environment: str
-    context: Mapping[str, Any]
-    watchdog_mode: str
-    thresholds: Mapping[str, Any] = field(default_factory=dict)
-    preload: tuple[str, ...] | None = None  # what a warm spare imports; None: what the built-in training needs
-    reserve_bytes: int = 0
-    dask_limit: bool = False
-    vitals_every_s: float = 1.0
+NO_VITALS = letters.Vitals(available_bytes=None, closed_reason="the host's vitals cannot be read")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -123,7 +98,7 @@ class AttemptRun:
 class Agent:
     """The attempts of one run on one worker.
 
-    post: takes a message for the driver (`droppable=True` for one that it can do without). news: takes the vitals.
+    post: takes a report for the driver. news: takes the vitals.
     slots: how many single-threaded trials run at once. worker: (pid, start time) of the Dask worker, whose memory is
     charged with ours. worker_limit_bytes: the Dask worker's own memory limit, None for none. scratch: for the spares'
     log.
@@ -134,8 +109,8 @@ class Agent:
         config: AgentConfig,
         registry: HostRegistry,
         *,
-        post: Callable[..., None],
-        news: Callable[[Json], None],
+        post: Callable[[letters.Report], None],
+        news: Callable[[letters.Vitals], None],
         scratch: Path,
         slots: int,
         worker: tuple[int, float],
@@ -144,9 +119,9 @@ class Agent:
         self.config, self.registry, self.scratch = config, registry, scratch
         self.promises = Promises(registry, config.topic, config.reserve_bytes)
         self._limit_bytes = worker_limit_bytes if config.dask_limit else None
-        self._post_letter, self._news, self._slots, self._worker = post, news, slots, worker
+        self._post, self._news, self._slots, self._worker = post, news, slots, worker
         self._runs: dict[str, AttemptRun] = {}
-        self._early: dict[str, tuple[str, str]] = {}  # attempt -> (stop or kill, why), also before it has begun
+        self._early: dict[str, letters.Stop | letters.End] = {}  # by attempt, also before it has begun
         self._lock = threading.Lock()
         self._spare = WarmSpare(self._new_process)
         self._door = door.Door(door.folders([self.scratch, Path(self.registry.root)]), self._spare.ensure)
@@ -186,9 +161,6 @@ class Agent:
         with self._lock:
             return list(self._runs.values())
 
-    def _post(self, message: Json) -> None:
-        self._post_letter(message, droppable=message["type"] in DROPPABLE)
-
     # -- letting go ---------------------------------------------------------------------------------------------------
 
     def release(self, why: str) -> None:
@@ -197,8 +169,8 @@ class Agent:
         for run in self._running():
             if run.leave_by is None:
                 run.leave_by = now + allowance_s(self.config.drain_timeout_s, run.step_s(now))
-                self._post({"type": "note", "attempt": run.attempt, "text": f"asked to leave: {why}"})
-                self.stop(run.attempt, "drain")
+                self._note(run.attempt, f"asked to leave: {why}")
+                self.stop(letters.Stop(attempt=run.attempt, reason="drain"))
 
     def end_overdue(self) -> None:
         """End those that were asked to leave and had time enough."""
@@ -222,14 +194,12 @@ class Agent:
                     self._keep_watchdog()
                 ready = self._spare.warm()
                 self._remember(ready)
-                said = {"environment": ready.environment, "runtime_bytes": ready.rss_bytes}
-                device = None if ready.device is None else dataclasses.asdict(ready.device)
-                self._post({"type": "joined", **self._facts(), **said, "device": device})
+                self._post(letters.Joined(facts=self._facts(ready)))
                 return
             except (HeadroomError, OSError) as error:
                 if str(error) != told:
                     told = str(error)
-                    self._post({"type": "broken", "detail": told})
+                    self._post(letters.Broken(detail=told))
             self._closing.wait(JOIN_AGAIN_S)
 
     def _live(self) -> None:
@@ -245,7 +215,7 @@ class Agent:
                     self._keep_host()
                     self._news(self._vitals())
                 except Exception:  # whatever a probe runs into: it closes admission, it never ends this thread
-                    self._news({"type": "vitals", **NO_VITALS})
+                    self._news(NO_VITALS)
 
     def _remember(self, ready: messages.Ready) -> None:
         """For the next plan on this host, which is made before a process has said anything."""
@@ -255,13 +225,22 @@ class Agent:
         with contextlib.suppress(OSError):
             runtimes.remember(self.registry.root, key, ready.environment, ready.rss_bytes)
 
-    def _facts(self) -> Json:
-        return {
-            "host": socket.gethostname(),
-            "slots": self._slots,
-            "overhead_bytes": self._overhead_bytes(),
+    def _facts(self, ready: messages.Ready) -> WorkerFacts:
+        """Return what is here; the driver gives it its name."""
+        device, name = ready.device, ready.environment
+        return WorkerFacts(
+            address="",
+            host=socket.gethostname(),
+            slots=self._slots,
+            overhead_bytes=self._overhead_bytes(),
+            device=None
+            if device is None
+            else DevicePool(kind=device.kind, total_bytes=device.total_bytes, unified=device.kind == "mps"),
+            environment=None
+            if name is None
+            else Environment(name=name, runtime_bytes=ready.rss_bytes or 0, origin="measured by the worker"),
             **bounds.measure(os.environ, self._limit_bytes).to_json(),
-        }
+        )
 
     def _overhead_bytes(self) -> int:
         """Return what the Dask worker, this agent, its watchdog and the warm spare hold: no trial of ours runs yet."""
@@ -285,7 +264,7 @@ class Agent:
                         self.registry.register(run.registration)
             if self.config.watchdog_mode != "off" and not self.registry.policy()[0]:
                 self.registry.thresholds(self.config.thresholds)
-                self._post({"type": "registry", "path": self.registry.root})
+                self._post(letters.RegistryRemade(path=self.registry.root))
             self._keep_watchdog()
         except OSError as error:
             self._door.close(f"the host registry: {door.words(error)}")
@@ -297,7 +276,7 @@ class Agent:
         if self._watchdog is None or self._watchdog.poll() is not None:
             self._watchdog = watchdog.start(self.registry.root)
 
-    def _vitals(self) -> Json:
+    def _vitals(self) -> letters.Vitals:
         memory = vitals.host_memory()
         self._oom_kills = memory.oom_kills
         runs = self._running()
@@ -305,17 +284,16 @@ class Agent:
         if self.config.watchdog_mode == "observe":
             self._pass_on_observations(runs)
         level, closed_reason = self._pressure()
-        return {
-            "type": "vitals",
-            "available_bytes": memory.available_bytes,
-            "others_unclaimed_bytes": self.promises.others_unclaimed_bytes(),
-            "pressure": level,
-            "closed_reason": self._door.reason or closed_reason,
-            "used_bytes": used,
-            "peak_bytes": peaks,
-            "step_s": {run.attempt: round(s, 1) for run in runs if (s := run.step_s(memory.at)) is not None},
-            "tree_bytes": tree_bytes,
-        }
+        return letters.Vitals(
+            available_bytes=memory.available_bytes,
+            others_unclaimed_bytes=self.promises.others_unclaimed_bytes(),
+            pressure=level,
+            closed_reason=self._door.reason or closed_reason,
+            used_bytes=used,
+            peak_bytes=peaks,
+            step_s={run.attempt: round(s, 1) for run in runs if (s := run.step_s(memory.at)) is not None},
+            tree_bytes=tree_bytes,
+        )
 
     def _pass_on_observations(self, runs: list[AttemptRun]) -> None:
         """Bring what the watchdog would have ended into the run's journal, not only into the attempt's folder."""
@@ -323,19 +301,19 @@ class Agent:
             said = None if run.observed else run.folder.kill(would_have=True)
             if said is not None:
                 run.observed = True
-                self._post({"type": "would_kill", "attempt": run.attempt, "kill": said.to_json()})
+                self._post(letters.WouldKill(attempt=run.attempt, kill=said))
 
-    def _pressure(self) -> tuple[int, str | None]:
+    def _pressure(self) -> tuple[Pressure, str | None]:
         """(level, why admission is closed) as the watchdog says. One that is silent closes the host: what is not
         watched may not be filled. It gets a moment at the start to say its first word."""
         if self.config.watchdog_mode == "off":
-            return 0, None
+            return Pressure.NORMAL, None
         reading = self.registry.pressure()
         if reading is not None:
             self._heard_at = time.monotonic()
-            return int(reading.level), reading.closed_reason
+            return reading.level, reading.closed_reason
         silent = time.monotonic() - self._heard_at > WATCHDOG_GRACE_S
-        return 0, "the watchdog does not answer" if silent else None
+        return Pressure.NORMAL, "the watchdog does not answer" if silent else None
 
     def _measure(self, runs: list[AttemptRun]) -> tuple[dict[str, int], dict[str, int], int]:
         """Measure (used, peak) bytes of each attempt, and of the agent with all of them for Dask's dashboard."""
@@ -369,29 +347,34 @@ class Agent:
 
     # -- what the driver says (in order, on the mail's threads: short) ------------------------------------------------
 
-    def told(self, letter: Json) -> None:
-        """One letter of the driver."""
-        match letter.get("verb"):
-            case "launch":
-                task = messages.Task.from_json(letter["task"])
+    def told(self, order: letters.Order) -> None:
+        """Do what one letter of the driver says."""
+        match order:
+            case letters.Launch(task=task):
                 name = f"attempt {task.attempt}"
                 try:
                     threading.Thread(target=self._attempt, args=(task,), name=name, daemon=True).start()
                 except RuntimeError as error:
-                    self._post_end(task, self._not_started(door.words(error), Path(task.folder)))
-            case "stop":
-                self.stop(letter["attempt"], letter["value"])
-            case "kill":
-                self.kill(letter["attempt"], letter["value"])
-            case "resize":
-                self.resize(letter["attempt"], letter["value"])
-            case "answer":
-                self.answer(letter["attempt"], letter["value"])
+                    self._post_end(task.attempt, self._not_started(door.words(error), Path(task.folder)))
+            case letters.Stop():
+                self.stop(order)
+            case letters.End():
+                self.kill(order)
+            case letters.Resize(attempt=attempt, reserved_bytes=size):
+                self.resize(attempt, size)
+            case letters.Answer():
+                self.answer(order)
+            case letters.Dismiss():  # what becomes of all attempts is `agent_process`'s
+                pass
 
     def refuse(self, task: messages.Task, why: str) -> None:
         """Refuse an attempt that comes when the agent leaves: nothing has begun."""
         outcome = Outcome(reason=ExitReason.INTERRUPTED, detail=f"not begun: {why}", checkpoint=task.resume_from)
-        self._post_end(task, outcome)
+        self._post_end(task.attempt, outcome)
+
+    def not_begun(self, attempt: str, why: str) -> None:
+        """Say of an attempt whose task cannot be read that it has not begun."""
+        self._post_end(attempt, Outcome(reason=ExitReason.NOT_STARTED, detail=why))
 
     def _attempt(self, task: messages.Task) -> None:
         try:
@@ -399,34 +382,37 @@ class Agent:
         except Exception as error:  # a bug of ours must not look like a trial that runs for ever
             traceback.print_exc()
             outcome = Outcome(reason=ExitReason.LOST, detail=f"{type(error).__name__}: {error}")
-        self._post_end(task, outcome)
+        self._post_end(task.attempt, outcome)
 
-    def _post_end(self, task: messages.Task, outcome: Outcome) -> None:
-        self._post({"type": "ended", "attempt": task.attempt, "outcome": outcome.to_json()})
+    def _post_end(self, attempt: str, outcome: Outcome) -> None:
+        self._post(letters.Ended(attempt=attempt, outcome=outcome))
 
-    def stop(self, attempt: str, reason: str) -> None:
+    def _note(self, attempt: str, text: str) -> None:
+        self._post(letters.TrialSaid(attempt=attempt, message=messages.Note(text=text)))
+
+    def stop(self, order: letters.Stop) -> None:
         """Ask the attempt to checkpoint and leave; remembered when it has not started yet."""
         with self._lock:
-            self._early.setdefault(attempt, ("stop", reason))
-            run = self._runs.get(attempt)
+            self._early.setdefault(order.attempt, order)
+            run = self._runs.get(order.attempt)
         if run is not None:
-            run.seen.asked = run.seen.asked or reason
-            run.process.tell(messages.StopTrial(reason=reason))
+            run.seen.asked = run.seen.asked or order.reason
+            run.process.tell(messages.StopTrial(reason=order.reason))
 
-    def kill(self, attempt: str, reason: str) -> None:
+    def kill(self, order: letters.End) -> None:
         """End the attempt's processes now; remembered when it has not started yet."""
         with self._lock:
-            self._early[attempt] = ("kill", reason)
-            run = self._runs.get(attempt)
+            self._early[order.attempt] = order
+            run = self._runs.get(order.attempt)
         if run is not None:
-            self._end(run, reason)
+            self._end(run, order.reason)
 
-    def answer(self, attempt: str, answer: Json) -> None:
-        """Hand the attempt what the driver says to its call."""
+    def answer(self, answer: letters.Answer) -> None:
+        """Pass on what the driver says to a call of the attempt's."""
         with self._lock:
-            run = self._runs.get(attempt)
+            run = self._runs.get(answer.attempt)
         if run is not None:
-            run.process.tell(messages.AnswerTrial(number=answer.pop("number"), body=answer))
+            run.process.tell(messages.AnswerTrial(number=answer.number, body=answer.body))
 
     def resize(self, attempt: str, reserved_bytes: int) -> None:
         """Register the other amount that the ledger holds now; the watchdog judges by the same number."""
@@ -457,11 +443,8 @@ class Agent:
 
     def run(self, task: messages.Task) -> Outcome:
         """Run one attempt to its end; every end is an outcome. Returns when its memory is back."""
-        folder, attempt = AttemptFolder(Path(task.folder)), task.attempt
-
-        def note(text: str) -> None:
-            self._post({"type": "note", "attempt": attempt, "text": text})
-
+        folder = AttemptFolder(Path(task.folder))
+        note = functools.partial(self._note, task.attempt)
         try:
             with door.naming(folder.path):
                 if not folder.claim(self.config.run_id, in_use=self._in_use, note=note):
@@ -503,8 +486,7 @@ class Agent:
                 missing.append(f"{path} on {socket.gethostname()}: {error.strerror or error}")
         chosen = wanted[len(missing)] if len(missing) < len(wanted) else None
         if missing:
-            told = {"attempt": task.attempt, "checkpoint": chosen, "detail": "; ".join(missing)}
-            self._post({"type": "restarted", **told})
+            self._post(letters.Restarted(attempt=task.attempt, checkpoint=chosen, detail="; ".join(missing)))
         return dataclasses.replace(task, resume_from=chosen, older=())
 
     def _in_use(self, folder: Path) -> bool:
@@ -562,12 +544,13 @@ class Agent:
         process.log_to(run.folder.log)
         process.begin(task)
         with self._lock:
-            verb, why = self._early.get(run.attempt, ("", ""))
-        if verb == "stop":
-            run.seen.asked = run.seen.asked or why
-            process.tell(messages.StopTrial(reason=why))
-        elif verb == "kill":
-            self._end(run, why)
+            early = self._early.get(run.attempt)
+        match early:
+            case letters.Stop(reason=reason):
+                run.seen.asked = run.seen.asked or reason
+                process.tell(messages.StopTrial(reason=reason))
+            case letters.End(reason=reason):
+                self._end(run, reason)
         oom = vitals.OomWitness()
         for message in process.messages():
             self._on_message(run, message)
@@ -588,9 +571,7 @@ class Agent:
         except BadMessage as error:
             if not run.complained:
                 run.complained = True
-                self._pass_on(
-                    run, "note", text=f"a message of the trial is dropped, as will be others like it: {error}"
-                )
+                self._note(run.attempt, f"a message of the trial is dropped, as will be others like it: {error}")
             return
         seen.peak_bytes = _most(seen.peak_bytes, message.peak_bytes)
         seen.device_peak_bytes = _most(seen.device_peak_bytes, message.device_bytes)
@@ -600,37 +581,35 @@ class Agent:
             run.heard_at = now
         if isinstance(message, messages.Settled) and vitals.has_children(run.process.pid):
             self._families.look([run])  # what it reserves from here on is taken from this
-        peak_bytes = None if message.peak_bytes is None else run.peak_bytes
-        memory = {"peak_bytes": peak_bytes, "device_bytes": message.device_bytes}
+        if message.peak_bytes is not None:  # the driver is told of the whole tree
+            message = dataclasses.replace(message, peak_bytes=run.peak_bytes)
         match message:
             case messages.Last():
                 seen.last = message
             case messages.Started() if not run.started:
                 run.started = True
-                self._pass_on(run, "started")
+                self._pass_on(run, message)
             case messages.Progress(step=step, value=value):
                 seen.epochs, seen.value = step, value
                 self._tick(run, step, now)
-                self._pass_on(run, "progress", step=step, value=value, **memory)
+                self._pass_on(run, message)
             case messages.Ticked(n=n):
                 self._tick(run, n, now)
             case messages.Saved(path=path, step=step):
                 seen.checkpoint, run.saved_at = path, now
                 self._tick(run, step, now)
-                self._pass_on(run, "checkpoint", path=path, step=step)
+                self._pass_on(run, message)
             case messages.Settled() if seen.peak_bytes:
-                self._pass_on(run, "settled", **{**memory, "peak_bytes": run.peak_bytes})
-            case messages.Note(text=text):
-                self._pass_on(run, "note", text=text)
-            case messages.Called(method=method, number=number, arguments=arguments):
-                self._pass_on(run, "call", method=method, number=number, arguments=dict(arguments))
+                self._pass_on(run, dataclasses.replace(message, peak_bytes=run.peak_bytes))
+            case messages.Note() | messages.Called():
+                self._pass_on(run, message)
 
     def _tick(self, run: AttemptRun, step: int, now: float) -> None:
         with contextlib.suppress(OSError):  # a full disk on the host must not end a healthy trial
             self.registry.tick(run.registration, step, now, run.saved_at)
 
-    def _pass_on(self, run: AttemptRun, kind: str, **fields: Any) -> None:
-        self._post({"type": kind, "attempt": run.attempt, "pid": run.process.pid, **fields})
+    def _pass_on(self, run: AttemptRun, message: messages.PassedOn) -> None:
+        self._post(letters.TrialSaid(attempt=run.attempt, pid=run.process.pid, message=message))
 
     def _finish(self, run: AttemptRun) -> Outcome:
         self._sweep(run)

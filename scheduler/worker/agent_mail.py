@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from scheduler.host.agent_folder import Connection
-from scheduler.model import Json
-from scheduler.model.mailbox import Inbox, Letter, Outbox
+from scheduler.model import Json, frames, letters
+from scheduler.model.fields import BadMessage
+from scheduler.model.mailbox import Inbox, Outbox
 
 PER_FRAME = 100  # letters
 AGAIN_AFTER_S = 5.0  # unacknowledged letters are carried again
@@ -33,7 +34,7 @@ class _Carrier:
     owner: bool = False
     sent: int = 0
     owed_receipt: bool = False
-    news: Json | None = None
+    news: letters.Vitals | None = None
     closed: bool = False
 
 
@@ -41,7 +42,7 @@ class Mail:
     """Serves an agent's socket from threads of its own.
 
     hello: what the driver must know to take this agent for one. on_letter: takes what the driver says, in order.
-    on_carrier: takes what a carrier says for itself (`leave`, `dismiss`). on_heard: called at each sign of life of the
+    on_carrier: takes what a carrier says for itself. on_heard: called at each sign of life of the
     driver.
     """
 
@@ -50,9 +51,9 @@ class Mail:
         listener: socket.socket,
         *,
         agent: str,
-        hello: Json,
+        hello: frames.Hello,
         on_letter: Callable[[Json], None],
-        on_carrier: Callable[[Json], None],
+        on_carrier: Callable[[frames.Leave | frames.Discharge], None],
         on_heard: Callable[[], None],
     ) -> None:
         self._listener, self._agent, self._hello = listener, agent, hello
@@ -76,19 +77,19 @@ class Mail:
 
     # -- the agent's side -------------------------------------------------------------------------------------------
 
-    def post(self, message: Json, *, droppable: bool = False) -> None:
-        """Post a letter to the driver: kept until it has it. droppable: may go when thousands of letters wait."""
+    def post(self, report: letters.Report) -> None:
+        """Post a letter to the driver: kept until it has it, some only until thousands of letters wait."""
         with self._changed:
             if not self._outbox:
                 self._moved_at = time.monotonic()
-            self._outbox.post(message, droppable=droppable)
+            self._outbox.post(letters.to_json(report), droppable=letters.is_droppable(report))
             self._changed.notify_all()
 
-    def news(self, message: Json) -> None:
+    def news(self, vitals: letters.Vitals) -> None:
         """Something of the moment, kept until the next: whoever misses it misses nothing."""
         with self._changed:
             for carrier in self._carriers:
-                carrier.news = message
+                carrier.news = vitals
             self._changed.notify_all()
 
     @property
@@ -111,7 +112,7 @@ class Mail:
             self._changed.notify_all()
         for carrier in carriers:
             with contextlib.suppress(OSError):
-                carrier.connection.send({"agent": self._agent, "bye": why, "for_good": for_good})
+                carrier.connection.send(frames.to_json(frames.Bye(agent=self._agent, reason=why, for_good=for_good)))
             carrier.connection.close()
         with contextlib.suppress(OSError):
             self._listener.close()
@@ -131,13 +132,22 @@ class Mail:
                 threading.Thread(target=work, args=(carrier,), name="headroom-carrier", daemon=True).start()
 
     def _read(self, carrier: _Carrier) -> None:
-        for frame, _ in carrier.connection.frames():
-            if "carrier" in frame:
-                self._greet(carrier, bool(frame.get("owner")))
-            if "heard" in frame:
-                self._take(frame)
-            if "leave" in frame or "dismiss" in frame:
-                self._on_carrier(frame)
+        refused = ""
+        for data, _ in carrier.connection.frames():
+            try:
+                frame = frames.to_agent(data)
+            except BadMessage as error:
+                if str(error) != refused:
+                    refused = str(error)
+                    print(f"a frame is dropped: {error}", file=sys.stderr, flush=True)
+                continue
+            match frame:
+                case frames.Carrier(owner=owner):
+                    self._greet(carrier, owner)
+                case frames.Mail():
+                    self._take(frame)
+                case frames.Leave() | frames.Discharge():
+                    self._on_carrier(frame)
         self._drop(carrier)
 
     def _greet(self, carrier: _Carrier, owner: bool) -> None:
@@ -150,16 +160,13 @@ class Mail:
                 self._carriers.append(carrier)
             self._changed.notify_all()
 
-    def _take(self, frame: Json) -> None:
+    def _take(self, mail: frames.Mail) -> None:
         self._on_heard()
         with self._reading:
             with self._changed:
-                self._acknowledged(frame.get("heard"))
-                bodies = []
-                for data in frame.get("letters") or ():
-                    with contextlib.suppress(TypeError, ValueError):
-                        bodies += self._inbox.take(Letter.from_json(data))
-                if frame.get("letters") and (current := self._current()) is not None:
+                self._acknowledged(mail.heard)
+                bodies = [body for letter in mail.letters for body in self._inbox.take(letter)]
+                if mail.letters and (current := self._current()) is not None:
                     current.owed_receipt = True
                 self._changed.notify_all()
             for body in bodies:
@@ -168,10 +175,9 @@ class Mail:
                 except Exception:  # whatever one letter runs into: the next ones must be read
                     traceback.print_exc()
 
-    def _acknowledged(self, number: Any) -> None:
+    def _acknowledged(self, number: int) -> None:
         before = len(self._outbox)
-        if isinstance(number, int):
-            self._outbox.acknowledged(number)
+        self._outbox.acknowledged(number)
         now = time.monotonic()
         if len(self._outbox) != before or not self._outbox:
             self._moved_at = now
@@ -187,26 +193,28 @@ class Mail:
                     return
             try:
                 assert frame is not None
-                carrier.connection.send(frame)
+                carrier.connection.send(frames.to_json(frame))
             except OSError:
                 self._drop(carrier)
                 return
 
-    def _owed(self, carrier: _Carrier) -> Json | None:
+    def _owed(self, carrier: _Carrier) -> frames.FromAgent | None:
         """Return what this carrier is to be handed now; None when nothing."""
         if carrier is not self._current():
             return None
-        letters = [letter.to_json() for letter in self._outbox.waiting() if letter.number > carrier.sent][:PER_FRAME]
-        if not (letters or carrier.news or carrier.owed_receipt):
+        owed = [letter for letter in self._outbox.waiting() if letter.number > carrier.sent][:PER_FRAME]
+        if not (owed or carrier.news or carrier.owed_receipt):
             return None
-        frame: Json = {"agent": self._agent, "hello": self._hello, "heard": self._inbox.heard}
-        if letters:
-            frame["letters"] = letters
-            carrier.sent = letters[-1][0]
-        if carrier.news is not None:
-            frame["news"] = carrier.news
-        carrier.owed_receipt, carrier.news = False, None
-        return frame
+        if owed:
+            carrier.sent = owed[-1].number
+        news, carrier.owed_receipt, carrier.news = carrier.news, False, None
+        return frames.FromAgent(
+            agent=self._agent,
+            hello=self._hello,
+            heard=self._inbox.heard,
+            letters=tuple(owed),
+            news=None if news is None else letters.to_json(news),
+        )
 
     def _current(self) -> _Carrier | None:
         """Return the worker that has this agent for its own, else the last that came."""

@@ -30,9 +30,10 @@ from typing import Any
 from scheduler.host import bounds, vitals
 from scheduler.host.agent_folder import AgentEntry, AgentFolder, ProcessIdentity
 from scheduler.host.registry import HostRegistry
-from scheduler.model import Json
-from scheduler.model.messages import Task
-from scheduler.worker.agent import Agent, AgentConfig
+from scheduler.model import Json, frames, letters
+from scheduler.model.fields import BadMessage
+from scheduler.model.frames import AgentConfig
+from scheduler.worker.agent import Agent
 from scheduler.worker.agent_mail import Mail
 from scheduler.worker.lease import Lease
 
@@ -60,7 +61,7 @@ class AgentProcess:
         self.mail = Mail(
             self._listener,
             agent=agent_id,
-            hello={"name": f"{socket.gethostname()}:{os.getpid()}", "process": dataclasses.asdict(self._process)},
+            hello=frames.Hello(name=f"{socket.gethostname()}:{os.getpid()}", process=dataclasses.asdict(self._process)),
             on_letter=self._told,
             on_carrier=self._carrier_says,
             on_heard=self._heard,
@@ -122,20 +123,28 @@ class AgentProcess:
     def _heard(self) -> None:
         self._lease.heard(time.monotonic())
 
-    def _told(self, letter: Json) -> None:
-        if letter.get("verb") == "dismiss":
-            self._orphan(str(letter.get("value")))
-        elif letter.get("verb") == "launch" and self._leaving is not None:
-            # The driver did not know yet that this worker leaves: it is sent back as it came.
-            self.agent.refuse(Task.from_json(letter["task"]), self._leaving)
-        else:
-            self.agent.told(letter)
+    def _told(self, body: Json) -> None:
+        try:
+            order = letters.order(body)
+        except BadMessage as error:
+            print(f"an order is dropped: {error}", file=sys.stderr, flush=True)
+            if (attempt := letters.launched(body)) is not None:  # nobody may wait for its end
+                self.agent.not_begun(attempt, str(error))
+            return
+        match order:
+            case letters.Dismiss(reason=reason):
+                self._orphan(reason)
+            case letters.Launch(task=task) if self._leaving is not None:
+                # The driver did not know yet that this worker leaves: it is sent back as it came.
+                self.agent.refuse(task, self._leaving)
+            case _:
+                self.agent.told(order)
 
-    def _carrier_says(self, frame: Json) -> None:
-        if "dismiss" in frame:
-            self._orphan(str(frame["dismiss"]))
+    def _carrier_says(self, frame: frames.Leave | frames.Discharge) -> None:
+        if isinstance(frame, frames.Discharge):
+            self._orphan(frame.reason)
         elif self._leaving is None:
-            self._leaving = str(frame["leave"])
+            self._leaving = frame.reason
 
     # -- letting go ---------------------------------------------------------------------------------------------------
 
@@ -158,7 +167,7 @@ class AgentProcess:
     def _leave(self, now: float) -> None:
         if not self._released:
             self._released = True
-            self.mail.post({"type": "left", "detail": self._leaving})
+            self.mail.post(letters.Left(detail=self._leaving or ""))
             self.agent.release(self._leaving or "")
         if not self.agent.busy and (not self.mail.unread or self._lease.is_over(now)):
             self._over = self._leaving
@@ -178,15 +187,18 @@ class AgentProcess:
 def main() -> int:
     """Read the configuration, one JSON line on stdin, and serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    given = json.loads(sys.stdin.readline())
+    try:
+        start = frames.AgentStart.from_json(json.loads(sys.stdin.readline()))
+    except ValueError as error:
+        print(f"this agent cannot be started: {error}", file=sys.stderr, flush=True)
+        return 2
     sys.stdin.close()
-    config = {**given["config"], "preload": None if (names := given["config"]["preload"]) is None else tuple(names)}
     process = AgentProcess(
-        given["id"],
-        AgentConfig(**config),
-        slots=given["slots"],
-        worker=(given["worker"][0], given["worker"][1]),
-        limit_bytes=given["worker_limit_bytes"],
+        start.id,
+        start.config,
+        slots=start.slots,
+        worker=start.worker,
+        limit_bytes=start.worker_limit_bytes,
     )
     signal.signal(signal.SIGTERM, process.stop)
     try:

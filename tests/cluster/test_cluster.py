@@ -18,7 +18,7 @@ import pytest
 from scheduler.cluster.client import Cluster, Listener
 from scheduler.driver.fleet import Fleet
 from scheduler.host import vitals
-from scheduler.model import ExitReason, Json, Outcome
+from scheduler.model import ExitReason, Json, Outcome, letters, messages
 from scheduler.model.messages import Task
 from tests import builders as b
 from tests.waiting import wait_until
@@ -41,13 +41,13 @@ class Driver:
 
     def __init__(self, connected: Cluster) -> None:
         self.cluster = connected
-        self.messages: queue.SimpleQueue[Json] = queue.SimpleQueue()
+        self.reports: queue.SimpleQueue[tuple[str, letters.Report | letters.Unread]] = queue.SimpleQueue()
         self.ends: list[tuple[str, Outcome]] = []
         self.unusable: list[tuple[str, str]] = []
-        self.left: list[str] = []
+        self.workers_left: list[str] = []
         self.fleet = Fleet(
             connected,
-            on_message=self.messages.put,
+            on_message=lambda worker, report: self.reports.put((worker, report)),
             on_end=lambda attempt, outcome: self.ends.append((attempt, outcome)),
             hold_s=60.0,
             lives=vitals.lives,
@@ -62,15 +62,31 @@ class Driver:
         self.cluster.start(plugin_config(), [str(folder)], listener)
 
     def _left(self, worker: str) -> None:
-        self.left.append(worker)
+        self.workers_left.append(worker)
         self.fleet.worker_left(worker)
 
-    def next(self, kind: str, number: int | None = None) -> Json:
-        """The next message of a kind, about this attempt where one is named."""
+    def joined(self) -> str:
+        """The name of the next agent that joins."""
+        return self._next(letters.Joined)[0]
+
+    def left(self) -> str:
+        """The name of the next one that is out of reach."""
+        return self._next(letters.Left)[0]
+
+    def started(self, number: int) -> int:
+        """The pid of an attempt's process, once it has started."""
         while True:
-            message = self.messages.get(timeout=60)
-            if message["type"] == kind and (number is None or message["attempt"] == f"s/{number}/1"):
-                return message
+            _, said = self._next(letters.TrialSaid)
+            assert isinstance(said, letters.TrialSaid)
+            if isinstance(said.message, messages.Started) and said.attempt == f"s/{number}/1":
+                assert said.pid is not None
+                return said.pid
+
+    def _next(self, kind: type) -> tuple[str, letters.Report | letters.Unread]:
+        while True:
+            worker, report = self.reports.get(timeout=60)
+            if isinstance(report, kind):
+                return worker, report
 
     def of(self, number: int) -> list[Outcome]:
         """All ends that were reported for an attempt."""
@@ -107,7 +123,7 @@ def test_each_attempt_ends_once_whatever_becomes_of_its_worker(ours: tuple[Drive
     """An attempt that returns or raises is its outcome; one whose Dask worker is killed goes on under the next one,
     twice in a row; one whose agent is killed is lost."""
     driver, folder = ours
-    name = driver.next("joined")["worker"]
+    name = driver.joined()
     driver.fleet.launch(task(folder, 0, do="end"), name)
     driver.fleet.launch(task(folder, 1, do="fail"), name)
     driver.until(lambda: driver.of(0) and driver.of(1), "both have ended")
@@ -116,19 +132,19 @@ def test_each_attempt_ends_once_whatever_becomes_of_its_worker(ours: tuple[Drive
     assert "not to my taste" in driver.of(1)[0].detail
 
     driver.fleet.launch(task(folder, 2, do="wait", until=str(folder / "go")), name)
-    trial = driver.next("started", 2)["pid"]
+    trial = driver.started(2)
     for _ in range(2):
         os.kill(worker_pid(driver), signal.SIGKILL)
-        driver.next("left")
+        driver.left()
         driver.until(lambda: driver.fleet.in_reach, "another worker carries for the agent")
-        assert driver.next("joined")["worker"] == name
+        assert driver.joined() == name
     assert psutil.pid_exists(trial)
     (folder / "go").touch()
     driver.until(lambda: driver.of(2), "it has ended by itself")
     assert driver.of(2)[0].reason is ExitReason.COMPLETED
 
     driver.fleet.launch(task(folder, 3, do="wait", until=str(folder / "never")), name)
-    driver.next("started", 3)
+    driver.started(3)
     os.kill(int(name.rpartition(":")[2]), signal.SIGKILL)
     driver.until(lambda: driver.of(3), "the lost attempt has ended")
     assert driver.of(3)[0].reason is ExitReason.LOST
@@ -136,7 +152,7 @@ def test_each_attempt_ends_once_whatever_becomes_of_its_worker(ours: tuple[Drive
     driver.until(lambda: driver.of(4), "what is sent to an agent that is gone has ended")
     assert driver.of(4)[0].reason is ExitReason.LOST
 
-    second = driver.next("joined")["worker"]
+    second = driver.joined()
     driver.fleet.launch(task(folder, 5, do="end"), second)
     driver.until(lambda: driver.of(5), "the worker has another agent")
     assert {attempt: len([1 for a, _ in driver.ends if a == attempt]) for attempt, _ in driver.ends} == {
@@ -162,7 +178,7 @@ def test_an_agent_that_is_killed_while_it_starts_is_started_again(tmp_path: Path
     try:
         driver.start(tmp_path)
         killer.join()
-        assert driver.messages.get(timeout=60)["type"] == "joined"
+        assert isinstance(driver.reports.get(timeout=60)[1], letters.Joined)
     finally:
         driver.fleet.dismiss("the test is over")
         connected.close()
@@ -171,16 +187,16 @@ def test_an_agent_that_is_killed_while_it_starts_is_started_again(tmp_path: Path
 def test_a_cluster_made_anew_finds_what_still_runs(ours: tuple[Driver, Path]) -> None:
     """Scheduler, nanny and worker are replaced; the agent and its attempt are not, and are heard again."""
     driver, folder = ours
-    name = driver.next("joined")["worker"]
+    name = driver.joined()
     driver.fleet.launch(task(folder, 0, do="wait", until=str(folder / "go")), name)
-    trial = driver.next("started")["pid"]
+    trial = driver.started(0)
     before = driver.cluster._client
     driver.cluster.revive()
     driver.until(lambda: driver.cluster._client is not before and driver.cluster.is_connected, "another cluster")
     driver.fleet.disconnected()  # as the driver's loop does when it finds the connection gone, and back
     driver.cluster.rejoin()
     driver.until(lambda: driver.fleet.in_reach, "its worker carries for the agent")
-    assert driver.next("joined")["worker"] == name
+    assert driver.joined() == name
     assert psutil.pid_exists(trial)
     (folder / "go").touch()
     driver.until(lambda: driver.of(0), "it has ended by itself")

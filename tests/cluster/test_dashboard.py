@@ -21,7 +21,7 @@ from scheduler.cluster.dashboard import HeadroomPage, PageFeed
 from scheduler.host import vitals
 from scheduler.host.agent_folder import AgentFolder, Connection
 from scheduler.host.registry import HostRegistry
-from scheduler.model import Json
+from scheduler.model import Json, frames
 from scheduler.ui.dashboard import page
 from scheduler.ui.dashboard.runs import VERSION, Board, Point
 from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
@@ -333,7 +333,7 @@ def test_dask_shows_the_trials_memory(tmp_path: Path) -> None:
         wait_until(lambda: state.metrics["memory"] < own + 50 * 2**20)
         folder = AgentFolder(HostRegistry.default())
         (entry,) = folder.agents(vitals.lives)
-        Connection.to(entry.address).send({"dismiss": "the test is over"})
+        Connection.to(entry.address).send(frames.to_json(frames.Discharge(reason="the test is over")))
         wait_until(lambda: not list(folder.agents(vitals.lives)))
 
 

@@ -18,24 +18,13 @@ from scheduler.core.trial import Rules
 from scheduler.driver import dispatcher
 from scheduler.driver.dispatcher import Dispatcher, Ended, Item, Said
 from scheduler.driver.ports import Recordable
+from scheduler.model import letters, messages
 from scheduler.model.messages import Task
 from scheduler.units import GIB
 from tests import builders as b
 from tests.waiting import wait_until
 
-JOINED = {
-    "type": "joined",
-    "worker": b.WORKER,
-    "host": "host",
-    "slots": 2,
-    "total_bytes": 24 * GIB,
-    "limit_bytes": 24 * GIB,
-    "available_bytes": 24 * GIB,
-    "overhead_bytes": 0,
-    "domain": "host/",
-    "worker_limit_bytes": None,
-    "limit_source": "ram",
-}
+JOINED = Said(b.WORKER, letters.Joined(facts=b.facts(slots=2, domain="host/")))
 
 
 class FakeCluster:
@@ -51,7 +40,7 @@ class FakeCluster:
         self.in_reach = 1
         self.calls: list[str] = []
         self.tasks: list[Task] = []
-        self.delivered: list[tuple[Any, ...]] = []
+        self.delivered: list[letters.Order] = []
         self.on_launch: Callable[[str], None] = lambda attempt: None
         self.on_tick: Callable[[], None] = lambda: None
 
@@ -77,9 +66,9 @@ class FakeCluster:
         self.tasks.append(task)
         self.on_launch(task.attempt)
 
-    def tell(self, worker: str, verb: str, attempt: str, value: Any) -> None:
+    def tell(self, worker: str, order: letters.Order) -> None:
         """Note it."""
-        self.delivered.append((verb, attempt, value))
+        self.delivered.append(order)
 
     def give_up(self, attempt: str, why: str) -> None:
         """Note it."""
@@ -152,10 +141,13 @@ class Loop:
         self.recorder = FakeRecorder(post)
         return self.recorder
 
-    def say(self, kind: str, attempt: str | None = None, **fields: Any) -> None:
-        """A message of the worker."""
-        about = {} if attempt is None else {"attempt": attempt}
-        self.inbox.put(Said({"type": kind, "worker": b.WORKER, **about, **fields}))
+    def say(self, report: letters.Report) -> None:
+        """A report of the worker."""
+        self.inbox.put(Said(b.WORKER, report))
+
+    def pass_on(self, attempt: str, message: messages.PassedOn) -> None:
+        """A trial's message."""
+        self.say(letters.TrialSaid(attempt=attempt, pid=7, message=message))
 
     def lose(self, attempt: str, why: str) -> None:
         """The end of an attempt that was given up."""
@@ -163,8 +155,8 @@ class Loop:
 
     def complete(self, attempt: str) -> None:
         """A whole attempt, said at once."""
-        self.say("started", attempt, pid=7)
-        self.say("progress", attempt, step=1, value=0.5, peak_bytes=GIB)
+        self.pass_on(attempt, messages.Started())
+        self.pass_on(attempt, messages.Progress(step=1, value=0.5, peak_bytes=GIB))
         self.inbox.put(Ended(attempt, b.outcome()))
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -176,8 +168,8 @@ def test_a_batch_runs_from_what_was_said_before_the_loop_began(tmp_path: Path) -
     """What was read while the run was being set up goes first, in order; what came since is in the same inbox."""
     loop = Loop(tmp_path)
     loop.cluster.on_launch = loop.complete
-    loop.say("vitals", available_bytes=20 * GIB, pressure=0, closed_reason=None, used_bytes={}, peak_bytes={})
-    end = loop.dispatcher.run(first=[loop.opened, Said(JOINED)])
+    loop.say(letters.Vitals(available_bytes=20 * GIB))
+    end = loop.dispatcher.run(first=[loop.opened, JOINED])
     assert (end.exit_code, len(loop.cluster.tasks)) == (0, 1)
     assert [line["reason"] for line in loop.events("attempt.ended")] == ["completed"]
 
@@ -191,12 +183,12 @@ def test_nothing_that_is_put_in_at_any_moment_is_lost(tmp_path: Path) -> None:
     def notes(name: int) -> None:
         ready.wait()
         for number in range(50):
-            loop.say("note", f"study/{name}/1", text=f"{number}")
+            loop.pass_on(f"study/{name}/1", messages.Note(text=f"{number}"))
 
     threads = [threading.Thread(target=notes, args=(name,)) for name in range(8)]
     for thread in threads:
         thread.start()
-    loop.inbox.put(Said(JOINED))
+    loop.inbox.put(JOINED)
     ready.wait()
     for thread in threads:
         thread.join()
@@ -209,20 +201,21 @@ def test_a_message_that_cannot_be_read_is_dropped_and_noted_once(tmp_path: Path)
     """Whatever an agent of another version says: the loop goes on, and the journal has one line for each kind."""
     loop = Loop(tmp_path)
     loop.cluster.on_launch = loop.complete
-    for message in (
+    for data in (
         {"type": "joined"},
-        {"type": "vitals", "pressure": "high", "available_bytes": 1, "closed_reason": None},
-        {"type": "vitals", "pressure": 99, "available_bytes": 1, "closed_reason": None, "used_bytes": {}},
-        {"type": "progress", "attempt": "study/0/1"},
-        {"type": "started", "attempt": 5},
-        {"type": "started", "attempt": "nonsense"},
+        {"type": "vitals", "pressure": "high", "available_bytes": 1},
+        {"type": "vitals", "pressure": 99, "available_bytes": 1},
+        {"type": "said", "attempt": "study/0/1"},
+        {"type": "said", "attempt": "study/0/1", "message": {"type": "progress"}},
+        {"type": "said", "attempt": 5},
+        {"type": "said", "attempt": "nonsense", "message": {"type": "started"}},
         {"type": ["what"], "attempt": "study/0/1"},
         {},
     ):
-        loop.inbox.put(Said(message))
-    assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 0
+        loop.inbox.put(Said(b.WORKER, letters.report(data)))
+    assert loop.dispatcher.run(first=[loop.opened, JOINED]).exit_code == 0
     kinds = [line["kind"] for line in loop.events("message.dropped")]
-    assert sorted(kinds) == sorted(set(kinds)) and {"joined", "vitals", "progress", "started"} <= set(kinds)
+    assert sorted(kinds) == sorted(set(kinds)) and {"joined", "vitals", "said", "TrialSaid"} <= set(kinds)
 
 
 def test_started_said_twice_is_one_start(tmp_path: Path) -> None:
@@ -230,11 +223,11 @@ def test_started_said_twice_is_one_start(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
 
     def twice(attempt: str) -> None:
-        loop.say("started", attempt, pid=7)
+        loop.pass_on(attempt, messages.Started())
         loop.complete(attempt)
 
     loop.cluster.on_launch = twice
-    assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 0
+    assert loop.dispatcher.run(first=[loop.opened, JOINED]).exit_code == 0
     assert len(loop.events("attempt.started")) == 1
 
 
@@ -249,25 +242,25 @@ def test_a_lost_attempt_is_looked_into_before_it_is_told(tmp_path: Path) -> None
     loop = Loop(tmp_path, recover=recover)
 
     def lost(attempt: str) -> None:
-        loop.say("started", attempt, pid=7)
-        loop.say("checkpoint", attempt, path="/c", step=1)
+        loop.pass_on(attempt, messages.Started())
+        loop.pass_on(attempt, messages.Saved(path="/c", step=1))
         loop.inbox.put(Ended(attempt, m.Outcome(reason=m.ExitReason.LOST)))
 
     loop.cluster.on_launch = lost
-    assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 0
+    assert loop.dispatcher.run(first=[loop.opened, JOINED]).exit_code == 0
     assert [outcome.checkpoint for outcome in seen] == ["/c"]
 
 
 def test_a_worker_that_cannot_run_trials_ends_a_batch_that_has_no_other(tmp_path: Path) -> None:
     """Its reason is the error; once another was there it is only noted, and once."""
     loop = Loop(tmp_path)
-    loop.say("broken", detail="no torch")
+    loop.say(letters.Broken(detail="no torch"))
     with pytest.raises(m.HeadroomError, match="no torch"):
         loop.dispatcher.run(first=[loop.opened])
     loop = Loop(tmp_path)
     loop.cluster.on_launch = loop.complete
-    broken = [Said({"type": "broken", "worker": "w", "detail": "disk full"})] * 3
-    first: list[Item] = [loop.opened, Said(JOINED), *broken]
+    broken = [Said("w", letters.Broken(detail="disk full"))] * 3
+    first: list[Item] = [loop.opened, JOINED, *broken]
     assert loop.dispatcher.run(first=first).exit_code == 0
     assert loop.events("worker.broken") == [{"worker": "w", "detail": "disk full"}]
 
@@ -294,11 +287,11 @@ def test_a_scheduler_that_is_away_for_a_while_ends_nothing(tmp_path: Path, quick
 
     def back() -> None:
         loop.cluster.is_connected = True
-        loop.inbox.put(Said(JOINED))
+        loop.inbox.put(JOINED)
         loop.complete("study/0/1")
 
     ticks(loop, gone, lambda: None, lambda: None, back)
-    assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 0
+    assert loop.dispatcher.run(first=[loop.opened, JOINED]).exit_code == 0
     assert loop.cluster.calls == ["disconnected", "rejoin"]
     assert len(loop.cluster.tasks) == 1
     assert len(loop.events("cluster.disconnected")) == len(loop.events("cluster.back")) == 1
@@ -312,11 +305,11 @@ def test_a_scheduler_that_was_replaced_between_two_looks_is_joined_anew(tmp_path
         loop.cluster.is_subscribed = False
 
     def heard() -> None:
-        loop.inbox.put(Said(JOINED))
+        loop.inbox.put(JOINED)
         loop.complete("study/0/1")
 
     ticks(loop, replaced, lambda: None, heard)
-    assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 0
+    assert loop.dispatcher.run(first=[loop.opened, JOINED]).exit_code == 0
     assert loop.cluster.calls == ["disconnected", "rejoin"]
     assert len(loop.cluster.tasks) == 1
     assert len(loop.events("cluster.disconnected")) == len(loop.events("cluster.back")) == 1
@@ -333,7 +326,7 @@ def test_a_scheduler_that_does_not_come_back_ends_the_run_resumably(
 
     ticks(loop, gone)
     monkeypatch.setattr(loop.cluster, "give_up", loop.lose)
-    end = loop.dispatcher.run(first=[loop.opened, Said(JOINED)])
+    end = loop.dispatcher.run(first=[loop.opened, JOINED])
     assert (end.exit_code, end.reason) == (1, "stopped by the loss of the Dask scheduler")
     assert [type(told) for told in loop.recorder.told] == [m.EnqueueRetry]
 
@@ -347,11 +340,11 @@ def test_a_cluster_of_ones_own_without_workers_is_made_anew_and_not_for_ever(
 
     def lost() -> None:
         loop.cluster.in_reach = 0
-        loop.say("left")
+        loop.say(letters.Left())
 
     ticks(loop, lost)
     monkeypatch.setattr(loop.cluster, "give_up", loop.lose)
-    end = loop.dispatcher.run(first=[loop.opened, Said(JOINED)])
+    end = loop.dispatcher.run(first=[loop.opened, JOINED])
     assert (end.exit_code, end.reason) == (1, "stopped by the loss of every worker")
     assert loop.cluster.calls == ["revive"] * 3
     assert [line["number"] for line in loop.events("cluster.rebuilt")] == [1, 2, 3]
@@ -362,15 +355,17 @@ def test_quit_drains_the_loop(tmp_path: Path) -> None:
     loop = Loop(tmp_path, quota=9)
 
     def quit_then_leave(attempt: str) -> None:
-        loop.say("started", attempt, pid=7)
+        loop.pass_on(attempt, messages.Started())
         loop.dispatcher.post(m.QuitRequested(source="key q"))
         threading.Thread(target=leave, args=(attempt,)).start()
 
     def leave(attempt: str) -> None:
-        wait_until(lambda: ("stop", attempt, "drain") in loop.cluster.delivered, "it was asked to leave")
+        wait_until(
+            lambda: letters.Stop(attempt=attempt, reason="drain") in loop.cluster.delivered, "it was asked to leave"
+        )
         loop.inbox.put(Ended(attempt, b.outcome(m.ExitReason.INTERRUPTED, checkpoint="/c")))
 
     loop.cluster.on_launch = quit_then_leave
-    assert loop.dispatcher.run(first=[loop.opened, Said(JOINED)]).exit_code == 130
+    assert loop.dispatcher.run(first=[loop.opened, JOINED]).exit_code == 130
     retries = {told.trial: told for told in loop.recorder.told if isinstance(told, m.EnqueueRetry)}
     assert (retries[b.trial_id(0)].resume_from, retries[b.trial_id(0)].attempt) == ("/c", 2)

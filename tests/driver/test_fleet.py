@@ -7,18 +7,21 @@ import json
 import os
 from typing import Any
 
+import pytest
 from hypothesis import given
 
 from scheduler.driver.fleet import GRACE_S, PING_EVERY_S, SILENT_S, UNHEARD_S, Fleet
 from scheduler.host import vitals
 from scheduler.host.agent_folder import ProcessIdentity
-from scheduler.model import ExitReason, Json, Outcome
-from scheduler.model.mailbox import Inbox, Letter, Outbox
+from scheduler.model import ExitReason, Json, Outcome, frames, letters
+from scheduler.model.mailbox import Inbox, Outbox
+from scheduler.model.messages import Progress
 from scheduler.model.plain import plain
 from tests import builders as b
 from tests.test_seams import ANYTHING
 
 HOLD_S = 600.0
+PROGRESS = letters.TrialSaid(attempt="s/0/1", message=Progress(step=1, value=0.5))
 HERE = dataclasses.asdict(ProcessIdentity.own(vitals.start_time))
 ELSEWHERE = {**HERE, "boot_id": "another host"}
 
@@ -32,14 +35,14 @@ class Wire:
         self.cut = False
         self.sent: list[tuple[str, str]] = []
         self.occupied: dict[str, str] = {}
-        self.messages: list[Json] = []
+        self.heard: list[letters.Report | letters.Unread] = []
         self.ends: list[tuple[str, Outcome]] = []
         self.outbox, self.inbox = Outbox(), Inbox()
-        self.told: list[Json] = []
-        self.hello = {"name": "host:1", "process": process or ELSEWHERE}
+        self.told: list[letters.Order] = []
+        self.hello = frames.Hello(name="host:1", process=process or ELSEWHERE)
         self.fleet = Fleet(
             self,
-            on_message=self.messages.append,
+            on_message=lambda worker, report: self.heard.append(report),
             on_end=lambda attempt, outcome: self.ends.append((attempt, outcome)),
             hold_s=HOLD_S,
             lives=lambda pid, start: self.alive,
@@ -52,9 +55,11 @@ class Wire:
         """The agent reads what is carried."""
         self.sent.append((worker, agent))
         if not self.cut:
-            self.outbox.acknowledged(frame["heard"])
-            for letter in frame["letters"]:
-                self.told += self.inbox.take(Letter.from_json(letter))
+            mail = frames.to_agent(frame)
+            assert isinstance(mail, frames.Mail)
+            self.outbox.acknowledged(mail.heard)
+            for letter in mail.letters:
+                self.told += map(letters.order, self.inbox.take(letter))
 
     def occupy(self, attempt: str, worker: str) -> None:
         """A thread is kept."""
@@ -66,26 +71,29 @@ class Wire:
 
     # -- the agent's side
 
-    def says(self, *bodies: Json, via: str = "tcp://w:1", **frame: Any) -> None:
+    def says(self, *reports: letters.Report, via: str = "tcp://w:1", **more: Any) -> None:
         """The agent posts letters, and all that is not acknowledged is carried by this worker."""
-        for body in bodies:
-            self.outbox.post(body)
-        letters = [letter.to_json() for letter in self.outbox.waiting()]
-        text = {"agent": "a", "hello": self.hello, "heard": self.inbox.heard, "letters": letters, **frame}
-        self.fleet.heard(via, json.dumps(text))
+        for report in reports:
+            self.outbox.post(letters.to_json(report))
+        self.carries(via, **more)
+
+    def carries(self, via: str = "tcp://w:1", **more: Any) -> None:
+        """A frame of the agent's, some of it as it should not be."""
+        waiting = tuple(self.outbox.waiting())
+        frame = frames.FromAgent(agent="a", hello=self.hello, heard=self.inbox.heard, letters=waiting)
+        self.fleet.heard(via, json.dumps({**frames.to_json(frame), **more}))
 
     def joins(self) -> None:
         """It is ready for attempts."""
-        self.says({"type": "joined", "slots": 2})
+        self.says(letters.Joined(facts=b.facts("")))
 
     def launch(self, attempt: str = "s/0/1") -> None:
         """The driver sends an attempt there."""
         self.fleet.launch(b.task(attempt), "host:1")
 
-    def ended(self, attempt: str = "s/0/1") -> Json:
+    def ended(self, attempt: str = "s/0/1") -> letters.Ended:
         """The agent's word that an attempt is over."""
-        outcome = Outcome(reason=ExitReason.COMPLETED, value=1.0)
-        return {"type": "ended", "attempt": attempt, "outcome": outcome.to_json()}
+        return letters.Ended(attempt=attempt, outcome=Outcome(reason=ExitReason.COMPLETED, value=1.0))
 
     def wait(self, seconds: float) -> None:
         """Time passes, a tick each second."""
@@ -94,9 +102,9 @@ class Wire:
             self.now = min(end, self.now + 1.0)
             self.fleet.tick()
 
-    def kinds(self) -> list[str]:
+    def kinds(self) -> list[type]:
         """What the driver heard."""
-        return [message["type"] for message in self.messages]
+        return [type(report) for report in self.heard]
 
 
 def test_an_attempt_ends_once_however_often_it_is_said() -> None:
@@ -104,7 +112,7 @@ def test_an_attempt_ends_once_however_often_it_is_said() -> None:
     wire = Wire()
     wire.joins()
     wire.launch()
-    assert wire.told[-1] == {"verb": "launch", "task": b.task("s/0/1").to_json()}
+    assert wire.told[-1] == letters.Launch(task=b.task("s/0/1"))
     assert wire.occupied == {"s/0/1": "tcp://w:1"}
     wire.says(wire.ended())
     wire.says()
@@ -121,13 +129,17 @@ def test_an_agent_that_comes_back_has_lost_nothing() -> None:
     wire.joins()
     wire.launch()
     wire.fleet.worker_left("tcp://w:1")
-    assert wire.kinds() == ["joined", "left"] and wire.fleet.in_reach == 0
-    wire.fleet.tell("host:1", "stop", "s/0/1", "prune")
+    assert wire.kinds() == [letters.Joined, letters.Left] and wire.fleet.in_reach == 0
+    wire.fleet.tell("host:1", letters.Stop(attempt="s/0/1", reason="prune"))
     wire.wait(HOLD_S)
     assert not wire.ends
-    wire.says({"type": "progress", "attempt": "s/0/1"}, via="tcp://w:2")
-    assert wire.kinds() == ["joined", "left", "joined", "progress"]
-    assert wire.told[-1] == {"verb": "stop", "attempt": "s/0/1", "value": "prune"}
+    wire.says(PROGRESS, via="tcp://w:2")
+    assert wire.kinds() == [letters.Joined, letters.Left, letters.Joined, letters.TrialSaid]
+    assert [report.facts.via for report in wire.heard if isinstance(report, letters.Joined)] == [
+        "tcp://w:1",
+        "tcp://w:2",
+    ]
+    assert wire.told[-1] == letters.Stop(attempt="s/0/1", reason="prune")
     assert wire.occupied == {"s/0/1": "tcp://w:2"}
     assert wire.fleet.in_reach == 1
 
@@ -140,9 +152,9 @@ def test_an_agent_that_says_nothing_is_out_of_reach() -> None:
     wire.fleet.tick()
     assert wire.fleet.in_reach == 1  # the driver was away for so long
     wire.wait(SILENT_S + 1)
-    assert wire.fleet.in_reach == 0 and wire.kinds()[-1] == "left"
+    assert wire.fleet.in_reach == 0 and wire.kinds()[-1] is letters.Left
     wire.says()
-    assert wire.fleet.in_reach == 1 and wire.kinds()[-1] == "joined"
+    assert wire.fleet.in_reach == 1 and wire.kinds()[-1] is letters.Joined
 
 
 def test_letters_that_the_carrier_loses_are_said_again() -> None:
@@ -155,7 +167,7 @@ def test_letters_that_the_carrier_loses_are_said_again() -> None:
     wire.cut = False
     wire.wait(2 * PING_EVERY_S)
     wire.says()
-    assert [letter["verb"] for letter in wire.told] == ["launch"]
+    assert [type(order) for order in wire.told] == [letters.Launch]
 
 
 def test_an_agent_that_is_not_heard_of_loses_its_attempts_when_it_holds_them_no_longer() -> None:
@@ -190,7 +202,7 @@ def test_an_agent_whose_process_died_under_a_living_worker_loses_its_attempts_at
     wire = Wire()
     wire.joins()
     wire.launch()
-    wire.fleet.heard("tcp://w:1", json.dumps({"agent": "a", "bye": "its process has died"}))
+    wire.fleet.heard("tcp://w:1", json.dumps(frames.to_json(frames.Bye(agent="a", reason="its process has died"))))
     assert wire.ends[0][1].detail == "host:1 is gone: its process has died"
     wire.launch("s/1/1")  # the brain did not know yet
     assert wire.ends[1][0] == "s/1/1" and wire.ends[1][1].reason is ExitReason.LOST
@@ -219,25 +231,45 @@ def test_an_agent_that_leaves_takes_nothing_more_and_hears_at_once_that_all_has_
     wire = Wire()
     wire.joins()
     wire.launch()
-    wire.says({"type": "left", "detail": "its worker is being closed"}, wire.ended())
-    assert wire.kinds()[-1] == "left" and wire.fleet.in_reach == 0
+    wire.says(letters.Left(detail="its worker is being closed"), wire.ended())
+    assert wire.kinds()[-1] is letters.Left and wire.fleet.in_reach == 0
     assert len(wire.outbox) == 0
     wire.fleet.worker_left("tcp://w:1")
     wire.says(via="tcp://w:2")
-    assert "joined" not in wire.kinds()[1:]
+    assert letters.Joined not in wire.kinds()[1:]
 
 
 def test_what_is_no_frame_is_dropped() -> None:
-    """Nonsense, an unknown agent without a hello, and an end that cannot be read, which is a lost attempt."""
+    """Nonsense, an agent that nobody knows, and an end that cannot be read, which is a lost attempt."""
     wire = Wire()
-    for text in ("", "[1]", "{", '{"agent": "x"}', '{"agent": "x", "bye": "never seen"}', "[" * 5000, "null"):
+    for text in ("", "[1]", "{", '{"protocol": 1}', '{"protocol": 1, "frame": "agent"}', "[" * 5000, "null"):
         wire.fleet.heard("tcp://w:1", text)
+    wire.fleet.heard("tcp://w:1", json.dumps(frames.to_json(frames.Bye(agent="x", reason="never seen"))))
     wire.joins()
     wire.launch()
-    wire.fleet.heard("tcp://w:1", json.dumps({"agent": "a", "letters": [[1], "x", [9, 5, {"type": "joined"}]]}))
-    assert wire.kinds() == ["joined"]
-    wire.says({"type": "ended", "attempt": "s/0/1", "outcome": {"reason": "no such"}})
-    assert wire.ends[0][1].reason is ExitReason.LOST
+    for bad in ([[1]], ["x"], [[9, 5, {"type": "joined"}], 3], 7):
+        wire.carries(letters=bad)
+    wire.says(news={"type": "vitals", "available_bytes": "all"})
+    assert wire.kinds() == [letters.Joined, letters.Unread]
+    wire.outbox.post({"type": "ended", "attempt": "s/0/1", "outcome": {"reason": "no such"}})
+    wire.carries()
+    assert wire.ends[0][1].reason is ExitReason.LOST and "no such" in wire.ends[0][1].detail
+
+
+@pytest.mark.parametrize("spoken", [2, None, "1", True])
+def test_an_agent_of_another_version_is_refused_in_one_line(spoken: Any) -> None:
+    """The driver hears what is spoken on which side, and what to do, whatever the frames hold; a goodbye is heard."""
+    wire = Wire()
+    wire.carries(protocol=spoken, hello=5, letters="all", heard=None)
+    (broken,) = wire.heard
+    assert isinstance(broken, letters.Broken)
+    assert broken.detail.startswith("an agent speaks protocol ") and "install the same version" in broken.detail
+    assert "\n" not in broken.detail and wire.fleet.in_reach == 0
+    wire.joins()
+    wire.launch()
+    bye = frames.to_json(frames.Bye(agent="a", reason="done"))
+    wire.fleet.heard("tcp://w:1", json.dumps({**bye, "protocol": spoken}))
+    assert wire.ends[0][1].detail == "host:1 is gone: done"
 
 
 def test_an_identity_of_another_host_or_container_is_never_known_to_be_dead() -> None:
@@ -264,13 +296,19 @@ def test_a_zombie_is_dead() -> None:
 
 
 @given(ANYTHING, ANYTHING, ANYTHING, ANYTHING)
-def test_a_frame_that_cannot_be_read_changes_nothing(agent: Any, hello: Any, letters: Any, news: Any) -> None:
-    """Whatever a worker of another version carries: nothing is raised on Dask's thread, and the next frame is read."""
+def test_a_frame_that_cannot_be_read_changes_nothing(agent: Any, hello: Any, posted: Any, news: Any) -> None:
+    """Whatever is carried: nothing is raised on Dask's thread, and the next frame is read."""
     wire = Wire()
-    for frame in (agent, {"agent": agent, "hello": hello}, {"agent": "b", "hello": hello, "letters": letters}):
+    ours: Json = {"protocol": frames.PROTOCOL, "frame": "agent", "heard": 0}
+    for frame in (agent, ours, {**ours, "agent": agent, "hello": hello}, {**ours, "hello": hello, "letters": posted}):
         wire.fleet.heard("tcp://w:1", json.dumps(plain(frame)))
     wire.joins()
-    wire.fleet.heard("tcp://w:1", json.dumps(plain({"agent": "a", "heard": letters, "letters": letters, "news": news})))
-    wire.fleet.heard("tcp://w:1", json.dumps(plain({"agent": "a", "letters": [letters, [1, 2, news], [9, 0, {}]]})))
+    for more in (
+        {"heard": posted},
+        {"letters": posted},
+        {"news": news},
+        {"letters": [posted, [1, 2, news], [9, 0, {}]]},
+    ):
+        wire.carries(**plain(more))
     wire.launch()
-    assert [told["verb"] for told in wire.told] == ["launch"]
+    assert [type(order) for order in wire.told] == [letters.Launch]

@@ -11,7 +11,7 @@ import pytest
 
 from scheduler.files.durable import read_json
 from scheduler.host.registry import HostRegistry
-from scheduler.model import ExitReason, Json, Outcome
+from scheduler.model import ExitReason, Outcome, letters, messages
 from scheduler.worker.agent import Agent
 from tests import builders as b
 from tests import hostile
@@ -27,13 +27,13 @@ class Ears:
     def __init__(self, folder: Path) -> None:
         config = b.agent_config()
         self.folder = folder
-        self.said: queue.SimpleQueue[Json] = queue.SimpleQueue()
-        self.heard: list[Json] = []
+        self.said: queue.SimpleQueue[letters.Report] = queue.SimpleQueue()
+        self.heard: list[letters.Report] = []
         self.agent = Agent(
             config,
             HostRegistry.default(),
-            post=lambda message, droppable: self.said.put(message),
-            news=lambda message: None,
+            post=self.said.put,
+            news=lambda vitals: None,
             scratch=folder,
             slots=2,
             worker=(0, 0.0),
@@ -58,24 +58,35 @@ class Ears:
             resume_from=resume_from,
             older=older,
         )
-        self.agent.told({"verb": "launch", "task": task.to_json()})
+        self.agent.told(letters.Launch(task=task))
 
-    def next(self, kind: str) -> Json:
-        """The next message of a kind."""
-        while True:
-            self.heard.append(message := self.said.get(timeout=60))
-            if message["type"] == kind:
-                return message
+    def started(self) -> None:
+        """Wait until another trial has started."""
+        while not isinstance(_message(self._next()), messages.Started):
+            pass
+
+    def _next(self) -> letters.Report:
+        self.heard.append(report := self.said.get(timeout=60))
+        return report
 
     def closed_reason(self) -> str | None:
         """Why nothing may start here, as the next vitals say it."""
         self.agent._door.look()
-        reason: str | None = self.agent._vitals()["closed_reason"]
-        return reason
+        return self.agent._vitals().closed_reason
 
     def outcome(self) -> Outcome:
         """The next end of an attempt."""
-        return Outcome.from_json(self.next("ended")["outcome"])
+        while not isinstance(report := self._next(), letters.Ended):
+            pass
+        return report.outcome
+
+    def restarts(self) -> list[letters.Restarted]:
+        """What was heard of checkpoints that could not be read."""
+        return [report for report in self.heard if isinstance(report, letters.Restarted)]
+
+
+def _message(report: letters.Report) -> object:
+    return report.message if isinstance(report, letters.TrialSaid) else None
 
 
 @pytest.fixture
@@ -90,9 +101,9 @@ def test_a_checkpoint_that_is_not_there_means_the_start_and_is_told(ears: Ears, 
     """The objective never sees the path; neither does whoever settles the attempt later."""
     ears.launch(0, do="end", resume_from="/other/host/checkpoint.safetensors")
     outcome = ears.outcome()
-    (told,) = [message for message in ears.heard if message["type"] == "restarted"]
-    assert told["checkpoint"] is None
-    assert told["detail"].startswith("/other/host/checkpoint.safetensors on ") and "No such file" in told["detail"]
+    (told,) = ears.restarts()
+    assert told.checkpoint is None
+    assert told.detail.startswith("/other/host/checkpoint.safetensors on ") and "No such file" in told.detail
     assert (outcome.reason, outcome.checkpoint) == (ExitReason.COMPLETED, None)
     assert (read_json(str(tmp_path / "a0" / "spec.json")) or {})["resume_from"] is None
 
@@ -112,7 +123,7 @@ def test_the_newest_checkpoint_that_can_be_read_is_taken(ears: Ears, tmp_path: P
     ):
         ears.launch(number, do="end", resume_from=newest, older=older)
         assert ears.outcome().checkpoint == (chosen or newest)
-        told = [message["checkpoint"] for message in ears.heard if message["type"] == "restarted"]
+        told = [report.checkpoint for report in ears.restarts()]
         assert told == ([] if chosen is None else [chosen])
         ears.heard.clear()
 
@@ -122,7 +133,7 @@ def test_attempts_that_are_let_go_leave_and_are_not_called_failures(ears: Ears, 
     ears.launch(0, do="wait", until=str(tmp_path / "never"))
     ears.launch(1, do="ignore", until=str(tmp_path / "never"))
     for _ in range(2):
-        ears.next("started")
+        ears.started()
     ears.agent.release("nobody is there")
 
     def ended() -> bool:
@@ -144,7 +155,7 @@ def test_an_attempt_that_comes_when_the_agent_leaves_is_sent_back(ears: Ears) ->
 def test_the_length_of_steps_is_learnt_from_signs_of_life(ears: Ears, tmp_path: Path) -> None:
     """Of one that ticks it is the longest of the latest pauses; the present one counts when it is longer still."""
     ears.launch(0, do="wait", until=str(tmp_path / "go"))
-    ears.next("started")
+    ears.started()
     (run,) = ears.agent._running()
     wait_until(lambda: len(run.gaps) > 2, "it has ticked", 60)
     heard_at = run.heard_at
@@ -155,6 +166,12 @@ def test_the_length_of_steps_is_learnt_from_signs_of_life(ears: Ears, tmp_path: 
     assert ears.outcome().reason is ExitReason.COMPLETED
 
 
+def arrive(reports: list[letters.Report]) -> None:
+    """Each is carried, and read on the other side as it was said."""
+    for report in reports:
+        assert letters.report(travels(letters.to_json(report))) == report
+
+
 # -- what it does not believe, and what it cannot start ----------------------------------------------------------------
 
 
@@ -163,12 +180,10 @@ def test_what_a_trial_writes_into_the_pipe_is_passed_on_only_where_it_is_a_messa
     ears.launch(0, objective="tests.hostile:writes_to_the_pipe")
     outcome = ears.outcome()
     assert (outcome.reason, outcome.value, outcome.epochs) == (ExitReason.COMPLETED, 0.5, 3)
-    kinds = [message["type"] for message in ears.heard]
-    assert (kinds.count("started"), kinds.count("progress")) == (1, 1)
-    dropped = [message["text"] for message in ears.heard if message["type"] == "note" and "dropped" in message["text"]]
-    assert len(dropped) == 1
-    for message in ears.heard:
-        travels(message)
+    said = [_message(report) for report in ears.heard]
+    assert [sum(isinstance(each, kind) for each in said) for kind in (messages.Started, messages.Progress)] == [1, 1]
+    assert len([each for each in said if isinstance(each, messages.Note) and "dropped" in each.text]) == 1
+    arrive(ears.heard)
 
 
 @pytest.mark.parametrize("name", hostile.NAMES)
@@ -179,8 +194,7 @@ def test_no_objective_disturbs_the_agent(ears: Ears, name: str) -> None:
     ears.launch(1, objective="tests.objectives:bare_number", folder=ears.folder / "next")
     wanted = ExitReason.COMPLETED
     assert ears.outcome().reason is wanted
-    for message in ears.heard:
-        travels(message)
+    arrive(ears.heard)
 
 
 def test_a_folder_that_cannot_be_made_closes_the_host_until_it_can(ears: Ears, tmp_path: Path) -> None:
