@@ -115,8 +115,8 @@ def outcome(reason: ExitReason = ExitReason.COMPLETED, **changes: Any) -> Outcom
 
 
 def study(name: str = "study", *, quota: int = 3, **changes: Any) -> StudySpec:
-    """A study of 2M trials at horizon 1."""
-    return StudySpec(**{"name": name, "budget": "2M", "horizon": 1, "quota": quota, "slots": 1, **changes})
+    """A study."""
+    return StudySpec(**{"name": name, "quota": quota, "slots": 1, **changes})
 
 
 def asked(number: int = 0, host_bytes: int = GIB, *, study: str = "study", **changes: Any) -> TrialAsked:

@@ -273,9 +273,7 @@ class Simulation:
 def phase6a(quota: int) -> list[m.StudySpec]:
     """Twelve studies, four budgets and three horizons."""
     return [
-        study(f"{budget}_h{horizon}", quota=quota, budget=budget, horizon=horizon)
-        for budget in ("2M", "20M", "200M", "2B")
-        for horizon in (1, 3, 5)
+        study(f"{budget}_h{horizon}", quota=quota) for budget in ("2M", "20M", "200M", "2B") for horizon in (1, 3, 5)
     ]
 
 

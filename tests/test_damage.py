@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from scheduler.cli import schedule
+from scheduler.driver import run_folder
 from scheduler.model import UsageError
-from scheduler.settings import load, run_folder
+from scheduler.settings import load
 from scheduler.study.transactions import Rdb, check
 
 REPO = Path(__file__).resolve().parents[1]

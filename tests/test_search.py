@@ -39,7 +39,7 @@ def opened(file: Path, *, seed: int = 0, owner: str = "driver", run: str = "run"
     functions = settings.pop("functions", Functions(sample=bowl.sample, estimate=bowl.estimate))
     candidates = settings.pop("candidates", bowl.ARCHITECTURES)
     store = StudyStore(f"sqlite:///{file}", owner=owner, run=run, functions=functions, seed=seed, **settings)
-    store.open(StudySpec(name=STUDY, budget="2M", horizon=1, quota=200, slots=1), candidates)
+    store.open(StudySpec(name=STUDY, quota=200, slots=1), candidates)
     return store
 
 

@@ -149,7 +149,7 @@ def make_plan(settings: Settings) -> Plan:
     """Make the plan for the cluster's workers, or for this machine. Raises HeadroomError; writes nothing."""
     from scheduler.host import facts as host_facts
     from scheduler.host import registry, runtimes
-    from scheduler.workload import functions, plan
+    from scheduler.workload import functions, plan, studies
 
     if settings.cluster is None:
         key = runtimes.key(settings.training.preload, settings.heap)
@@ -159,7 +159,7 @@ def make_plan(settings: Settings) -> Plan:
         check_objective(settings)
         return made
     # The quick and usual mistakes first: functions and data, then whether anybody answers, then what the workers have.
-    plan.with_data_facts(settings.studies(), functions.load(settings)["check_data"])
+    plan.with_data_facts(studies.studies(settings), functions.load(settings)["check_data"])
     from scheduler.cluster import client, credentials
 
     security = credentials.given(settings.cluster, settings.tls_files)
@@ -196,7 +196,7 @@ def check_objective(settings: Settings) -> None:
 
 def run(settings: Settings, plan: Plan) -> int:
     """Run the batch; return the exit code. Nothing is written before everything that can be checked has been."""
-    from scheduler.settings import run_folder
+    from scheduler.driver import run_folder
     from scheduler.ui import console, log
 
     if not plan.runnable:

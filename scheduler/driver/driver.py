@@ -31,7 +31,7 @@ from scheduler.core.admission import parse_memory_budget
 from scheduler.core.fault import RetryPolicy
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
-from scheduler.driver import decisions, journal, recovery
+from scheduler.driver import decisions, journal, recovery, run_folder
 from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said
 from scheduler.driver.fleet import Fleet
 from scheduler.driver.lock import DriverLock
@@ -46,7 +46,6 @@ from scheduler.masking import masked
 from scheduler.model import letters
 from scheduler.model.fields import read
 from scheduler.model.frames import AgentConfig
-from scheduler.settings import run_folder
 from scheduler.settings.schema import Settings
 from scheduler.study import choice
 from scheduler.study.store import Functions, OpenedStudy, StudyStore, StudyUnavailable

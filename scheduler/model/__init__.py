@@ -67,7 +67,7 @@ from scheduler.model.outcome import (
     TrialState,
 )
 from scheduler.model.queue import Admit, Decision, Defer, Reject, Running, Waiting
-from scheduler.model.study import Json, StudySpec
+from scheduler.model.study import Json, Presentation, StudySpec
 
 __all__ = [
     "MEMORY_REASONS",
@@ -108,6 +108,7 @@ __all__ = [
     "Observation",
     "Outcome",
     "ParametersAsked",
+    "Presentation",
     "Pressure",
     "PruneAdvised",
     "QuitRequested",

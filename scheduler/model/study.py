@@ -10,22 +10,36 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Presentation:
+    """How a workload wants a study shown; no part of what is computed.
+
+    labels: what tells it from its siblings, by column. columns: of a trial's parameters, in a reader's order. shape:
+    heading -> parameter of the best trial in the table of results. value: heading of its value. smaller: what would
+    need less memory, in words.
+    """
+
+    labels: Mapping[str, str | int] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    shape: Mapping[str, str] = field(default_factory=dict)
+    value: str = "best value"
+    smaller: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudySpec:
     """One Optuna study. `quota`: trials that must reach a final state.
 
-    budget, horizon: of the built-in training's studies; "" and 0 in any other. directions: "minimize" or "maximize",
-    one per value of the objective. define_by_run: its trials ask for their parameters while they run.
-    context: handed unchanged to the objective (horizon, data, max_epochs, precision, optimizer, seed, ...).
+    directions: "minimize" or "maximize", one per value of the objective. define_by_run: its trials ask for their
+    parameters while they run. context: handed unchanged to the objective.
     """
 
     name: str
-    budget: str = ""
-    horizon: int = 0
     quota: int
     slots: int
     directions: tuple[str, ...] = ("minimize",)
     define_by_run: bool = False
     context: Mapping[str, Any] = field(default_factory=dict)
+    shown: Presentation = Presentation()
 
     def is_better(self, value: float, other: float) -> bool:
         """Of two values of a study with one objective."""

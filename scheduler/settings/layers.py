@@ -277,3 +277,8 @@ def content_hash(path: Path) -> str:
 def _hash(path: Path, size: int, changed_ns: int) -> str:
     with open(path, "rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def as_yaml(data: Mapping[str, Any]) -> str:
+    """Return plain data as YAML text, in its own order, so that a person may read it and `--config` take it."""
+    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=110)

@@ -16,16 +16,8 @@ from pydantic import BaseModel, ValidationError
 
 from scheduler.model import UsageError
 from scheduler.settings import layers as sources
-from scheduler.settings.schema import (
-    PRUNERS,
-    EarlyStopping,
-    Frozen,
-    SearchParameter,
-    Settings,
-    StudyKeys,
-    Training,
-    configs_root,
-)
+from scheduler.settings.schema import PRUNERS, Settings, Training, configs_root
+from scheduler.settings.study_keys import EarlyStopping, Frozen, SearchParameter, StudyKeys
 
 PATHS = ("data", "hpo", "tls_ca_file", "tls_cert", "tls_key")
 GROUPS = ("training", "watchdog", "early_stopping")  # nested keys that merge one by one

@@ -7,10 +7,8 @@ is `loading`; what of it fits the machine is `plan`; the folder of a run is `run
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 from urllib.parse import quote
@@ -18,25 +16,20 @@ from urllib.parse import quote
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     create_model,
     field_validator,
-    model_validator,
 )
 
 from scheduler import masking
 from scheduler.core.admission import parse_memory_budget
-from scheduler.host.facts import cores, resolve_device
-from scheduler.model import StudySpec, UsageError
-from scheduler.settings import layers
+from scheduler.host.facts import cores
+from scheduler.model import UsageError
+from scheduler.settings.study_keys import Frozen, Number, StudyKeys, Whole, listed
 from scheduler.units import parse_duration, parse_size
 from scheduler.watchdog.policy.thresholds import Thresholds
 
-BUDGETS = {"2M": 2_000_000, "20M": 20_000_000, "200M": 200_000_000, "2B": 2_000_000_000}
 PRUNERS = ("median", "hyperband", "none")  # of the built-in training
-# Below some 10^8 parameters a second thread makes a step hardly faster, but takes a core from another trial.
-THREADS = {"2M": 1, "20M": 1, "200M": 2, "2B": 4}
 
 
 def configs_root() -> Path:
@@ -46,99 +39,11 @@ def configs_root() -> Path:
     return checkout if checkout.is_dir() else here / "configs"
 
 
-def _whole(value: Any) -> Any:
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        raise ValueError("must be a whole number")
-    return value
-
-
-def _number(value: Any) -> Any:
-    # YAML 1.1 reads `1e-4` as text (it wants 1.0e-4): what looks like a number to a person is one.
-    if isinstance(value, bool):
-        raise ValueError("must be a number")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
 def _word(value: Any) -> Any:
     """YAML 1.1 reads on/off as true/false and null where the word `none` may be meant."""
     if value is None:
         return "none"
     return ("on" if value else "off") if isinstance(value, bool) else value
-
-
-def _listed(value: Any) -> Any:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, int | float) else value
-
-
-def _budgets(value: Any) -> Any:
-    parts = _listed(value)
-    if not isinstance(parts, list | tuple):
-        raise ValueError("must be a list such as 2M,20M")
-    for part in parts:
-        if str(part).upper() not in BUDGETS:
-            raise ValueError(f"has the unknown budget {part!r}: choose from {', '.join(BUDGETS)}")
-    return list(dict.fromkeys(str(part).upper() for part in parts))
-
-
-def _horizons(value: Any) -> Any:
-    parts = _listed(value)
-    if not isinstance(parts, list | tuple):
-        raise ValueError("must be a list of days such as 1,3,5")
-    days = []
-    for part in parts:
-        if isinstance(part, bool) or not re.fullmatch(r"\d+", str(part)) or not 1 <= int(part) <= 250:
-            raise ValueError(f"has the horizon {part!r}: must be whole days from 1 to 250")
-        days.append(int(part))
-    return list(dict.fromkeys(days))
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, BeforeValidator(_number)]
-
-
-class Frozen(BaseModel):
-    """Base of all settings: immutable, no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class RangeParameter(Frozen):
-    """A searched number between low and high."""
-
-    type: Literal["log_uniform", "uniform", "int"]
-    low: Number
-    high: Number
-
-    @model_validator(mode="after")
-    def _ordered(self) -> RangeParameter:
-        if self.low > self.high:
-            raise ValueError(f"has low {self.low:g} above high {self.high:g}")
-        if self.type == "log_uniform" and self.low <= 0:
-            raise ValueError(f"has low {self.low:g}: log_uniform needs more than 0")
-        if self.type == "int" and not (self.low.is_integer() and self.high.is_integer()):
-            raise ValueError("of type int needs whole numbers as low and high")
-        return self
-
-
-class ChoiceParameter(Frozen):
-    """A searched value out of a list."""
-
-    type: Literal["categorical"]
-    choices: tuple[int | float | str | bool, ...] = Field(min_length=1)
-
-
-SearchParameter = Annotated[RangeParameter | ChoiceParameter, Field(discriminator="type")]
-
-
-class EarlyStopping(Frozen):
-    """When a trial that no longer improves ends."""
-
-    patience: Annotated[Whole, Field(ge=1)] | None = 10
-    min_delta: Annotated[Number, Field(ge=0)] = 0.001
 
 
 class Training(Frozen):
@@ -199,23 +104,6 @@ else:
     Watchdog = _watchdog_model()
 
 
-class StudyKeys(Frozen):
-    """What an experiment file may set for its own studies."""
-
-    budgets: Annotated[tuple[str, ...], BeforeValidator(_budgets), Field(min_length=1)] = tuple(BUDGETS)
-    horizons: Annotated[tuple[int, ...], BeforeValidator(_horizons), Field(min_length=1)] = (1, 3, 5)
-    trials: Annotated[Whole, Field(ge=1)] = 50
-    data: Path | None = None
-    max_epochs: Annotated[Whole, Field(ge=1)] | None = None
-    max_steps: Annotated[Whole, Field(ge=1)] | None = None
-    target_effective_batch: Annotated[Whole, Field(ge=1, le=2**20)] = 256
-    training_search_space: dict[str, SearchParameter] | None = None  # None: from the file `hpo`
-    early_stopping: EarlyStopping | None = None  # None, and keys it lacks: from the file `hpo`
-    precision: Literal["fp32"] = "fp32"
-    optimizer: Literal["adamw"] = "adamw"
-    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
-
-
 class Settings(StudyKeys):
     """Every setting of a batch, resolved. `experiments`: one per --experiment file, none without any."""
 
@@ -231,7 +119,7 @@ class Settings(StudyKeys):
     tls_key: Path | None = None
     objective: str | None = None
     study: str | None = None
-    direction: Annotated[tuple[Literal["minimize", "maximize"], ...], BeforeValidator(_listed), Field(min_length=1)] = (
+    direction: Annotated[tuple[Literal["minimize", "maximize"], ...], BeforeValidator(listed), Field(min_length=1)] = (
         "minimize",
     )
     sampler: str = "tpe"
@@ -408,80 +296,6 @@ class Settings(StudyKeys):
         """Slots of a worker on this machine: how many single-threaded trials it runs at once."""
         return self.slots or cores()
 
-    def studies(self) -> tuple[StudySpec, ...]:
-        """Every study of the batch, in the order in which they were named. Raises UsageError for one named twice."""
-        if self.objective is not None:
-            return (self._objective_study(),)
-        specs: dict[str, StudySpec] = {}
-        for experiment in self.experiments:
-            for budget in experiment.budgets:
-                for horizon in experiment.horizons:
-                    spec = self._study(experiment, budget, horizon)
-                    if spec.name in specs:
-                        raise UsageError(f"study {spec.name} is in two experiment files; keep one of them")
-                    specs[spec.name] = spec
-        return tuple(specs.values())
-
-    def _objective_study(self) -> StudySpec:
-        """Describe the study of an Optuna objective: all that is known of it before it is asked."""
-        threads = self.threads or 1
-        return StudySpec(
-            name=self.study or self.name,
-            quota=self.trials,
-            slots=min(threads, self.total_slots),
-            directions=self.direction,
-            define_by_run=True,
-            context={"device": resolve_device(self.device), "threads": threads, "allocator": self.heap},
-        )
-
-    def _study(self, keys: StudyKeys, budget: str, horizon: int) -> StudySpec:
-        threads = self.threads or min(THREADS[budget], cores())
-        context = {
-            "budget": budget,
-            "horizon": horizon,
-            "data": None if keys.data is None else str(keys.data),
-            "max_epochs": keys.max_epochs,
-            "max_steps": keys.max_steps,
-            "device": resolve_device(self.device),
-            "precision": keys.precision,
-            "optimizer": keys.optimizer,
-            "threads": threads,
-            "allocator": self.heap,
-            "target_effective_batch": keys.target_effective_batch,
-            "seed": keys.seed,
-            "context_length": 60,
-            "patch_length": 10,
-            "stride": 5,
-            "n_features": 25,
-            "head_dropout": 0.0,
-            "training_search_space": {
-                name: parameter.model_dump(mode="json")
-                for name, parameter in sorted((keys.training_search_space or {}).items())
-            },
-            "early_stopping": (keys.early_stopping or EarlyStopping()).model_dump(mode="json"),
-        }
-        return StudySpec(
-            name=f"{self.name}_{budget}_h{horizon}",
-            budget=budget,
-            horizon=horizon,
-            quota=keys.trials,
-            slots=min(threads, self.total_slots),
-            context=context,
-        )
-
-    def meaning(self) -> dict[str, dict[str, Any]]:
-        """Per study, what gives its trials their meaning: a resumed run must agree with it (see `run_folder`).
-
-        Machine, threads, memory and quota are not in it: they may change between two starts. The data file counts by
-        its content, so that it may move.
-        """
-        if self.objective is not None:
-            (spec,) = self.studies()
-            function = os.path.basename(self.objective)  # the file may move
-            return {spec.name: {"objective": function, "direction": list(self.direction)}}
-        functions = {f"training.{k}": getattr(self.training, k) for k in ("objective", "sample", "candidates")}
-        return {spec.name: {**_flat_meaning(spec.context), **functions} for spec in self.studies()}
-
     def resolved(self) -> dict[str, Any]:
         """All keys with their values as plain data, without passwords: what the run folder keeps."""
         data = self.model_dump(mode="json")
@@ -502,17 +316,3 @@ def _as_value_error(parse: Any, value: str) -> str:
         # The parser's own line starts with the key's name and the value, which the error line already has.
         raise ValueError(re.sub(r"^\w+ '[^']*' ", "", str(error))) from None
     return value
-
-
-def _flat_meaning(context: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in context.items():
-        if key in ("device", "threads", "allocator", "budget", "horizon"):
-            continue
-        if key == "data":
-            flat["data"] = None if value is None else layers.content_hash(Path(value))
-        elif key in ("training_search_space", "early_stopping"):
-            flat.update({f"{key}.{inner}": each for inner, each in value.items()})
-        else:
-            flat[key] = value
-    return flat

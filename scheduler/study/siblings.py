@@ -59,5 +59,12 @@ def _alike(attrs: Mapping[str, Any], context: Mapping[str, Any]) -> bool:
     return isinstance(theirs, dict) and "headroom" in attrs and all(theirs.get(k) == context.get(k) for k in SAME)
 
 
-def _distance(headroom: Mapping[str, Any], spec: StudySpec) -> tuple[bool, int]:
-    return headroom.get("budget") != spec.budget, abs(int(headroom.get("horizon", 0)) - spec.horizon)
+def _distance(headroom: Mapping[str, Any], spec: StudySpec) -> tuple[int, int]:
+    """How many words differ among what tells studies apart, then by how much the numbers do."""
+    words, numbers = 0, 0
+    for name, value in spec.shown.labels.items():
+        if isinstance(value, int):
+            numbers += abs(int(headroom.get(name) or 0) - value)
+        else:
+            words += headroom.get(name) != value
+    return words, numbers

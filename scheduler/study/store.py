@@ -197,7 +197,7 @@ class StudyStore:
             changed = sorted(k for k, v in clean(spec.context).items() if context.get(k, v) != v)
             if changed:
                 notes.append(f"{spec.name} was created with other values of {', '.join(changed)}: results are mixed")
-            rdb.remember(study_id, "headroom", {"budget": spec.budget, "horizon": spec.horizon, "version": 1})
+            rdb.remember(study_id, "headroom", {**spec.shown.labels, "version": 1})
             notes += self._begin_warm(spec, study_id, study, architectures)
             opened = _Open(spec=spec, id=study_id, study=study, architectures=architectures)
             if spec.define_by_run:

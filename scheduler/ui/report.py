@@ -27,26 +27,10 @@ from scheduler.units import gib
 from scheduler.workload.plan import Plan, StudyPlan
 
 Row = Mapping[str, Any]
-# The first columns of results.csv, in this order; what else the rows hold follows, sorted.
-COLUMNS = (
-    "study",
-    "budget",
-    "horizon",
-    "number",
-    "state",
-    "value",
-    "stop_reason",
-    "d_model",
-    "n_layers",
-    "n_heads",
-    "d_ff",
-    "param_count",
-    "micro_batch",
-    "accumulation_steps",
-    "learning_rate",
-    "weight_decay",
-    "warmup_steps",
-    "dropout",
+# results.csv begins with the study and its labels, RESULT, the workload's own columns, and COST; what else the rows
+# hold follows, sorted.
+RESULT = ("number", "state", "value", "stop_reason")
+COST = (
     "epochs",
     "steps",
     "attempts",
@@ -95,20 +79,19 @@ def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, S
 
 def to_csv(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> str:
     """Return the CSV text: one line per trial, empty where a trial lacks a value."""
-    full = [{"study": spec.name, **_size(spec), **row} for spec in studies for row in rows.get(spec.name, ())]
+    full = [{"study": spec.name, **spec.shown.labels, **row} for spec in studies for row in rows.get(spec.name, ())]
     there = {key for row in full for key in row} - {"asked.params"}
-    others = sorted(there - set(COLUMNS))
-    # What only the built-in training has is no column of anybody else's study.
-    columns = [key for key in COLUMNS if key in there or not all(spec.define_by_run for spec in studies)]
+    labels = dict.fromkeys(key for spec in studies for key in spec.shown.labels)
+    own = dict.fromkeys(key for spec in studies for key in spec.shown.columns)
+    first = ("study", *labels, *RESULT, *own, *COST)
+    # Columns of a workload are there also while no trial has them: what reads the file finds the same ones every time.
+    columns = [key for key in first if key in there or own]
+    others = sorted(there - set(first))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*columns, *others], restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _cell(value) for key, value in row.items()} for row in full)
     return text.getvalue()
-
-
-def _size(spec: StudySpec) -> dict[str, Any]:
-    return {} if spec.define_by_run else {"budget": spec.budget, "horizon": spec.horizon}
 
 
 def best_row(rows: Iterable[Row], spec: StudySpec | None = None) -> Row | None:
@@ -131,12 +114,11 @@ def results_table(
     }
     # Most runs have nothing pruned or failed; a terminal of 80 columns has no room for empty columns.
     shown = ["COMPLETE", *(state for state in ("PRUNED", "FAIL") if any(state in states for states in ended.values()))]
-    ours = not all(spec.define_by_run for spec in studies)
-    shape = {"d_model": "d_model", "layers": "n_layers"} if ours else {}
+    shape = {heading: key for spec in studies for heading, key in spec.shown.shape.items()}
     table = _table(
         "study",
         *(FINAL[state] for state in shown),
-        "best loss" if ours else "best value",
+        *dict.fromkeys(spec.shown.value for spec in studies[:1]),
         "trial",
         *shape,
         "peak",

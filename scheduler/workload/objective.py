@@ -8,16 +8,38 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scheduler.model import UsageError
+from scheduler.host.facts import resolve_device
+from scheduler.model import StudySpec, UsageError
 from scheduler.model.plain import line
+from scheduler.settings.schema import Settings
 from scheduler.units import parse_size
 from scheduler.workload import functions as training_side
 
 RUNNER_MODULE = "scheduler.study.objective"
+
+
+def study(settings: Settings) -> StudySpec:
+    """Return the study of an Optuna objective: all that is known of it before it is asked."""
+    threads = settings.threads or 1
+    return StudySpec(
+        name=settings.study or settings.name,
+        quota=settings.trials,
+        slots=min(threads, settings.total_slots),
+        directions=settings.direction,
+        define_by_run=True,
+        context={"device": resolve_device(settings.device), "threads": threads, "allocator": settings.heap},
+    )
+
+
+def meaning(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return per study what gives its trials their meaning: the function, without its file's folder, which may move."""
+    function = os.path.basename(settings.objective or "")
+    return {study(settings).name: {"objective": function, "direction": list(settings.direction)}}
 
 
 def memory(given: str | None) -> Callable[[Mapping[str, Any]], int | None]:

@@ -13,10 +13,11 @@ from typing import Any
 
 from scheduler.core import admission
 from scheduler.model import Json, StudySpec, UsageError, WorkerFacts
-from scheduler.settings.schema import BUDGETS, Settings
+from scheduler.settings.schema import Settings
 from scheduler.units import GIB, gib, parse_size
 from scheduler.workload import functions as training_side
 from scheduler.workload.functions import Function
+from scheduler.workload.studies import studies as studies_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,7 @@ class StudyPlan:
     def to_json(self) -> Json:
         return {
             "study": self.spec.name,
-            **({} if self.spec.define_by_run else {"budget": self.spec.budget, "horizon_days": self.spec.horizon}),
+            **self.spec.shown.labels,
             "trials": self.spec.quota,
             "slots_per_trial": self.spec.slots,
             "architectures_fit": self.fits,
@@ -141,10 +142,10 @@ def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
     budget = admission.parse_memory_budget(settings.memory_budget)
     rooms = tuple(_room(budget, facts, workers) for facts in workers)
     if settings.objective is not None:
-        studies = [_objective(spec, rooms, settings) for spec in settings.studies()]
+        studies = [_objective(spec, rooms, settings) for spec in studies_of(settings)]
         return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=settings.memory_budget)
     functions = training_side.load(settings)
-    specs = with_data_facts(settings.studies(), functions["check_data"])
+    specs = with_data_facts(studies_of(settings), functions["check_data"])
     sized: dict[str, StudyPlan] = {}
     studies = []
     for spec in specs:
@@ -176,7 +177,7 @@ def with_data_facts(specs: Sequence[StudySpec], check: Function | None) -> tuple
     seen: dict[tuple[Any, int], Mapping[str, int]] = {}
     done = []
     for spec in specs:
-        key = (spec.context["data"], spec.horizon)
+        key = (spec.context["data"], spec.context["horizon"])
         if key not in seen:
             seen[key] = check(*key)
         done.append(dataclasses.replace(spec, context={**spec.context, **seen[key]}))
@@ -194,7 +195,7 @@ def _study(
         return StudyPlan(spec=spec, fits=0, never=0, architectures=known)
     architectures = tuple(candidates(context))
     if not architectures:
-        raise UsageError(f"study {spec.name}: {settings.training.candidates} gives no architecture for {spec.budget}")
+        raise UsageError(f"study {spec.name}: {settings.training.candidates} gives no architecture")
     largest = max(rooms, key=lambda room: room.trial_bytes)
     smallest = min(architectures, key=lambda params: _need(estimate, params, 1, context))
     smallest_bytes = _need(estimate, smallest, 1, context)
@@ -291,7 +292,7 @@ def _at_once(spec: StudySpec, footprint_bytes: int, rooms: Sequence[Room]) -> in
 
 
 def _refusal(spec: StudySpec, params: Mapping[str, Any], needed: int, room: Room, settings: Settings) -> str:
-    shape = ", ".join(f"{key}={params[key]}" for key in ("d_model", "n_layers") if key in params)
+    shape = ", ".join(f"{key}={params[key]}" for key in spec.shown.shape.values() if key in params)
     total = needed + room.facts.overhead_bytes
     budget = settings.memory_budget
     limit = room.facts.worker_limit_bytes or room.facts.limit_bytes
@@ -302,9 +303,8 @@ def _refusal(spec: StudySpec, params: Mapping[str, Any], needed: int, room: Room
         share = float(budget.rstrip("% ")) / 100 if budget.strip().endswith("%") else 0.9
         others = max(0, limit - room.facts.available_bytes - room.facts.overhead_bytes)
         helps.append(f"a host with {_round_up_gib(int((total + others) / share))} GiB or more (--cluster)")
-    smaller = [name for name, count in BUDGETS.items() if count < BUDGETS.get(spec.budget, 0)]
-    if smaller:
-        helps.append(f"a smaller budget than {spec.budget} ({', '.join(smaller)})")
+    if spec.shown.smaller:
+        helps.append(spec.shown.smaller)
     what = (
         "the device is too small" if needed <= room.trial_bytes else f"the largest worker has {gib(room.trial_bytes)}"
     )

@@ -107,9 +107,7 @@ class Ours:
     store: StudyStore = field(init=False)
 
     def __post_init__(self) -> None:
-        self.spec = StudySpec(
-            name="s", budget=self.surrogate.budget, horizon=1, quota=TRIALS, slots=1, context=context_of(self.surrogate)
-        )
+        self.spec = StudySpec(name="s", quota=TRIALS, slots=1, context=context_of(self.surrogate))
         self.open()
 
     def open(self) -> Any:

@@ -92,7 +92,7 @@ def fsync_ms(folder: Path) -> float:
 def main(folder: str | None = None, trials: str = "40") -> None:
     """Measure in a new folder under `folder` (default: where temporary files go)."""
     n = int(trials)
-    spec = StudySpec(name=STUDY, budget="2M", horizon=1, quota=n, slots=1, context={"max_epochs": EPOCHS})
+    spec = StudySpec(name=STUDY, quota=n, slots=1, context={"max_epochs": EPOCHS})
     with tempfile.TemporaryDirectory(dir=folder) as name:
         where, rows = Path(name), {}
         print(f"{n} trials of {EPOCHS} epochs, TPE, median pruner; fsync of 4 KiB: {fsync_ms(where):.1f} ms")

@@ -66,7 +66,7 @@ def store(tmp_path: Path) -> Iterator[StudyStore]:
         functions=Functions(sample=lambda trial, context, architectures, fit: {}),
         folder=folder,
     )
-    store.open(StudySpec(name="s", budget="2M", horizon=1, quota=3, slots=1))
+    store.open(StudySpec(name="s", quota=3, slots=1))
     yield store
     store.close()
 

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scheduler.driver import run_folder
 from scheduler.model import UsageError
-from scheduler.settings import layers, run_folder
+from scheduler.settings import layers
 from scheduler.settings.load import load
 from scheduler.settings.schema import Settings, configs_root
 from scheduler.watchdog.policy.thresholds import Thresholds
+from scheduler.workload.studies import studies
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = configs_root() / "schedule.yaml"
@@ -93,7 +95,7 @@ def test_the_built_in_trainings_heap_is_its_own() -> None:
     """`auto` gives our heap to our training and the system's to any other; who asks for one gets it."""
 
     def heap(**given: object) -> str:
-        return str(load(given, environ={}).studies()[0].context["allocator"])
+        return str(studies(load(given, environ={}))[0].context["allocator"])
 
     mine = {"training.objective": "mine:objective"}
     assert heap() == "auto"
@@ -150,7 +152,7 @@ def test_the_search_comes_from_the_hpo_file_unless_said_otherwise(tmp_path: Path
     """Search space and early stopping are those of configs/hpo; single early-stopping keys may be overridden."""
     shipped = yaml.safe_load((configs_root() / "hpo" / "architectural_search.yaml").read_text())
     settings = load(config=write(tmp_path / "c.yaml", "early_stopping:\n  patience: 3\n"), environ={})
-    context = settings.studies()[0].context
+    context = studies(settings)[0].context
     assert set(context["training_search_space"]) == set(shipped["training_search_space"])
     assert context["early_stopping"] == {"patience": 3, "min_delta": shipped["early_stopping"]["min_delta"]}
 
@@ -171,10 +173,10 @@ def test_paths_in_a_file_are_relative_to_it_and_arguments_to_here(
 
 def test_default_is_twelve_studies_of_fifty_trials() -> None:
     """4 budgets x 3 horizons, 50 trials each, named after run, budget and horizon."""
-    studies = load(environ={}).studies()
-    assert len(studies) == 12
-    assert {study.quota for study in studies} == {50}
-    assert studies[0].name == "phase6a_2M_h1"
+    found = studies(load(environ={}))
+    assert len(found) == 12
+    assert {study.quota for study in found} == {50}
+    assert found[0].name == "phase6a_2M_h1"
 
 
 def test_budgets_are_read_in_any_case() -> None:
@@ -185,7 +187,7 @@ def test_budgets_are_read_in_any_case() -> None:
 def test_a_single_horizon_and_budget_need_no_list(tmp_path: Path) -> None:
     """`budgets: 2M` and `horizons: 5` in a file are lists of one."""
     settings = load(config=write(tmp_path / "c.yaml", "budgets: 2M\nhorizons: 5\n"), environ={})
-    assert [(s.budget, s.horizon) for s in settings.studies()] == [("2M", 5)]
+    assert [(s.context["budget"], s.context["horizon"]) for s in studies(settings)] == [("2M", 5)]
 
 
 def test_runs_that_differ_in_length_or_data_have_names_of_their_own() -> None:
@@ -195,8 +197,9 @@ def test_runs_that_differ_in_length_or_data_have_names_of_their_own() -> None:
 
 def test_small_models_take_one_thread_and_large_ones_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads follow the budget and stay within the cores; slots follow the threads."""
+    monkeypatch.setattr("scheduler.workload.phase6a.cores", lambda: 3)
     monkeypatch.setattr("scheduler.settings.schema.cores", lambda: 3)
-    slots = {study.budget: (study.slots, study.context["threads"]) for study in load(environ={}).studies()}
+    slots = {study.context["budget"]: (study.slots, study.context["threads"]) for study in studies(load(environ={}))}
     assert slots == {"2M": (1, 1), "20M": (1, 1), "200M": (2, 2), "2B": (3, 3)}
 
 
@@ -205,8 +208,11 @@ def test_each_experiment_file_has_its_own_studies(tmp_path: Path) -> None:
     one = write(tmp_path / "1.yaml", "budgets: [2M]\nhorizons: [1]\ntrials: 3\n")
     two = write(tmp_path / "2.yaml", "budgets: [20M]\nhorizons: [3]\ntrials: 4\ntarget_effective_batch: 128\n")
     settings = load(experiments=(one, two), environ={})
-    assert [(s.budget, s.horizon, s.quota) for s in settings.studies()] == [("2M", 1, 3), ("20M", 3, 4)]
-    assert [s.context["target_effective_batch"] for s in settings.studies()] == [256, 128]
+    assert [(s.context["budget"], s.context["horizon"], s.quota) for s in studies(settings)] == [
+        ("2M", 1, 3),
+        ("20M", 3, 4),
+    ]
+    assert [s.context["target_effective_batch"] for s in studies(settings)] == [256, 128]
 
 
 def test_experiments_that_disagree_on_the_batch_are_refused(tmp_path: Path) -> None:
@@ -224,7 +230,7 @@ def test_a_study_in_two_experiment_files_is_refused(tmp_path: Path) -> None:
     one = write(tmp_path / "1.yaml", "budgets: [2M]\n")
     two = write(tmp_path / "2.yaml", "budgets: [2M]\n")
     with pytest.raises(UsageError, match="phase6a_2M_h1 is in two experiment files"):
-        load(experiments=(one, two), environ={}).studies()
+        studies(load(experiments=(one, two), environ={}))
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------

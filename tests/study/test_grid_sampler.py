@@ -98,7 +98,7 @@ def opened(file: Path, candidates: Any = GRID, owner: str = "driver") -> StudySt
     """The product's functions on a database."""
     functions = Functions(sample=hpo.sample, micro_batch=footprint.micro_batch, estimate=footprint.estimate)
     store = StudyStore(f"sqlite:///{file}", owner=owner, run="run", functions=functions)
-    store.open(StudySpec(name="s", budget="2M", horizon=1, quota=99, slots=1, context=CONTEXT), candidates)
+    store.open(StudySpec(name="s", quota=99, slots=1, context=CONTEXT), candidates)
     return store
 
 

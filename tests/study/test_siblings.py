@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from scheduler.model import AskTrial, FinalState, StudySpec, TellTrial, TrialAsked
+from scheduler.model import AskTrial, FinalState, Presentation, StudySpec, TellTrial, TrialAsked
 from scheduler.study.store import Functions, OpenedStudy, StudyStore
 from tests import bowl
 
@@ -30,10 +30,9 @@ def opened(
     store = StudyStore(f"sqlite:///{file}", owner=run, run=run, functions=functions, warm_start=warm)
     spec = StudySpec(
         name=f"s_{budget}_h{horizon}",
-        budget=budget,
-        horizon=horizon,
         quota=20,
         slots=1,
+        shown=Presentation(labels={"budget": budget, "horizon": horizon}),
         context={**CONTEXT, "horizon": horizon, "budget": budget, **context},
     )
     return store, store.open(spec, architectures)

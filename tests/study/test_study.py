@@ -73,7 +73,7 @@ ARCHITECTURES = [{"d_model": d} for d in range(1, 21)]
 
 def spec(quota: int = 10) -> StudySpec:
     """A study of toy trials."""
-    return StudySpec(name=STUDY, budget="2M", horizon=1, quota=quota, slots=1, context={"max_epochs": 5, "seed": 0})
+    return StudySpec(name=STUDY, quota=quota, slots=1, context={"max_epochs": 5, "seed": 0})
 
 
 def store_at(url: str | Path, owner: str = "driver1", run: str = "run1", **settings: Any) -> StudyStore:

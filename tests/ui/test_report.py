@@ -8,13 +8,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scheduler.model import StudySpec
+from scheduler.model import Presentation, StudySpec
 from scheduler.ui import report
+from scheduler.workload.phase6a import COLUMNS
 
 
 def study(name: str = "r_2M_h1", quota: int = 3) -> StudySpec:
     """A study to report on."""
-    return StudySpec(name=name, budget="2M", horizon=1, quota=quota, slots=1)
+    shown = Presentation(
+        labels={"budget": "2M", "horizon": 1}, columns=COLUMNS, shape={"d_model": "d_model", "layers": "n_layers"}
+    )
+    return StudySpec(name=name, quota=quota, slots=1, shown=shown)
 
 
 def row(number: int, state: str = "COMPLETE", **values: Any) -> dict[str, Any]:

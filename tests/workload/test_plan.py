@@ -37,7 +37,7 @@ def made(workers: list[WorkerFacts], **arguments: Any) -> plan.Plan:
 def test_a_budget_that_cannot_fit_is_refused_and_the_others_run() -> None:
     """2B in fp32 on 24 GiB: one line with the smallest footprint, the largest capacity and what would help."""
     found = made([worker(24)])
-    assert [spec.budget for spec in found.runnable] == ["2M", "20M", "200M"]
+    assert [spec.shown.labels["budget"] for spec in found.runnable] == ["2M", "20M", "200M"]
     (line,) = found.refusals
     assert "\n" not in line
     for words in ("phase6a_2B_h1", "smallest trial", "needs 2", "21.6 GiB", "90% of 24.0 GiB", "a host with", "200M"):

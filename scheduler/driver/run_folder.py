@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scheduler import masking
 from scheduler.files.durable import write
 from scheduler.host.attempt_folder import attempts_of
 from scheduler.model import UsageError
+from scheduler.settings.layers import as_yaml
 from scheduler.settings.schema import Settings
+from scheduler.workload.studies import meaning
 
 _ABSENT = "(not set)"
 HEAD = "# What this run was last started with (arguments, environment and files resolved).\n"
@@ -31,7 +31,7 @@ LEFT_OUT = (
 def check(settings: Settings) -> None:
     """Raise UsageError when the run folder holds studies that mean something else; writes nothing."""
     known = _read_meaning(settings.run_folder / "meaning.json")
-    for study, now in settings.meaning().items():
+    for study, now in meaning(settings).items():
         before = known.get(study)
         if before is None:
             continue
@@ -55,9 +55,9 @@ def prepare(settings: Settings) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)  # one that is shared on purpose stays as it is
         attempts_of(folder).mkdir(mode=0o700, exist_ok=True)
-        meaning = {**_read_meaning(folder / "meaning.json"), **settings.meaning()}
-        write(folder / "meaning.json", json.dumps(meaning, indent=1, sort_keys=True) + "\n", durable=True)
-        text = HEAD + (LEFT_OUT if has_secret(settings) else "") + resolved_yaml(settings)
+        known = {**_read_meaning(folder / "meaning.json"), **meaning(settings)}
+        write(folder / "meaning.json", json.dumps(known, indent=1, sort_keys=True) + "\n", durable=True)
+        text = HEAD + (LEFT_OUT if has_secret(settings) else "") + as_yaml(settings.resolved())
         write(folder / "settings.yaml", text, durable=True)
     except OSError as error:
         raise UsageError(
@@ -84,11 +84,6 @@ def run_id(folder: Path) -> str:
 
 def has_secret(settings: Settings) -> bool:
     return settings.storage is not None and masking.has_secret(settings.storage)
-
-
-def resolved_yaml(settings: Settings) -> str:
-    """Return the settings as YAML text, without passwords."""
-    return yaml.safe_dump(settings.resolved(), sort_keys=False, allow_unicode=True, width=110)
 
 
 def _read_meaning(path: Path) -> dict[str, Mapping[str, Any]]:
