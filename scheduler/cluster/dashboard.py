@@ -19,6 +19,7 @@ from distributed import Scheduler, SchedulerPlugin
 
 from scheduler.cluster.client import Cluster
 from scheduler.model import HeadroomError, Json
+from scheduler.model.journal_events import JournalEvent
 from scheduler.ui.dashboard import page
 from scheduler.ui.dashboard.runs import VERSION, Board
 from scheduler.ui.snapshot import Snapshot
@@ -166,4 +167,4 @@ class PageFeed:
     def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._complained = True
-            self._log("dashboard.no_page", error=f"{type(error).__name__}: {error}".splitlines()[0])
+            self._log(JournalEvent.DASHBOARD_NO_PAGE, error=f"{type(error).__name__}: {error}".splitlines()[0])

@@ -12,18 +12,19 @@ from typing import Any
 
 from scheduler.core.attributes import ended_outcome
 from scheduler.model import AttemptId, EnqueueRetry, FinalState, Json, Outcome, TellTrial, TrialId
+from scheduler.model.journal_events import JournalEvent
 
 
-def write(command: TellTrial | EnqueueRetry) -> tuple[str, Json]:
+def write(command: TellTrial | EnqueueRetry) -> tuple[JournalEvent, Json]:
     """(event name, fields) of the journal line."""
     fields: Json = {"trial": str(command.trial), "attrs": dict(command.attrs)}
     if isinstance(command, TellTrial):
         fields |= {"state": command.state.value, "value": command.value, "constraint": command.constraint}
         fields |= {"values": list(command.values)} if command.values else {}
-        return "trial.ended", fields
+        return JournalEvent.TRIAL_ENDED, fields
     fields |= {"next_attempt": command.attempt, "resume_from": command.resume_from, "resume_host": command.resume_host}
     fields |= {"reason": command.reason, "retries": command.retries, "ran_s": command.ran_s}
-    return "trial.requeued", fields
+    return JournalEvent.TRIAL_REQUEUED, fields
 
 
 def outstanding(records: Iterable[Mapping[str, Any]]) -> dict[TrialId, TellTrial | EnqueueRetry]:
@@ -33,10 +34,10 @@ def outstanding(records: Iterable[Mapping[str, Any]]) -> dict[TrialId, TellTrial
     for record in records:
         try:
             match record["event"]:
-                case "trial.ended" | "trial.requeued":
+                case JournalEvent.TRIAL_ENDED | JournalEvent.TRIAL_REQUEUED:
                     command = _read(record)
                     found[command.trial] = command
-                case "trial.told":
+                case JournalEvent.TRIAL_TOLD:
                     found.pop(_trial(record), None)
         except (KeyError, ValueError, TypeError):
             continue
@@ -48,9 +49,9 @@ def ends(records: Iterable[Mapping[str, Any]]) -> dict[AttemptId, Outcome | None
     found: dict[AttemptId, Outcome | None] = {}
     for record in records:
         with contextlib.suppress(KeyError, ValueError, TypeError):
-            if record["event"] == "attempt.launched":
+            if record["event"] == JournalEvent.ATTEMPT_LAUNCHED:
                 found[AttemptId.parse(record["attempt"])] = None
-            elif record["event"] == "attempt.ended":
+            elif record["event"] == JournalEvent.ATTEMPT_ENDED:
                 found[AttemptId.parse(record["attempt"])] = ended_outcome(record)
     return found
 
@@ -63,9 +64,9 @@ def final_states(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for record in records:
         match record["event"]:
-            case "trial.ended" | "trial.told":
+            case JournalEvent.TRIAL_ENDED | JournalEvent.TRIAL_TOLD:
                 found[str(record["trial"])] = str(record["state"])
-            case "trial.requeued":
+            case JournalEvent.TRIAL_REQUEUED:
                 found[str(record["trial"])] = FinalState.FAIL.value
     return found
 
@@ -76,7 +77,7 @@ def _trial(record: Mapping[str, Any]) -> TrialId:
 
 
 def _read(record: Mapping[str, Any]) -> TellTrial | EnqueueRetry:
-    if record["event"] == "trial.ended":
+    if record["event"] == JournalEvent.TRIAL_ENDED:
         return TellTrial(
             trial=_trial(record),
             state=FinalState(record["state"]),

@@ -26,6 +26,7 @@ from scheduler.driver.ports import Agents, Connection, StudyRecorder
 from scheduler.host.attempt_folder import AttemptFolder, attempts_of, drop_checkpoints
 from scheduler.model import letters, messages
 from scheduler.model.calls import Answer, CallStudy
+from scheduler.model.journal_events import JournalEvent
 from scheduler.model.messages import Task
 from scheduler.model.plain import line as one_line
 
@@ -159,20 +160,22 @@ class Dispatcher:
         """
         if self._connected and not (self.cluster.is_connected and self.cluster.is_subscribed):
             self._connected, self._connected_at = False, now  # the driver itself may have been away until now
-            self._log("cluster.disconnected", durable=True, held_s=self._away_timeout_s)
+            self._log(JournalEvent.CLUSTER_DISCONNECTED, durable=True, held_s=self._away_timeout_s)
             for view in self.brain.ledger.views():  # at once: the fleet's own word for it comes through the queue
                 self._take(m.WorkerLost(worker=view.address), now)
             self.fleet.disconnected()
         if self.cluster.is_connected:
             if not self._connected:
-                self._log("cluster.back", after_s=round(now - self._connected_at, 1))
+                self._log(JournalEvent.CLUSTER_BACK, after_s=round(now - self._connected_at, 1))
                 self.cluster.rejoin()
             self._connected, self._connected_at = True, now
             return
         if now - self._connected_at > self._away_timeout_s:
-            self._give_up("cluster.lost", "the loss of the Dask scheduler", after_s=round(now - self._connected_at, 1))
+            self._give_up(
+                JournalEvent.CLUSTER_LOST, "the loss of the Dask scheduler", after_s=round(now - self._connected_at, 1)
+            )
 
-    def _give_up(self, event: str, source: str, **fields: Any) -> None:
+    def _give_up(self, event: JournalEvent, source: str, **fields: Any) -> None:
         """End the run: it can be resumed, but not from here."""
         if not self._abandoned:
             self._abandoned = True
@@ -187,17 +190,17 @@ class Dispatcher:
             self._no_worker_logged_at, self._rebuilds = now, 0
         elif now - self._no_worker_logged_at > (REBUILD_AFTER_S if self.cluster.is_ours else NO_WORKER_LOG_S):
             self._no_worker_logged_at = now
-            self._log("worker.none", waiting_s=NO_WORKER_LOG_S)
+            self._log(JournalEvent.WORKER_NONE, waiting_s=NO_WORKER_LOG_S)
             if self.cluster.is_ours:
                 self._rebuild()
 
     def _rebuild(self) -> None:
         """Our own cluster has no worker and Dask does not bring one back: make another. What runs is held meanwhile."""
         if self._rebuilds >= REBUILDS:
-            self._give_up("cluster.lost", "the loss of every worker", rebuilds=self._rebuilds)
+            self._give_up(JournalEvent.CLUSTER_LOST, "the loss of every worker", rebuilds=self._rebuilds)
             return
         self._rebuilds += 1
-        self._log("cluster.rebuilt", durable=True, number=self._rebuilds)
+        self._log(JournalEvent.CLUSTER_REBUILT, durable=True, number=self._rebuilds)
         self.cluster.revive()
 
     # -- commands ----------------------------------------------------------------------------------------------
@@ -216,27 +219,27 @@ class Dispatcher:
             case m.LaunchAttempt():
                 self._launch(command)
             case m.StopAttempt(attempt=attempt, worker=worker, reason=reason):
-                self._log("attempt.stopping", attempt=str(attempt), reason=reason)
+                self._log(JournalEvent.ATTEMPT_STOPPING, attempt=str(attempt), reason=reason)
                 self.fleet.tell(worker, letters.Stop(attempt=str(attempt), reason=reason))
             case m.KillAttempt(attempt=attempt, worker=worker, reason=reason):
-                self._log("attempt.killing", attempt=str(attempt), reason=reason)
+                self._log(JournalEvent.ATTEMPT_KILLING, attempt=str(attempt), reason=reason)
                 self.fleet.tell(worker, letters.End(attempt=str(attempt), reason=reason))
                 self.fleet.give_up(str(attempt), f"out of reach when it was to be ended: {reason}")
             case m.ResizeReservation(attempt=attempt, worker=worker, reserved_bytes=size, reason=reason):
-                self._log("reservation.resized", attempt=str(attempt), reserved_bytes=size, reason=reason)
+                self._log(JournalEvent.RESERVATION_RESIZED, attempt=str(attempt), reserved_bytes=size, reason=reason)
                 self.fleet.tell(worker, letters.Resize(attempt=str(attempt), reserved_bytes=size))
             case m.NoteDeferral(trial=trial, reason=reason, numbers=numbers):
-                self._log("trial.deferred", trial=str(trial), reason=reason, **numbers)
+                self._log(JournalEvent.TRIAL_DEFERRED, trial=str(trial), reason=reason, **numbers)
             case m.NoteHost(worker=worker, reason=reason):
                 if reason is None:
-                    self._log("host.opened", worker=worker)
+                    self._log(JournalEvent.HOST_OPENED, worker=worker)
                 else:
-                    self._log("host.closed", durable=True, worker=worker, reason=reason)
+                    self._log(JournalEvent.HOST_CLOSED, durable=True, worker=worker, reason=reason)
             case m.NoteDrain(attempt=attempt, wait_s=wait_s, step_s=step_s):
                 waiting = {"wait_s": round(wait_s), "attempt": str(attempt), "step_s": round(step_s)}
-                self._log("batch.draining", **waiting, hint="q again stops at once")
+                self._log(JournalEvent.BATCH_DRAINING, **waiting, hint="q again stops at once")
             case m.CloseStudy(study=study, reason=reason, early=early):
-                self._log("study.closed", durable=True, study=study, reason=reason, early=early)
+                self._log(JournalEvent.STUDY_CLOSED, durable=True, study=study, reason=reason, early=early)
             case m.EndBatch():
                 self._end = command
 
@@ -250,7 +253,7 @@ class Dispatcher:
         spec = self.brain.studies[attempt.trial.study].spec
         self._inflight[attempt] = _InFlight(command.worker, command, command.resume_from)
         self._log(
-            "attempt.launched",
+            JournalEvent.ATTEMPT_LAUNCHED,
             durable=True,
             attempt=str(attempt),
             worker=command.worker,
@@ -300,7 +303,7 @@ class Dispatcher:
             told = letters.Answer(attempt=str(answer.attempt), number=answer.number, body=answer.body)
             self.fleet.tell(flight.worker, told)
         elif "error" in answer.body:
-            self._log("trial.call_failed", attempt=str(answer.attempt), error=answer.body["error"])
+            self._log(JournalEvent.TRIAL_CALL_FAILED, attempt=str(answer.attempt), error=answer.body["error"])
 
     def _called(self, attempt: m.AttemptId, call: messages.Called) -> m.Event | None:
         """Hand on what a running trial wants of its study."""
@@ -327,7 +330,7 @@ class Dispatcher:
     def _note_unread(self, unread: letters.Unread) -> None:
         if unread.kind not in self._misread:
             self._misread.add(unread.kind)
-            self._log("message.dropped", kind=unread.kind, error=unread.error)
+            self._log(JournalEvent.MESSAGE_DROPPED, kind=unread.kind, error=unread.error)
 
     def _on_end(self, attempt: m.AttemptId, outcome: m.Outcome) -> m.Event | None:
         """Return the end of an attempt's Dask task as an event.
@@ -354,7 +357,7 @@ class Dispatcher:
         batch."""
         if self._broken.get(worker) != detail:
             self._broken[worker] = detail
-            self._log("worker.broken", durable=True, worker=worker, detail=detail)
+            self._log(JournalEvent.WORKER_BROKEN, durable=True, worker=worker, detail=detail)
         if not self._had_worker:
             self._failure = m.HeadroomError(f"worker {worker} cannot run trials: {detail}")
 
@@ -369,7 +372,7 @@ class Dispatcher:
             case letters.Broken(detail=detail):
                 self._note_broken(worker, detail)
             case letters.RegistryRemade(path=path):
-                self._log("registry.remade", durable=True, worker=worker, path=path)
+                self._log(JournalEvent.REGISTRY_REMADE, durable=True, worker=worker, path=path)
             case letters.Vitals():
                 return _vitals(worker, report)
             case letters.Restarted(attempt=name, checkpoint=checkpoint, detail=detail):
@@ -379,7 +382,7 @@ class Dispatcher:
             case letters.WouldKill(attempt=name, kill=kill):
                 told = kill.to_json()
                 said = {key: told[key] for key in ("kill_id", "rule", "reason", "evidence")}
-                self._log("watchdog.would_kill", durable=True, attempt=name, **said)
+                self._log(JournalEvent.WATCHDOG_WOULD_KILL, durable=True, attempt=name, **said)
             case letters.Unread():
                 self._note_unread(report)
         return None
@@ -401,7 +404,7 @@ class Dispatcher:
             case messages.Called():
                 return self._called(attempt, said.message)
             case messages.Note(text=text):
-                self._log("attempt.note", attempt=str(attempt), text=text)
+                self._log(JournalEvent.ATTEMPT_NOTE, attempt=str(attempt), text=text)
             case messages.Saved(path=path):
                 if flight is not None:
                     flight.checkpoint = path
@@ -414,7 +417,7 @@ class Dispatcher:
         match event:
             case m.WorkerJoined(facts=facts):
                 self._log(
-                    "worker.joined",
+                    JournalEvent.WORKER_JOINED,
                     worker=facts.address,
                     host=facts.host,
                     via=facts.via or None,
@@ -428,33 +431,39 @@ class Dispatcher:
                     runtime_bytes=None if facts.environment is None else facts.environment.runtime_bytes,
                 )
             case m.WorkerLost(worker=worker, detail=detail):
-                self._log("worker.left", durable=True, worker=worker, detail=detail)
+                self._log(JournalEvent.WORKER_LEFT, durable=True, worker=worker, detail=detail)
             case m.TrialAsked(trial=trial, params=params, footprint=footprint, attempt=attempt):
                 self._log(
-                    "trial.asked",
+                    JournalEvent.TRIAL_ASKED,
                     trial=str(trial),
                     attempt=attempt,
                     params=dict(params),
                     predicted_bytes=footprint.host_bytes,
                 )
             case m.StudyStopped(study=study, source=source):
-                self._log("study.stopping", durable=True, study=study, source=source)
+                self._log(JournalEvent.STUDY_STOPPING, durable=True, study=study, source=source)
             case m.AskFailed(study=study, detail=detail):
-                self._log("study.ask_failed", durable=True, study=study, detail=detail)
+                self._log(JournalEvent.STUDY_ASK_FAILED, durable=True, study=study, detail=detail)
             case m.AttemptStarted(attempt=attempt, pid=pid):
-                self._log("attempt.started", attempt=str(attempt), pid=pid)
+                self._log(JournalEvent.ATTEMPT_STARTED, attempt=str(attempt), pid=pid)
             case m.AttemptRestarted(attempt=attempt, checkpoint=checkpoint, detail=detail):
-                self._log("attempt.restarted", durable=True, attempt=str(attempt), checkpoint=checkpoint, detail=detail)
+                self._log(
+                    JournalEvent.ATTEMPT_RESTARTED,
+                    durable=True,
+                    attempt=str(attempt),
+                    checkpoint=checkpoint,
+                    detail=detail,
+                )
             case m.AttemptProgress(attempt=attempt, step=step, value=value, peak_bytes=peak):
-                self._log("attempt.progress", attempt=str(attempt), step=step, value=value, peak_bytes=peak)
+                self._log(JournalEvent.ATTEMPT_PROGRESS, attempt=str(attempt), step=step, value=value, peak_bytes=peak)
             case m.AttemptEnded(attempt=attempt, outcome=outcome):
                 self._note_end(attempt, outcome)
             case m.TrialTaken(trial=trial):
-                self._log("trial.taken", durable=True, trial=str(trial))
+                self._log(JournalEvent.TRIAL_TAKEN, durable=True, trial=str(trial))
             case m.TrialTold(trial=trial, state=state):
-                self._log("trial.told", durable=True, trial=str(trial), state=state.value)
+                self._log(JournalEvent.TRIAL_TOLD, durable=True, trial=str(trial), state=state.value)
             case m.QuitRequested(source=source, now=now):
-                self._log("batch.quit", durable=True, source=source, now=now)
+                self._log(JournalEvent.BATCH_QUIT, durable=True, source=source, now=now)
             case _:
                 pass
 
@@ -470,7 +479,7 @@ class Dispatcher:
             worker=None if launch is None else launch.worker,
             params=None if launch is None else launch.params,
         )
-        self._log("attempt.ended", durable=True, **line)
+        self._log(JournalEvent.ATTEMPT_ENDED, durable=True, **line)
 
 
 def _vitals(worker: str, said: letters.Vitals) -> m.WorkerVitals:

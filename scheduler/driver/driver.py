@@ -46,6 +46,7 @@ from scheduler.masking import masked
 from scheduler.model import letters
 from scheduler.model.fields import read
 from scheduler.model.frames import AgentConfig
+from scheduler.model.journal_events import JournalEvent
 from scheduler.settings.schema import Settings
 from scheduler.study import choice
 from scheduler.study.store import Functions, OpenedStudy, StudyStore, StudyUnavailable
@@ -136,15 +137,15 @@ class _Driver:
     def _run(self, folder: Path, registry: HostRegistry) -> int:
         settings = self.settings
         if self.journal.was_torn:
-            self.log("journal.torn", path=str(self.journal.path))
-        self.log("batch.started", durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
+            self.log(JournalEvent.JOURNAL_TORN, path=str(self.journal.path))
+        self.log(JournalEvent.BATCH_STARTED, durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
         cluster, fleet = self._cluster(folder), None
         try:
             self.dashboard = cluster.dashboard
             if self.dashboard:
                 self.page = PageFeed(cluster, key=self.topic, log=self.log)
                 self.dashboard = self.page.start(self.dashboard)
-                self.log("dashboard.ready", url=self.dashboard)
+                self.log(JournalEvent.DASHBOARD_READY, url=self.dashboard)
             fleet = self._fleet(cluster)
             joined = self._agents(cluster, fleet, folder)
             store = self._store(folder)
@@ -169,7 +170,7 @@ class _Driver:
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         loss = self.files.look(is_last=True)
         code = end.exit_code if loss is None else FilesLost.exit_code
-        self.log("batch.ended", durable=True, exit_code=code, reason=end.reason, unwritten=len(unwritten))
+        self.log(JournalEvent.BATCH_ENDED, durable=True, exit_code=code, reason=end.reason, unwritten=len(unwritten))
         self.journal.close()
         self.view.stop()
         told = None if loss is None else self.files.save(loss)
@@ -334,7 +335,7 @@ class _Driver:
         opened = []
         for study in self.plan.studies:
             if study.refusal is not None:
-                self.log("study.refused", durable=True, study=study.spec.name, reason=study.refusal)
+                self.log(JournalEvent.STUDY_REFUSED, durable=True, study=study.spec.name, reason=study.refusal)
                 continue
             found = self._wait_for_storage(
                 functools.partial(
@@ -349,8 +350,8 @@ class _Driver:
                 )
             )
             for note in found.notes:
-                self.log("study.note", study=study.spec.name, note=note)
-            self.log("study.opened", study=study.spec.name, counted=found.counted, quota=study.spec.quota)
+                self.log(JournalEvent.STUDY_NOTE, study=study.spec.name, note=note)
+            self.log(JournalEvent.STUDY_OPENED, study=study.spec.name, counted=found.counted, quota=study.spec.quota)
             opened.append(
                 m.StudyOpened(
                     study=study.spec,
@@ -374,7 +375,7 @@ class _Driver:
                     raise m.UsageError(
                         f"storage {masked(self.settings.storage_url)}: {error}; check it, then start again"
                     ) from error
-                self.log("study.unavailable", error=str(error))
+                self.log(JournalEvent.STUDY_UNAVAILABLE, error=str(error))
                 time.sleep(1.0)
 
     # -- events from outside the loop -----------------------------------------------------------------------------
@@ -382,7 +383,7 @@ class _Driver:
     def _judged(self, worker: str, why: str) -> None:
         """Tell of a Dask worker that cannot be used, and is left alone."""
         self.unusable[worker] = why
-        self.log("worker.unusable", durable=True, worker=worker, why=why)
+        self.log(JournalEvent.WORKER_UNUSABLE, durable=True, worker=worker, why=why)
 
     def _quit(self, source: str) -> None:
         self.inbox.put(m.QuitRequested(source=source))
@@ -392,7 +393,7 @@ class _Driver:
         if (folder / "STOP").exists() and brain.draining is None:
             self._quit("the file STOP")
         if self.files.loss is None and (loss := self.files.look()) is not None:
-            self.log("run.files_lost", durable=True, what=loss.what, path=str(loss.path), fate=loss.fate)
+            self.log(JournalEvent.RUN_FILES_LOST, durable=True, what=loss.what, path=str(loss.path), fate=loss.fate)
             self.inbox.put(m.QuitRequested(source=f"the loss of the {loss.what}", now=loss.is_folder, failed=True))
         self.journal.flush()
         now = time.monotonic()
@@ -407,7 +408,7 @@ class _Driver:
         if self.page is not None:
             self.page.update(picture)
 
-    def log(self, event: str, durable: bool = False, **fields: Any) -> None:
+    def log(self, event: JournalEvent, durable: bool = False, **fields: Any) -> None:
         """One event to the journal as JSON and to the user as a readable line."""
         self.journal.write(event, durable=durable, **fields)
         log.show(event, fields)

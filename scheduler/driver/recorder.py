@@ -34,6 +34,7 @@ from scheduler.model import (
     TrialTold,
 )
 from scheduler.model.calls import Answer, CallStudy
+from scheduler.model.journal_events import JournalEvent
 from scheduler.study.store import LeftTrial, NotOurs, StudyStore, StudyUnavailable
 
 FIRST_DELAY_S = 0.5
@@ -205,7 +206,7 @@ class Recorder:
             except NotOurs as error:
                 # Another driver took it over while this one was cut off: its final state is theirs to give.
                 self._note_up()
-                self._journal("study.not_ours", **_story(command), error=str(error))
+                self._journal(JournalEvent.STUDY_NOT_OURS, **_story(command), error=str(error))
                 if isinstance(command, AskTrial):
                     continue  # it was gone before it was ours: the next try begins another
                 events = self._taken(command)
@@ -214,7 +215,7 @@ class Recorder:
                 # Not the storage: trying again would give the same. The study is closed with this as its reason.
                 # Our own errors are whole lines, written to be read.
                 why = scrubbed(str(error) if isinstance(error, HeadroomError) else f"{type(error).__name__}: {error}")
-                self._journal("study.rejected", **_story(command), error=why)
+                self._journal(JournalEvent.STUDY_REJECTED, **_story(command), error=why)
                 events = self._rejected(command, why)
                 break
             else:
@@ -287,13 +288,13 @@ class Recorder:
     def _note_down(self, error: StudyUnavailable) -> None:
         if self._down_since is None:
             self._down_since = time.monotonic()
-            self._journal("study.unavailable", error=str(error), pending=self.pending)
+            self._journal(JournalEvent.STUDY_UNAVAILABLE, error=str(error), pending=self.pending)
 
     def _note_up(self) -> None:
         if self._down_since is not None:
             down_s = time.monotonic() - self._down_since
             self._down_since = None
-            self._journal("study.available", down_s=round(down_s, 3), pending=self.pending)
+            self._journal(JournalEvent.STUDY_AVAILABLE, down_s=round(down_s, 3), pending=self.pending)
 
     def _housekeep(self) -> None:
         try:
@@ -310,14 +311,16 @@ class Recorder:
                     self._store.enqueue_retry(command, left=left)
                 else:
                     continue
-                self._journal("study.takeover", trial=str(left.trial), run=left.run, verdict=type(command).__name__)
+                self._journal(
+                    JournalEvent.STUDY_TAKEOVER, trial=str(left.trial), run=left.run, verdict=type(command).__name__
+                )
         except NotOurs:
             return  # its driver is back
         except StudyUnavailable as error:
             self._note_down(error)
         except Exception as error:
             why = scrubbed(f"{type(error).__name__}: {error}")
-            self._journal("study.rejected", command="lease", error=why)
+            self._journal(JournalEvent.STUDY_REJECTED, command="lease", error=why)
         else:
             self._note_up()
 

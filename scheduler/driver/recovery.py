@@ -39,6 +39,7 @@ from scheduler.model import (
     TellTrial,
     TrialId,
 )
+from scheduler.model.journal_events import JournalEvent
 from scheduler.model.messages import Last
 from scheduler.study.store import LeftTrial, NotOurs, OpenedStudy, StudyStore
 from scheduler.worker.trial_process import Witness, conclude
@@ -251,7 +252,7 @@ def resume(
         if attempt in evidence.ends and evidence.ends[attempt] is None:
             predicted = _footprint(left.attrs).host_bytes or None
             line = ended_line(attempt, end_of(left, remains), predicted_bytes=predicted)
-            note("attempt.ended", durable=True, settled=True, **line)
+            note(JournalEvent.ATTEMPT_ENDED, durable=True, settled=True, **line)
         name, fields = decisions.write(verdict)
         note(name, durable=True, settled=True, **fields)
         try:
@@ -259,9 +260,9 @@ def resume(
             if isinstance(verdict, EnqueueRetry):
                 store.enqueue_retry(verdict)
         except NotOurs as error:  # another driver has just taken it over
-            note("study.not_ours", subject=str(left.trial), error=str(error))
+            note(JournalEvent.STUDY_NOT_OURS, subject=str(left.trial), error=str(error))
             continue
-        note("trial.told", durable=True, trial=str(left.trial), state=stands.value)
+        note(JournalEvent.TRIAL_TOLD, durable=True, trial=str(left.trial), state=stands.value)
     return store.open(spec, candidates) if opened.left else opened
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from scheduler.masking import scrubbed
+from scheduler.model.journal_events import JournalEvent
 from scheduler.units import gib
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -25,19 +26,19 @@ Sink = Callable[[str], None]
 # A person at the terminal sees less than the journal holds: these only with --log-level debug ...
 QUIET = frozenset(
     {
-        "attempt.progress",
-        "attempt.started",
-        "reservation.resized",
-        "study.refused",  # the command line has said it
-        "trial.asked",
-        "trial.ended",
-        "trial.told",
+        JournalEvent.ATTEMPT_PROGRESS,
+        JournalEvent.ATTEMPT_STARTED,
+        JournalEvent.RESERVATION_RESIZED,
+        JournalEvent.STUDY_REFUSED,  # the command line has said it
+        JournalEvent.TRIAL_ASKED,
+        JournalEvent.TRIAL_ENDED,
+        JournalEvent.TRIAL_TOLD,
     }
 )
 # ... and of these only some fields.
-SHOWN = {
-    "batch.started": ("run", "driver_pid"),
-    "worker.joined": (
+SHOWN: dict[str, tuple[str, ...]] = {
+    JournalEvent.BATCH_STARTED: ("run", "driver_pid"),
+    JournalEvent.WORKER_JOINED: (
         "host",
         "slots",
         "limit_bytes",
@@ -47,8 +48,8 @@ SHOWN = {
         "environment",
         "runtime_bytes",
     ),
-    "attempt.launched": ("attempt", "reserved_bytes", "source", "wait_s", "resume_from"),
-    "attempt.ended": (
+    JournalEvent.ATTEMPT_LAUNCHED: ("attempt", "reserved_bytes", "source", "wait_s", "resume_from"),
+    JournalEvent.ATTEMPT_ENDED: (
         "attempt",
         "reason",
         "value",
