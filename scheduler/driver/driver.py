@@ -27,7 +27,6 @@ from scheduler.cluster.client import Cluster, Listener
 from scheduler.cluster.credentials import Security
 from scheduler.cluster.dashboard import PageFeed
 from scheduler.core import ending
-from scheduler.core.admission import parse_memory_budget
 from scheduler.core.fault import RetryPolicy
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
@@ -319,14 +318,14 @@ class _Driver:
     def _rules(self) -> Rules:
         settings = self.settings
         return Rules(
-            memory_budget=parse_memory_budget(settings.memory_budget),
+            memory_budget=settings.memory_budget,
             reserve_bytes=settings.reserve_on(min(room.facts.limit_bytes for room in self.plan.rooms)),
             retry=RetryPolicy(
                 max_retries=settings.max_retries, max_consecutive_failures=settings.max_consecutive_failures
             ),
             drain_timeout_s=settings.drain_timeout_s,
-            trial_timeout_s=settings.trial_timeout_s,
-            timeout_s=settings.timeout_s,
+            trial_timeout_s=settings.trial_timeout,
+            timeout_s=settings.timeout,
             keep_checkpoints=settings.keep_checkpoints,
         )
 

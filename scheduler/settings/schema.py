@@ -9,26 +9,29 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 from urllib.parse import quote
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     Field,
+    PlainSerializer,
     create_model,
     field_validator,
 )
 
 from scheduler import masking
-from scheduler.core.admission import parse_memory_budget
+from scheduler.core.admission import MemoryBudget, parse_memory_budget
 from scheduler.host.facts import cores
 from scheduler.model import UsageError
 from scheduler.settings.study_keys import Frozen, Number, StudyKeys, Whole, listed
-from scheduler.units import parse_duration, parse_size
+from scheduler.units import GIB, parse_duration, parse_size
 from scheduler.watchdog.policy.thresholds import Thresholds
 
+Value = TypeVar("Value")
 PRUNERS = ("median", "hyperband", "none")  # of the built-in training
 
 
@@ -39,11 +42,35 @@ def configs_root() -> Path:
     return checkout if checkout.is_dir() else here / "configs"
 
 
+def _parsed(parse: Callable[[str], Value]) -> Callable[[Any], Value]:
+    """Return a validator that reads a text or number as `parse` does, and leaves what is read already."""
+
+    def read(value: Any) -> Value:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError("must be a text or a number")
+        try:
+            return parse(str(value))
+        except UsageError as error:
+            # The parser's own line starts with the key's name and the value, which the error line already has.
+            raise ValueError(re.sub(r"^\w+ '[^']*' ", "", str(error))) from None
+
+    return read
+
+
 def _word(value: Any) -> Any:
     """YAML 1.1 reads on/off as true/false and null where the word `none` may be meant."""
     if value is None:
         return "none"
     return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+Size = Annotated[int, BeforeValidator(_parsed(parse_size))]  # "1GiB" or a number of bytes
+Seconds = Annotated[float, BeforeValidator(_parsed(parse_duration))]  # "12h" or a number of seconds
+Budget = Annotated[
+    MemoryBudget,
+    BeforeValidator(_parsed(parse_memory_budget)),
+    PlainSerializer(lambda budget: budget.text, return_type=str),
+]
 
 
 class Training(Frozen):
@@ -108,8 +135,8 @@ class Settings(StudyKeys):
     """Every setting of a batch, resolved. `experiments`: one per --experiment file, none without any."""
 
     name: str = ""
-    memory_budget: str = "90%"
-    reserve_bytes: str = "1GiB"
+    memory_budget: Budget = parse_memory_budget("90%")
+    reserve_bytes: Size = GIB
     slots: Annotated[Whole, Field(ge=1, le=4096)] | None = None
     threads: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     storage: str | None = None
@@ -134,8 +161,8 @@ class Settings(StudyKeys):
     hpo: Path = Path("hpo/architectural_search.yaml")
     training: Training = Training()
     watchdog: Watchdog = Watchdog()
-    trial_timeout: str | None = None
-    timeout: str | None = None
+    trial_timeout: Seconds | None = None
+    timeout: Seconds | None = None
     drain_timeout_s: Annotated[Number, Field(gt=0)] = 20.0
     keep_checkpoints: Literal["best", "all", "none"] = "best"
     lease_s: Annotated[Number, Field(ge=1)] = 300.0
@@ -143,25 +170,10 @@ class Settings(StudyKeys):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     dashboard: str | None = ":8787"
 
-    @field_validator("memory_budget", "reserve_bytes", "trial_timeout", "timeout", "memory", mode="before")
+    @field_validator("memory", mode="before")
     @classmethod
-    def _size(cls, value: Any) -> Any:
+    def _text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-    @field_validator("trial_timeout", "timeout")
-    @classmethod
-    def _duration(cls, value: str | None) -> str | None:
-        return None if value is None else _as_value_error(parse_duration, value)
-
-    @field_validator("memory_budget")
-    @classmethod
-    def _budget(cls, value: str) -> str:
-        return _as_value_error(parse_memory_budget, value)
-
-    @field_validator("reserve_bytes")
-    @classmethod
-    def _reserve(cls, value: str) -> str:
-        return _as_value_error(parse_size, value)
 
     @field_validator("objective")
     @classmethod
@@ -176,7 +188,9 @@ class Settings(StudyKeys):
     @field_validator("memory")
     @classmethod
     def _memory(cls, value: str | None) -> str | None:
-        return value if value is None or ":" in value else _as_value_error(parse_size, value)
+        if value is not None and ":" not in value:
+            _parsed(parse_size)(value)
+        return value
 
     @field_validator("study")
     @classmethod
@@ -260,24 +274,9 @@ class Settings(StudyKeys):
         """The study database's URL; by default a SQLite file in the run folder."""
         return self.storage or f"sqlite:///{quote(str(self.run_folder / 'study.db'))}"
 
-    @property
-    def reserve(self) -> int:
-        """Bytes kept free for the system itself, as configured."""
-        return parse_size(self.reserve_bytes, "reserve_bytes")
-
-    @property
-    def trial_timeout_s(self) -> float | None:
-        """Seconds that a trial may run; None: no limit."""
-        return None if self.trial_timeout is None else parse_duration(self.trial_timeout, "trial_timeout")
-
-    @property
-    def timeout_s(self) -> float | None:
-        """Seconds after which the batch drains; None: no limit."""
-        return None if self.timeout is None else parse_duration(self.timeout, "timeout")
-
     def reserve_on(self, total_bytes: int) -> int:
         """Bytes kept free on a host of this size: on a small one a twentieth is enough."""
-        return min(self.reserve, total_bytes // 20)
+        return min(self.reserve_bytes, total_bytes // 20)
 
     @property
     def experiments(self) -> tuple[StudyKeys, ...]:
@@ -304,15 +303,3 @@ class Settings(StudyKeys):
         if self._experiments:
             data["experiments"] = [each.model_dump(mode="json") for each in self._experiments]
         return data
-
-
-# -- small things ----------------------------------------------------------------------------------------------------
-
-
-def _as_value_error(parse: Any, value: str) -> str:
-    try:
-        parse(value)
-    except UsageError as error:
-        # The parser's own line starts with the key's name and the value, which the error line already has.
-        raise ValueError(re.sub(r"^\w+ '[^']*' ", "", str(error))) from None
-    return value

@@ -139,11 +139,11 @@ class Plan:
 
 def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
     """Make the plan for these workers. Raises UsageError: budget above what exists, bad data file, unknown function."""
-    budget = admission.parse_memory_budget(settings.memory_budget)
+    budget = settings.memory_budget
     rooms = tuple(_room(budget, facts, workers) for facts in workers)
     if settings.objective is not None:
         studies = [_objective(spec, rooms, settings) for spec in studies_of(settings)]
-        return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=settings.memory_budget)
+        return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=budget.text)
     functions = training_side.load(settings)
     specs = with_data_facts(studies_of(settings), functions["check_data"])
     sized: dict[str, StudyPlan] = {}
@@ -154,7 +154,7 @@ def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
         if key not in sized:
             sized[key] = _study(spec, rooms, settings, functions)
         studies.append(dataclasses.replace(sized[key], spec=spec))
-    return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=settings.memory_budget)
+    return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=budget.text)
 
 
 def _room(budget: admission.MemoryBudget, facts: WorkerFacts, workers: Sequence[WorkerFacts]) -> Room:
@@ -300,7 +300,7 @@ def _refusal(spec: StudySpec, params: Mapping[str, Any], needed: int, room: Room
     if total <= limit * 0.95:
         helps.append(f"--memory-budget {_round_up_gib(total)}GiB")
     else:
-        share = float(budget.rstrip("% ")) / 100 if budget.strip().endswith("%") else 0.9
+        share = (budget.percent or 90.0) / 100
         others = max(0, limit - room.facts.available_bytes - room.facts.overhead_bytes)
         helps.append(f"a host with {_round_up_gib(int((total + others) / share))} GiB or more (--cluster)")
     if spec.shown.smaller:
@@ -310,7 +310,7 @@ def _refusal(spec: StudySpec, params: Mapping[str, Any], needed: int, room: Room
     )
     return (
         f"the smallest trial ({shape}, micro-batch 1) needs {gib(needed)}, {what} for a "
-        f"trial (memory budget {budget} of {gib(limit)}, less what others and the worker itself hold); what would "
+        f"trial (memory budget {budget.text} of {gib(limit)}, less what others and the worker itself hold); what would "
         f"help: {' or '.join(helps)}"
     )
 
