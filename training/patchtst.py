@@ -55,7 +55,7 @@ class PatchTSTConfig:
 
     @property
     def param_count(self) -> int:
-        """Exact number of trainable parameters (DESIGN 7)."""
+        """Exact number of trainable parameters."""
         d, f = self.d_model, self.d_ff
         layer = (4 * d * d + 4 * d) + (2 * d * f + f + d) + 4 * d
         embedding = self.n_features * self.patch_length * d + d

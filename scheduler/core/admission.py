@@ -1,7 +1,7 @@
 """Whether one trial may start on one worker now, and how much a worker may promise in all.
 
-Covers the memory budget, a worker's capacity, and admission: the ledger check and the live check of DESIGN 8. Does not
-cover which worker or which trial first: see `placement`.
+Covers the memory budget, a worker's capacity, and admission: the check of the ledger, then that of what the host has
+now. Does not cover which worker or which trial first: see `placement`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from scheduler.model import (
     Admit,
     Defer,
+    DeferReason,
     DevicePool,
     Footprint,
     Pressure,
@@ -105,30 +106,32 @@ def admit(waiting: Waiting, worker: WorkerView) -> Admit | Defer | Reject:
     if not waiting.footprint.is_known:
         return _admit_alone(waiting, worker)
     if waiting.slots > worker.free_slots:
-        return Defer("slots", {"needed_slots": waiting.slots, "free_slots": worker.free_slots, "slots": worker.slots})
+        return Defer(
+            DeferReason.SLOTS, {"needed_slots": waiting.slots, "free_slots": worker.free_slots, "slots": worker.slots}
+        )
     need, device_need = waiting.footprint.host_bytes, waiting.footprint.device_bytes
     if need > worker.headroom_bytes:
-        return Defer("memory", {"needed_bytes": need, **_ledger(worker)})
+        return Defer(DeferReason.MEMORY, {"needed_bytes": need, **_ledger(worker)})
     if need > live_room(worker):
-        return Defer("live_memory", {"needed_bytes": need, **_live(worker)})
+        return Defer(DeferReason.LIVE_MEMORY, {"needed_bytes": need, **_live(worker)})
     if device_need > device_room(worker):
         numbers = {
             "needed_bytes": device_need,
             "device_capacity_bytes": worker.device_capacity_bytes or 0,
             "device_reserved_bytes": worker.device_reserved_bytes,
         }
-        return Defer("device_memory", numbers)
+        return Defer(DeferReason.DEVICE_MEMORY, numbers)
     return Admit(worker.address, need, device_need)
 
 
 def closed(worker: WorkerView) -> Defer | None:
     """Why nothing at all may start there now, None when it is open. What cannot be measured is closed."""
     if worker.closed_reason is not None:
-        return Defer("closed", {"reserved_bytes": worker.reserved_bytes})
+        return Defer(DeferReason.CLOSED, {"reserved_bytes": worker.reserved_bytes})
     if worker.available_bytes is None:
-        return Defer("probe_failed", {"reserved_bytes": worker.reserved_bytes})
+        return Defer(DeferReason.PROBE_FAILED, {"reserved_bytes": worker.reserved_bytes})
     if worker.pressure >= Pressure.ELEVATED:
-        return Defer("pressure", {"pressure": int(worker.pressure), **_live(worker)})
+        return Defer(DeferReason.PRESSURE, {"pressure": int(worker.pressure), **_live(worker)})
     return None
 
 
@@ -182,9 +185,9 @@ def never(footprint: Footprint, slots: int, worker: WorkerView) -> Reject | None
 def _admit_alone(waiting: Waiting, worker: WorkerView) -> Admit | Defer:
     """Give a trial nobody can size an empty host and all that is left of it, so that its peak can be measured."""
     if worker.free_slots < worker.slots or not worker.domain_idle:
-        return Defer("not_empty", {"free_slots": worker.free_slots, "slots": worker.slots, **_ledger(worker)})
+        return Defer(DeferReason.NOT_EMPTY, {"free_slots": worker.free_slots, "slots": worker.slots, **_ledger(worker)})
     if worker.headroom_bytes <= 0 or live_room(worker) <= 0:
-        return Defer("live_memory", {"needed_bytes": 1, **_ledger(worker), **_live(worker)})
+        return Defer(DeferReason.LIVE_MEMORY, {"needed_bytes": 1, **_ledger(worker), **_live(worker)})
     return Admit(worker.address, worker.headroom_bytes, max(0, device_room(worker)))
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scheduler.core import admission
-from scheduler.model import Defer, Running, Waiting, WorkerView
+from scheduler.model import Defer, DeferReason, Running, Waiting, WorkerView
 
 # A head that has waited this long is no longer passed on the strength of a prediction, only by what fits beside it.
 PATIENCE_S = 86_400.0
@@ -69,7 +69,7 @@ class Hold:
         }
         if math.isfinite(self.until):
             numbers["head_wait_s"] = math.ceil(self.until - now)
-        return Defer("held_for_head", numbers)
+        return Defer(DeferReason.HELD_FOR_HEAD, numbers)
 
     def _ends_before(self, trial: Waiting, now: float) -> bool:
         if trial.expected_s is None or not math.isfinite(self.until) or now - self.head.since > PATIENCE_S:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from scheduler.core import admission, backfill
-from scheduler.model import Admit, AttemptId, Defer, Reject, Running, TrialId, Waiting, WorkerView
+from scheduler.model import Admit, AttemptId, Defer, DeferReason, Reject, Running, TrialId, Waiting, WorkerView
 
 # Studies whose fair shares differ by less than this are equals, among which the largest goes first: large before small
 # is worth some 10 % of the makespan, and a strict share would leave every order to the trial that started last.
@@ -68,7 +68,9 @@ def place(
         if view is not None and trial.prefer_host not in (None, view.host):
             view = board.tightest(trial, hold, trial.prefer_host) or view
             if view.host != trial.prefer_host and now < trial.prefer_until:
-                deferred[trial.trial] = Defer("checkpoint_elsewhere", {"wait_s": math.ceil(trial.prefer_until - now)})
+                deferred[trial.trial] = Defer(
+                    DeferReason.CHECKPOINT_ELSEWHERE, {"wait_s": math.ceil(trial.prefer_until - now)}
+                )
                 continue
         if view is None and hold is not None and (beside := board.beside(trial, hold)) is not None:
             held[hold.worker] = hold.head.trial
@@ -201,7 +203,7 @@ class _Board:
         """Return the reason on the worker that comes nearest: the roomiest open one, unless it can never take the
         trial."""
         if not self.views:
-            return Defer("no_worker")
+            return Defer(DeferReason.NO_WORKER)
         if self._best is None:
             full = ((admission.closed(view) is None, address) for address, view in self.views.items())
             self._best = self.views[self._rooms[-1][1] if self._rooms else max(full)[1]]
@@ -210,4 +212,4 @@ class _Board:
             return decision
         others = (admission.admit(trial, self.views[address]) for address in sorted(self.views))
         numbers = decision.numbers if isinstance(decision, Reject) else {}
-        return next((other for other in others if isinstance(other, Defer)), Defer("no_worker_fits", numbers))
+        return next((other for other in others if isinstance(other, Defer)), Defer(DeferReason.NO_WORKER_FITS, numbers))

@@ -397,7 +397,7 @@ class BatchState:
                 if (never := admission.feasible(trial.footprint, views, study.spec.slots)) is not None:
                     self._misfit(study, trial, never)
                 elif trial.not_before > self._now:
-                    self._defer(trial, m.Defer("retry_delay", {"attempt": trial.attempt}))
+                    self._defer(trial, m.Defer(m.DeferReason.RETRY_DELAY, {"attempt": trial.attempt}))
                 else:
                     waiting.append(self._waiting(study, trial))
         if not waiting:

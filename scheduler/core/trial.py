@@ -13,7 +13,7 @@ from typing import Any
 from scheduler.core.admission import MemoryBudget
 from scheduler.core.fault import Again, Facts, RetryPolicy
 from scheduler.core.resume import Saved, remember
-from scheduler.model import AttemptId, Footprint, Outcome, StudySpec, TrialId, TrialState
+from scheduler.model import AttemptId, DeferReason, Footprint, Outcome, StudySpec, TrialId, TrialState
 from scheduler.model.parameters import Space
 
 # A trial's life as a table: where it may go from where it is. Anything else is a bug and raises with its story.
@@ -103,7 +103,7 @@ class Trial:
     state: TrialState = TrialState.PENDING
     story: list[str] = field(default_factory=list)
     not_before: float = 0.0
-    deferred: str | None = None
+    deferred: DeferReason | None = None
     started_at: float | None = None
     first_step: int | None = None
     progressed_at: float | None = None

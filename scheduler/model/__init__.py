@@ -66,7 +66,7 @@ from scheduler.model.outcome import (
     Outcome,
     TrialState,
 )
-from scheduler.model.queue import Admit, Decision, Defer, Reject, Running, Waiting
+from scheduler.model.queue import Admit, Decision, Defer, DeferReason, Reject, Running, Waiting
 from scheduler.model.study import Json, Presentation, StudySpec
 
 __all__ = [
@@ -86,6 +86,7 @@ __all__ = [
     "Correction",
     "Decision",
     "Defer",
+    "DeferReason",
     "DevicePool",
     "DropCheckpoints",
     "EndBatch",

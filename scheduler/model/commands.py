@@ -9,6 +9,7 @@ from typing import Any
 from scheduler.model.ids import AttemptId, TrialId
 from scheduler.model.memory import Correction, Footprint
 from scheduler.model.outcome import FinalState
+from scheduler.model.queue import DeferReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class NoteDeferral:
     """Nothing to do but to log: the trial waits for this reason (sent when the reason changes)."""
 
     trial: TrialId
-    reason: str
+    reason: DeferReason
     numbers: Mapping[str, int] = field(default_factory=dict)
 
 

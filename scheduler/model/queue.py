@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -49,11 +50,36 @@ class Admit:
     device_bytes: int = 0
 
 
+class DeferReason(enum.StrEnum):
+    """Why a trial is not placed now: a constant word for the journal, and what it waits for in words for people."""
+
+    words: str
+
+    def __new__(cls, name: str, words: str) -> DeferReason:
+        member = str.__new__(cls, name)
+        member._value_, member.words = name, words
+        return member
+
+    MEMORY = "memory", "memory"
+    LIVE_MEMORY = "live_memory", "memory that other programs hold"
+    DEVICE_MEMORY = "device_memory", "memory of the device"
+    SLOTS = "slots", "a free slot"
+    PRESSURE = "pressure", "the host's memory pressure to ease"
+    CLOSED = "closed", "the host to be opened again"
+    PROBE_FAILED = "probe_failed", "a working memory probe"
+    RETRY_DELAY = "retry_delay", "its next attempt"
+    NO_WORKER = "no_worker", "a worker"
+    NO_WORKER_FITS = "no_worker_fits", "a worker that is large enough"
+    NOT_EMPTY = "not_empty", "an empty worker (its size is unknown)"
+    HELD_FOR_HEAD = "held_for_head", "the worker that is held for a larger trial"
+    CHECKPOINT_ELSEWHERE = "checkpoint_elsewhere", "the host that has its checkpoint"
+
+
 @dataclass(frozen=True, slots=True)
 class Defer:
-    """Not now. `reason` is a constant word for the log, `numbers` what led there."""
+    """Not now. `numbers`: what led there."""
 
-    reason: str
+    reason: DeferReason
     numbers: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -54,7 +54,7 @@ class NotOurs(HeadroomError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A RUNNING trial of ours. attrs: its user attributes."""
+    """A RUNNING trial of ours. trial_id: the database's own number of it. attrs: its user attributes."""
 
     trial_id: int
     number: int

@@ -1,30 +1,15 @@
 """The brain's state as a Snapshot: what the console and the dashboard draw.
 
-Reads, never changes. Words for people are made here, so that the brain keeps to constant words.
+Reads, never changes.
 """
 
 from __future__ import annotations
 
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Study
-from scheduler.model import TrialState
+from scheduler.model import DeferReason, TrialState
 from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
 from scheduler.units import gib
-
-WORDS = {
-    "memory": "memory",
-    "live_memory": "memory that other programs hold",
-    "slots": "a free slot",
-    "pressure": "the host's memory pressure to ease",
-    "closed": "the host to be opened again",
-    "retry_delay": "its next attempt",
-    "probe_failed": "a working memory probe",
-    "no_worker": "a worker",
-    "not_empty": "an empty worker (its size is unknown)",
-    "held_for_head": "the worker that is held for a larger trial",
-    "device_memory": "memory of the device",
-    "checkpoint_elsewhere": "the host that has its checkpoint",
-}
 
 
 def snapshot(brain: BatchState, *, run: str, now: float, elapsed_s: float, dashboard: str | None) -> Snapshot:
@@ -77,10 +62,9 @@ def snapshot(brain: BatchState, *, run: str, now: float, elapsed_s: float, dashb
 def _study(brain: BatchState, study: Study) -> StudyLine:
     pending = [brain.trials[t] for t in study.live if brain.trials[t].state is TrialState.PENDING]
     waiting = None
-    if pending and pending[0].deferred is not None:
-        trial = pending[0]
-        reason = WORDS.get(trial.deferred or "", trial.deferred or "")
-        if trial.deferred == "closed":
+    if pending and (deferred := pending[0].deferred) is not None:
+        trial, reason = pending[0], deferred.words
+        if deferred is DeferReason.CLOSED:
             closed = next((row.closed_reason for row in brain.ledger if row.closed_reason), "")
             reason = f"{reason} ({closed})" if closed else reason
         size = f" (needs {gib(trial.footprint.host_bytes)})" if trial.footprint.is_known else ""

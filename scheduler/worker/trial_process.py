@@ -1,6 +1,6 @@
 """A trial process as the agent sees it: `python -m training.trial`, its pipes, and what its end means.
 
-Covers starting one, the line protocol (DESIGN section 9), where its output goes, ending its whole tree, and `conclude`,
+Covers starting one, the lines both ways, where its output goes, ending its whole tree, and `conclude`,
 the pure rule that turns what was seen into an Outcome. Does not decide when to start or end one.
 """
 
