@@ -26,6 +26,11 @@ ENVIRONMENT_PREFIX = "HEADROOM_"
 # Read elsewhere (bin/_bootstrap, the host registry): not settings.
 ENVIRONMENT_OTHERS = ("PYTHON", "VENV", "ROOT", "RUN_PYTHON", "HOST_DIR", "SETUP_VENV", "SETUP_PINS")
 
+# What YAML's own constructors raise besides YAMLError: `2026-13-45`, `!!int x`, a number of 5,000 digits, brackets in
+# brackets in brackets.
+NO_VALUE = (ValueError, TypeError, AttributeError, RecursionError)
+
+A_GROUP = "must be a group of `key: value` lines"
 _TAGS = ("log_uniform", "uniform", "int", "categorical")
 
 
@@ -53,6 +58,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise UsageError(f"cannot read {path}: it is not UTF-8 text") from None
+    except ValueError as error:  # NUL in its name
+        raise UsageError(f"cannot read {str(path)!r}: {error}") from None
     try:
         data = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -60,6 +67,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f" line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{path}{where}: not valid YAML: {problem}") from None
+    except NO_VALUE as error:
+        raise UsageError(f"{path}: a value in it means nothing: {error}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -74,7 +83,7 @@ def parse_scalar(text: str) -> Any:
     """Parse a value of the environment: it means the same as in a file (`3`, `true`, `[1, 3]`, `90%`)."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, *NO_VALUE):
         return text  # `%`-leading and the like are no YAML, but text
 
 
@@ -143,8 +152,11 @@ def _check_keys(label: str, values: Mapping[str, Any], model: type[BaseModel], a
             known = ", ".join(model.model_fields)
             hint = f"did you mean {suggestion}?" if suggestion else f"known keys: {known}"
             raise UsageError(f"{label}: unknown key {'.'.join(path)} ({short(value)}); {hint}")
-        if (inner := group_of(info)) is not None and isinstance(value, Mapping):
-            _check_keys(label, value, inner, path, leaves)
+        if (inner := group_of(info)) is not None:
+            if isinstance(value, Mapping):
+                _check_keys(label, value, inner, path, leaves)
+            elif value is not None:  # another source may lay keys of the group over it
+                raise UsageError(f"{label}: {'.'.join(path)} {short(value)} {A_GROUP}")
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
@@ -225,7 +237,7 @@ def _requirement(problem: Mapping[str, Any]) -> str:
         case "list_type" | "tuple_type":
             return "must be a list"
         case "dict_type" | "model_type" | "model_attributes_type" | "mapping_type":
-            return "must be a group of `key: value` lines"
+            return A_GROUP
         case "greater_than_equal":
             return f"must be at least {context['ge']}"
         case "greater_than":

@@ -153,7 +153,10 @@ def _absolute(key_path: sources.KeyPath, value: Any) -> Any:
 
 def _lay_search_space(layers: sources.Layers) -> None:
     """Take what no file says of the search from the file `hpo`; it lies under everything else."""
-    path = Path(layers.values.get("hpo") or configs_root() / Settings.model_fields["hpo"].default)
+    given = layers.values.get("hpo")
+    if not isinstance(given, str | Path | None):
+        raise UsageError(f"{layers.source_of(('hpo',))}: hpo {sources.short(given)} must be the name of a file")
+    path = Path(given or configs_root() / Settings.model_fields["hpo"].default)
     layers.values["hpo"] = path
     values = sources.read_yaml(path)
     sources.check_keys(str(path), values, _SearchFile)
@@ -162,9 +165,9 @@ def _lay_search_space(layers: sources.Layers) -> None:
     if layers.values.get("training_search_space") is None and "training_search_space" in under.values:
         layers.values["training_search_space"] = under.values["training_search_space"]
         layers.origin["training_search_space",] = str(path)
-    given = layers.values.get("early_stopping") or {}
-    if isinstance(given, dict):
-        layers.values["early_stopping"] = {**under.values.get("early_stopping", {}), **given}
+    stopping = layers.values.get("early_stopping") or {}
+    if isinstance(stopping, dict):
+        layers.values["early_stopping"] = {**under.values.get("early_stopping", {}), **stopping}
         for key, label in under.origin.items():
             layers.origin.setdefault(key, label)
 

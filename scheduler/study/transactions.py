@@ -12,10 +12,12 @@ the file): a trial that was told is then RUNNING again, and the next start tells
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import sqlite3
+import tempfile
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -102,6 +104,7 @@ def _check_file(path: Path) -> None:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"the study's database cannot be created at {path}: {folder} is not a writable folder")
+        _try_a_file(path, folder)
         return
     # SQLite keeps its journal beside the file, so the folder must be writable too.
     if not path.is_file() or not os.access(path, os.W_OK) or not os.access(path.absolute().parent, os.W_OK):
@@ -113,6 +116,17 @@ def _check_file(path: Path) -> None:
             f"{path} is not an SQLite database (it starts with {head!r}): put the right file back, or choose another"
         )
     _check_content(path)
+
+
+def _try_a_file(path: Path, folder: Path) -> None:
+    """Create a file in the folder, and leave none: root may write anywhere, says `access`, and cannot in /proc."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # that is waited for
+            why = error.strerror or error
+            raise UsageError(f"the study's database cannot be created at {path}: no file in {folder}: {why}") from None
 
 
 def _check_content(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 from pathlib import Path
@@ -39,11 +41,10 @@ class LargestSize:
     def _look(self) -> None:
         while not self._done.wait(0.01):
             found = 0
-            for path in self._folder.rglob("*"):
-                try:
-                    found += path.stat().st_size
-                except OSError:  # renamed meanwhile
-                    continue
+            for folder, _, files in os.walk(self._folder):  # what goes away meanwhile is left out
+                for name in files:
+                    with contextlib.suppress(OSError):
+                        found += os.stat(os.path.join(folder, name)).st_size
             self.looks, self.bytes = self.looks + 1, max(self.bytes, found)
 
 

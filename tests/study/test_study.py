@@ -143,6 +143,14 @@ def test_check_refuses_a_file_that_is_something_else(tmp_path: Path) -> None:
         check(f"sqlite:///{tmp_path}")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which not even root can create a file")
+@pytest.mark.parametrize("file", ["x.db", "new/x.db"])
+def test_check_tries_what_root_is_told_it_may_do(file: str) -> None:
+    """A folder that looks writable, and takes no file, is told at once and not after a minute of tries."""
+    with pytest.raises(UsageError, match=r"cannot be created at /proc/.*x\.db: no file in /proc"):
+        check(f"sqlite:////proc/{file}")
+
+
 def test_check_creates_nothing(tmp_path: Path) -> None:
     """A storage that would work is not created by asking."""
     check(f"sqlite:///{tmp_path}/runs/new/study.db")
