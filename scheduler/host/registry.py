@@ -26,7 +26,9 @@ from typing import Any
 from scheduler.files.durable import read_json, sync_folder, write, write_json
 from scheduler.files.private import FLAGS, opener, own_folder
 from scheduler.model import ExitReason, KillRecord, Pressure, UsageError
+from scheduler.model.fields import BadMessage, OtherProtocol, check_protocol, read
 
+PROTOCOL = 1  # of registrations and readings: the watchdog of a host may have been started by another version
 STALE_AFTER_S = 5.0  # a reading older than this says nothing: five missed samples
 _JOURNAL_LIMIT_BYTES = 4 << 20
 _JOURNAL_KEEPS = 200
@@ -176,7 +178,7 @@ class HostRegistry:
 
     def register(self, reg: Registration) -> None:
         """From now on the watchdog watches this attempt."""
-        write_json(self._path("attempts", reg.key + ".json"), dataclasses.asdict(reg))
+        write_json(self._path("attempts", reg.key + ".json"), {"protocol": PROTOCOL, **dataclasses.asdict(reg)})
 
     def knows(self, reg: Registration) -> bool:
         """Whether this attempt is registered."""
@@ -213,19 +215,22 @@ class HostRegistry:
         write_json(self._path("policy.json"), dict(values))
 
     def pressure(self, now: float | None = None) -> HostReading | None:
-        """Read the watchdog's last reading, None when there is none or it is older than 5 s (treat as closed)."""
+        """Read the watchdog's last reading, None when there is none or it is older than 5 s (treat as closed).
+
+        One of another version closes the host, and says so.
+        """
         data = read_json(self._path("host.json"))
         now = time.monotonic() if now is None else now
-        if not data or data.get("boot_id") != boot_id() or not -1.0 <= now - data["at"] <= STALE_AFTER_S:
+        if not data or data.get("boot_id") != boot_id():
             return None
-        return HostReading(
-            at=data["at"],
-            level=Pressure(data["level"]),
-            closed_reason=data["closed_reason"],
-            available_bytes=data["available_bytes"],
-            used_bytes=data["used_bytes"],
-            over=tuple(data["over"]),
-        )
+        try:
+            check_protocol("the watchdog of this host", data.get("protocol"), PROTOCOL)
+            reading = read(HostReading, data)
+        except OtherProtocol as error:
+            return HostReading(at=now, level=Pressure.NORMAL, closed_reason=str(error), available_bytes=None)
+        except BadMessage:
+            return None
+        return reading if -1.0 <= now - reading.at <= STALE_AFTER_S else None
 
     def kill_of(self, attempt: str, pid: int) -> KillStory | None:
         """Read the story of the kill of this attempt's process; None if the watchdog never turned on it.
@@ -249,10 +254,10 @@ class HostRegistry:
             data = read_json(self._path("attempts", entry))
             if not data:
                 continue
-            names = {f.name for f in dataclasses.fields(Registration)}
             try:
-                reg = Registration(**{k: v for k, v in data.items() if k in names})
-            except TypeError:  # written by another version: leave it to its owner
+                check_protocol("the agent that registered this", data.get("protocol"), PROTOCOL)
+                reg = read(Registration, data)
+            except BadMessage:  # written by another version: leave it to its owner
                 continue
             if reg.boot_id != boot_id():
                 self.deregister(reg)
@@ -270,7 +275,8 @@ class HostRegistry:
 
     def publish(self, reading: HostReading) -> None:
         """Write the host's reading for the agents."""
-        write_json(self._path("host.json"), {**dataclasses.asdict(reading), "boot_id": boot_id(), "pid": os.getpid()})
+        about = {"protocol": PROTOCOL, "boot_id": boot_id(), "pid": os.getpid()}
+        write_json(self._path("host.json"), {**about, **dataclasses.asdict(reading)})
 
     def policy(self) -> tuple[float, Mapping[str, Any]]:
         """(change stamp, thresholds as last set); (0, {}) when never set."""

@@ -191,6 +191,18 @@ def test_reading_goes_stale(registry: HostRegistry) -> None:
     assert registry.pressure(now=104.0) is None
 
 
+def test_a_watchdog_of_another_version_closes_the_host_in_one_line(registry: HostRegistry) -> None:
+    """Its reading may hold anything: what is spoken on which side is why nothing starts, and no field is looked at."""
+    path = os.path.join(registry.root, "host.json")
+    write_json(path, {"protocol": 2, "boot_id": boot_id(), "pressure": "fine"})
+    reading = registry.pressure()
+    assert reading is not None and reading.closed_reason is not None
+    assert "the watchdog of this host speaks protocol 2, this Headroom 1: install the same" in reading.closed_reason
+    for damaged in ({"at": "now"}, {"level": 9}, {}):
+        write_json(path, {"protocol": 1, "boot_id": boot_id(), **damaged})
+        assert registry.pressure() is None
+
+
 def test_kill_stories(registry: HostRegistry) -> None:
     """A story is told from its intent on; a kill called off does not hide a later one that was not."""
     assert registry.kill_of("s/1/1", 7) is None
