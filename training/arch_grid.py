@@ -1,17 +1,15 @@
-"""The architectures of a parameter budget, their exact parameter count, and the batch each one trains with.
+"""The architectures of a parameter budget, and their exact parameter count.
 
-Covers the grid of d_model x n_layers x d_ff x n_heads, `param_count`, and `get_memory_safe_batch_config`. Does not
-know how many bytes a training step takes: `training.footprint` does. Imports neither torch nor numpy, because the
-scheduler's driver asks for architectures and never trains.
+Covers the grid of d_model x n_layers x d_ff x n_heads and `param_count`. Does not know how many bytes a training step
+takes (`training.footprint` does), nor with which batch one trains (`training.batch_size`). Imports neither torch nor
+numpy, because the scheduler's driver asks for architectures and never trains.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from training.errors import TrainingInputError
 
@@ -98,86 +96,3 @@ def architectures(
                 Architecture(d_model=d_model, n_layers=n_layers, d_ff=d_ff, n_heads=n_heads, param_count=count)
             )
     return tuple(sorted(found))
-
-
-def published_micro_batch(d_model: int, n_layers: int) -> int:
-    """Return the source plan's tier: a micro-batch by d_model^2 x n_layers.
-
-    It sees the weights only, while activations grow with d_model x n_layers x micro-batch: an upper bound to try, not
-    a promise that it fits.
-    """
-    memory_score = d_model**2 * n_layers / 1e9
-    if memory_score <= 0.1:
-        return 256
-    if memory_score <= 0.5:
-        return 128
-    if memory_score <= 1.5:
-        return 64
-    if memory_score <= 3.0:
-        return 32
-    return 16
-
-
-def get_memory_safe_batch_config(
-    d_model: int,
-    n_layers: int,
-    target_effective_batch: int = 256,
-    *,
-    memory_limit_bytes: int | None = None,
-    device_limit_bytes: int | None = None,
-    factor: float = 1.0,
-    n_heads: int = 8,
-    d_ff: int | None = None,
-    context: Mapping[str, Any] | None = None,
-) -> dict[str, int] | None:
-    """Return how to reach the effective batch: micro-batch, accumulation steps, and their product.
-
-    Without a memory limit this is the published tier. With one the tier is an upper bound, and the largest power of
-    two whose footprint fits is taken.
-
-    Args:
-        d_model: Width.
-        n_layers: Depth.
-        target_effective_batch: Samples per optimizer step; a power of two keeps it exact.
-        memory_limit_bytes: Host memory (on unified memory, all of it) the trial may take.
-        device_limit_bytes: The same for the device's own pool or cap; None where there is none.
-        factor: What the footprint is multiplied with before it is compared (observed / predicted so far).
-        n_heads: Heads; they weigh in the attention matrices only.
-        d_ff: Width of the feed-forward part; None means 4 x d_model, the larger of the grid's two.
-        context: The study's context (device, allocator, threads, ...), None for its defaults.
-
-    Returns:
-        `micro_batch`, `accumulation_steps`, `effective_batch`; or None: not even a micro-batch of 1 fits.
-
-    """
-    if target_effective_batch < 1:
-        raise TrainingInputError(f"target_effective_batch must be at least 1, not {target_effective_batch}")
-    micro_batch: int | None = min(published_micro_batch(d_model, n_layers), _power_of_two(target_effective_batch))
-    if memory_limit_bytes is not None:
-        from training import footprint  # here: footprint sizes with this module's tiers and counts
-
-        d_ff = 4 * d_model if d_ff is None else d_ff
-        params = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "d_ff": d_ff}
-        params["param_count"] = param_count(d_model, n_layers, d_ff)
-        micro_batch = footprint.micro_batch(
-            params,
-            dict(context or {}),
-            memory_limit_bytes,
-            device_limit_bytes,
-            factor=factor,
-            target_effective_batch=target_effective_batch,
-        )
-    if micro_batch is None:
-        return None
-    return batch_config(micro_batch, target_effective_batch)
-
-
-def batch_config(micro_batch: int, target_effective_batch: int = 256) -> dict[str, int]:
-    """Complete a micro-batch to the effective batch."""
-    steps = max(1, target_effective_batch // micro_batch)
-    return {"micro_batch": micro_batch, "accumulation_steps": steps, "effective_batch": micro_batch * steps}
-
-
-def _power_of_two(n: int) -> int:
-    """Return the largest power of two not above n."""
-    return 1 << (n.bit_length() - 1)

@@ -41,14 +41,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from training import runtime
-from training.arch_grid import param_count, published_micro_batch, token_count
+from training.arch_grid import param_count, token_count
+from training.context import Context
 from training.table import is_parquet
 
 MIB = 2**20
 # On Apple's unified memory the only observation there is (d=1024, L=256, batch 128: 115 GB) is about twice the
 # formula. Until a study has observed peaks of its own on that device, twice the formula is the prior.
 MPS_FACTOR = 2.0
-METAL_SHARE = 0.75  # of RAM, what Metal can safely hold (torch.mps.recommended_max_memory)
 FIRST_STEP_BYTES = 25 * MIB
 THREAD_BYTES = int(1.35 * MIB)  # each thread after the first: stack and packing buffers in use
 DATA_BYTES = 4 * MIB
@@ -96,22 +96,22 @@ class Shape:
     is_parquet: bool
 
     @classmethod
-    def of(cls, params: Mapping[str, Any], context: Mapping[str, Any]) -> Shape:
+    def of(cls, params: Mapping[str, Any], context: Context) -> Shape:
         return cls(
             d=int(params["d_model"]),
             f=int(params["d_ff"]),
             heads=int(params.get("n_heads", 8)),
             layers=int(params["n_layers"]),
             batch=int(params.get("micro_batch", 1)),
-            features=int(context.get("n_features", 25)),
-            length=int(context.get("context_length", 60)),
-            patch=int(context.get("patch_length", 10)),
-            stride=int(context.get("stride", 5)),
+            features=context.n_features,
+            length=context.context_length,
+            patch=context.patch_length,
+            stride=context.stride,
             dropout=float(params.get("dropout", 0.1)) > 0,
-            threads=int(context.get("threads") or 1),
-            days=int(context.get("n_rows") or SAMPLE_ROWS),
-            columns=int(context.get("n_columns") or SAMPLE_COLUMNS),
-            is_parquet=is_parquet(str(context.get("data") or "")),
+            threads=context.threads,
+            days=context.n_rows or SAMPLE_ROWS,
+            columns=context.n_columns or SAMPLE_COLUMNS,
+            is_parquet=is_parquet(context.data or ""),
         )
 
     @property
@@ -165,10 +165,11 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     device_bytes, runtime_bytes (the part of host_bytes that is the ready process), components (name -> bytes, their sum
     is all the trial takes, wherever) and family (what shares one correction, within one environment).
     """
-    s = Shape.of(params, context)
-    device, heap = str(context.get("device", "cpu")), runtime.allocator(context)
-    ready_bytes = int(context.get("runtime_bytes") or runtime.ready_bytes())
-    is_measured = MEASURED_IN.issuperset(context.get("environments") or ())
+    known = Context.of(context)
+    s = Shape.of(params, known)
+    device, heap = known.device, runtime.allocator(context)
+    ready_bytes = known.runtime_bytes or runtime.ready_bytes()
+    is_measured = MEASURED_IN.issuperset(known.environments)
     weights, reader = 4 * s.params, PARQUET_BYTES if s.is_parquet else 0
     components = {
         "runtime": ready_bytes + FIRST_STEP_BYTES + THREAD_BYTES * (s.threads - 1),
@@ -220,27 +221,3 @@ def _pools(components: dict[str, int], device: str, s: Shape) -> tuple[int, int]
         components["cuda_host"] = CUDA_CONTEXT_BYTES
         return host + CUDA_CONTEXT_BYTES, total - host + components["data_on_device"] + CUDA_CONTEXT_BYTES
     return total, 0
-
-
-def micro_batch(
-    params: Mapping[str, Any],
-    context: Mapping[str, Any],
-    limit_bytes: int,
-    device_limit_bytes: int | None = None,
-    factor: float = 1.0,
-    target_effective_batch: int = 256,
-) -> int | None:
-    """Return the largest power of two, at most the published tier, whose footprint times `factor` fits; None: not even
-    1."""
-    tier = published_micro_batch(int(params["d_model"]), int(params["n_layers"]))
-    if device_limit_bytes is None and context.get("device") == "mps":
-        device_limit_bytes = int(METAL_SHARE * limit_bytes)
-    size = min(tier, 1 << (target_effective_batch.bit_length() - 1))
-    while size >= 1:
-        need = estimate({**params, "micro_batch": size}, context)
-        if need["host_bytes"] * factor <= limit_bytes and (
-            device_limit_bytes is None or need["device_bytes"] * factor <= device_limit_bytes
-        ):
-            return size
-        size //= 2
-    return None

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import arch_grid
+from training import arch_grid, batch_size
+from training.context import Context
 from training.errors import CheckpointRejected, DoesNotFit, TrainingInputError
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def sample_training(trial: Any, space: Mapping[str, Mapping[str, Any]]) -> dict[
 
 def candidates(context: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every architecture of the study's budget, in a stable order, with its exact parameter count."""
+    known = Context.of(context)
     return [
         {
             "d_model": a.d_model,
@@ -114,11 +116,7 @@ def candidates(context: Mapping[str, Any]) -> list[dict[str, Any]]:
             "param_count": a.param_count,
         }
         for a in arch_grid.architectures(
-            context["budget"],
-            context.get("n_features", 25),
-            context.get("context_length", 60),
-            context.get("patch_length", 10),
-            context.get("stride", 5),
+            known.budget, known.n_features, known.context_length, known.patch_length, known.stride
         )
     ]
 
@@ -131,13 +129,14 @@ def sample(
     trial: an Optuna trial. architectures: the study's stored `candidates`. fit: sizes the micro-batch of parameters
     without one, None when nothing fits. Raises DoesNotFit.
     """
-    params = sample_architecture(trial, architectures) | sample_training(trial, context["training_search_space"])
-    if context.get("max_epochs") is not None:
-        params["epochs"] = min(params["epochs"], context["max_epochs"])
+    known = Context.of(context)
+    params = sample_architecture(trial, architectures) | sample_training(trial, known.training_search_space)
+    if known.max_epochs is not None:
+        params["epochs"] = min(params["epochs"], known.max_epochs)
     micro_batch = fit(params)
     if micro_batch is None:
         raise DoesNotFit(params, _smallest_footprint(params, context))
-    return params | arch_grid.batch_config(micro_batch, context.get("target_effective_batch", TARGET_EFFECTIVE_BATCH))
+    return params | batch_size.batch_config(micro_batch, known.target_effective_batch)
 
 
 def sample_architecture(trial: Any, architectures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -179,14 +178,13 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from training import checkpoint, data
     from training.trainer import Trainer
 
-    params, context = task["params"], task["context"]
+    params, context = task["params"], Context.of(task["context"])
     torch.set_num_threads(int(task.get("threads") or 1))
-    torch.manual_seed(context.get("seed", 0))
-    dataset = data.load(context.get("data"), context["horizon"], context.get("context_length", 60))
+    torch.manual_seed(context.seed)
+    dataset = data.load(context.data, context.horizon, context.context_length)
     device = _device(context)
-    early_stopping = context.get("early_stopping") or {}
     trainer = Trainer(
-        build_model(params, context, dataset.n_features),
+        build_model(params, task["context"], dataset.n_features),
         samples(dataset, dataset.train, device),
         samples(dataset, dataset.validation, device),
         epochs=params["epochs"],
@@ -195,17 +193,17 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         lr=params["learning_rate"],
         weight_decay=params["weight_decay"],
         warmup_steps=params["warmup_steps"],
-        early_stopping_patience=early_stopping.get("patience"),
-        early_stopping_min_delta=early_stopping.get("min_delta", 0.001),
-        max_steps=context.get("max_steps"),
-        seed=context.get("seed", 0),
+        early_stopping_patience=context.early_stopping.get("patience"),
+        early_stopping_min_delta=context.early_stopping.get("min_delta", 0.001),
+        max_steps=context.max_steps,
+        seed=context.seed,
         device=device,
         progress=progress,
         checkpoint_path=Path(task["folder"]) / CHECKPOINT if task.get("folder") else None,
-        task=checkpoint.task_digest(params, context, dataset.fingerprint),
+        task=checkpoint.task_digest(params, task["context"], dataset.fingerprint),
         model_facts={
             "params": dict(params),
-            "context": {key: value for key, value in context.items() if key != "training_search_space"},
+            "context": {key: value for key, value in task["context"].items() if key != "training_search_space"},
             "features": dataset.names,
             "mean": dataset.mean,
             "std": dataset.std,
@@ -241,18 +239,19 @@ def build_model(params: Mapping[str, Any], context: Mapping[str, Any], n_feature
     """Build the PatchTST of these parameters, with as many features as the data has."""
     from training.patchtst import PatchTST, PatchTSTConfig
 
+    known = Context.of(context)
     return PatchTST(
         PatchTSTConfig(
             n_features=n_features,
-            context_length=context.get("context_length", 60),
-            patch_length=context.get("patch_length", 10),
-            stride=context.get("stride", 5),
+            context_length=known.context_length,
+            patch_length=known.patch_length,
+            stride=known.stride,
             d_model=params["d_model"],
             n_layers=params["n_layers"],
             n_heads=params["n_heads"],
             d_ff=params["d_ff"],
             dropout=params["dropout"],
-            head_dropout=context.get("head_dropout", 0.0),
+            head_dropout=known.head_dropout,
         )
     )
 
@@ -269,12 +268,11 @@ def samples(dataset: Dataset, part: Part, device: str) -> tuple[torch.Tensor, to
     return windows, torch.from_numpy(dataset.labels[part.first : part.last]).to(device)
 
 
-def _device(context: Mapping[str, Any]) -> str:
-    device = context.get("device", "cpu")
+def _device(context: Context) -> str:
     for key, known in (("device", ("cpu", "cuda", "mps")), ("precision", ("fp32",)), ("optimizer", ("adamw",))):
-        if context.get(key, known[0]) not in known:
-            raise TrainingInputError(f"{key} is {context[key]!r}: choose from {', '.join(known)}")
-    return str(device)
+        if getattr(context, key) not in known:
+            raise TrainingInputError(f"{key} is {getattr(context, key)!r}: choose from {', '.join(known)}")
+    return context.device
 
 
 # -- for plain Optuna -----------------------------------------------------------------------------------------------
@@ -340,7 +338,7 @@ def create_architectural_objective(
     architectures = candidates(context)
 
     def fit(params: Mapping[str, Any]) -> int | None:
-        batch = arch_grid.get_memory_safe_batch_config(
+        batch = batch_size.get_memory_safe_batch_config(
             d_model=params["d_model"],
             n_layers=params["n_layers"],
             target_effective_batch=TARGET_EFFECTIVE_BATCH,

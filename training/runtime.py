@@ -30,6 +30,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.context import Context
+
 STACK = "glibc-stack"
 STACK_TUNABLES = {
     "glibc.malloc.arena_max": 1,
@@ -62,8 +64,7 @@ def allocator(context: Mapping[str, Any]) -> str:
 
     context["allocator"]: "auto" takes glibc-stack where there is glibc; "default" leaves the system's as it is.
     """
-    wanted = context.get("allocator") or "auto"
-    if wanted in ("auto", STACK):
+    if Context.of(context).allocator in ("auto", STACK):
         return STACK if _has_glibc() else "system"
     return "glibc" if _has_glibc() else "system"
 
@@ -73,7 +74,7 @@ def environment(context: Mapping[str, Any]) -> dict[str, str | None]:
 
     A user's own GLIBC_TUNABLES stay, and win where they name the same one.
     """
-    threads = str(int(context.get("threads") or 1))
+    threads = str(Context.of(context).threads)
     variables: dict[str, str | None] = dict.fromkeys(THREAD_VARIABLES, threads)
     if allocator(context) == STACK:
         ours = [f"{name}={value}" for name, value in STACK_TUNABLES.items()]

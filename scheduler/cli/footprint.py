@@ -20,7 +20,7 @@ from scheduler.host import runtimes
 from scheduler.host.registry import host_folder
 from scheduler.model import HeadroomError, UsageError
 from scheduler.units import gib, parse_size
-from training import arch_grid, data, footprint, runtime
+from training import arch_grid, batch_size, data, footprint, runtime
 from training.errors import TrainingInputError
 
 OK, USAGE, NOTHING_FITS, STOPPED = 0, 2, 3, 130
@@ -112,7 +112,7 @@ class Limits:
             total = self.host_bytes = parse_size(memory, "--memory")
         self.device_bytes = None if device_memory is None else parse_size(device_memory, "--device-memory")
         if device == "mps" and self.device_bytes is None:
-            self.device_bytes = int(footprint.METAL_SHARE * total)
+            self.device_bytes = int(batch_size.METAL_SHARE * total)
         if self.host_bytes <= 0:
             raise UsageError(f"--memory {memory!r}: must be more than nothing")
 
@@ -122,7 +122,7 @@ class Limits:
         )
 
     def fitting(self, params: Mapping[str, Any], context: Mapping[str, Any]) -> int | None:
-        return footprint.micro_batch(
+        return batch_size.micro_batch(
             params,
             context,
             self.host_bytes,
@@ -157,7 +157,7 @@ def _sureness(context: Mapping[str, Any]) -> str:
 def _one(params: dict[str, Any], context: dict[str, Any], limits: Limits, given: int | None, as_json: bool) -> int:
     fitting = limits.fitting(params, context)
     size = given or fitting or 1
-    batch = arch_grid.batch_config(size, context["target_effective_batch"])
+    batch = batch_size.batch_config(size, context["target_effective_batch"])
     estimate = footprint.estimate({**params, **batch}, context)
     shape = {key: context[key] for key in ("n_features", "context_length", "patch_length", "stride")}
     count = arch_grid.param_count(params["d_model"], params["n_layers"], params["d_ff"], **shape)
@@ -215,7 +215,7 @@ def _budget(budget: str, context: dict[str, Any], limits: Limits, given: int | N
         params = {"d_model": a.d_model, "n_layers": a.n_layers, "n_heads": a.n_heads, "d_ff": a.d_ff}
         fitting = limits.fitting(params, context)
         size = given or fitting or 1
-        batch = arch_grid.batch_config(size, context["target_effective_batch"])
+        batch = batch_size.batch_config(size, context["target_effective_batch"])
         estimate = footprint.estimate({**params, **batch}, context)
         rows.append({**params, "param_count": a.param_count, **batch, **estimate, "fitting_micro_batch": fitting})
     holds = sum(limits.hold(row) for row in rows)

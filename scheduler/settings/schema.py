@@ -80,7 +80,7 @@ class Training(Frozen):
     sample: str = "training.hpo:sample"
     candidates: str | None = "training.hpo:candidates"
     estimate: str | None = "training.footprint:estimate"
-    micro_batch: str | None = "training.footprint:micro_batch"
+    micro_batch: str | None = "training.batch_size:micro_batch"
     check_data: str | None = "training.data:check"
     preload: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$")], ...] | None = None
 

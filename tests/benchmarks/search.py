@@ -37,7 +37,7 @@ from scheduler.model import AskTrial, EnqueueRetry, FinalState, StudySpec, TellT
 from scheduler.study.ask import make_sampler
 from scheduler.study.store import Functions, StudyStore
 from tests.benchmarks.surrogates import NAMES, Params, Surrogate, best_loss, fitted, surrogate
-from training import footprint, hpo
+from training import batch_size, footprint, hpo
 
 TRIALS = 50
 KILLED = 0.1  # of the attempts
@@ -85,7 +85,7 @@ def smallest_bytes(params: Params, context: Params) -> int:
 
 def fits(architecture: Params, context: Params, limit_bytes: int) -> bool:
     """Whether some micro-batch of it does."""
-    return footprint.micro_batch(architecture, context, limit_bytes, target_effective_batch=256) is not None
+    return batch_size.micro_batch(architecture, context, limit_bytes, target_effective_batch=256) is not None
 
 
 def memory_limit(surrogate: Surrogate) -> int:
@@ -112,7 +112,7 @@ class Ours:
 
     def open(self) -> Any:
         """A new driver."""
-        functions = Functions(sample=hpo.sample, micro_batch=footprint.micro_batch, estimate=footprint.estimate)
+        functions = Functions(sample=hpo.sample, micro_batch=batch_size.micro_batch, estimate=footprint.estimate)
         url, owner = f"sqlite:///{self.folder}/study.db", f"driver{self.drivers}"
         self.store = StudyStore(
             url, owner=owner, run="r", functions=functions, seed=self.case.seed, pruner="none", folder=self.folder

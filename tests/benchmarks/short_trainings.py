@@ -17,7 +17,7 @@ from typing import Any
 
 from scipy.stats import qmc
 
-from training import arch_grid, hpo
+from training import arch_grid, batch_size, hpo
 
 FILE = Path(__file__).parent / "data" / "short-2M.csv"
 POINTS, REPEATED, SEEDS = 96, 8, 3
@@ -65,7 +65,7 @@ def train(params: dict[str, Any], seed: int) -> dict[str, Any]:
     a = arch_grid.architectures("2M")[params["architecture"]]
     shape = {"d_model": a.d_model, "n_layers": a.n_layers, "n_heads": a.n_heads, "d_ff": a.d_ff}
     task = {
-        "params": {**params, **shape, "epochs": EPOCHS, **arch_grid.batch_config(BATCH, BATCH)},
+        "params": {**params, **shape, "epochs": EPOCHS, **batch_size.batch_config(BATCH, BATCH)},
         "context": {"budget": "2M", "horizon": 1, "seed": seed},
         "threads": 1,
     }

@@ -11,7 +11,7 @@ import pytest
 from scheduler.model import AskTrial, EnqueueRetry, FinalState, StudySpec, TellTrial, TrialAsked
 from scheduler.study.grid_sampler import GridSampler, nearest
 from scheduler.study.store import Functions, StudyStore
-from training import footprint, hpo
+from training import batch_size, footprint, hpo
 
 FIELDS = ("d_model", "n_layers", "n_heads", "d_ff_ratio")
 CONTEXT = {
@@ -96,7 +96,7 @@ def test_nearest_weighs_each_field_by_its_range() -> None:
 
 def opened(file: Path, candidates: Any = GRID, owner: str = "driver") -> StudyStore:
     """The product's functions on a database."""
-    functions = Functions(sample=hpo.sample, micro_batch=footprint.micro_batch, estimate=footprint.estimate)
+    functions = Functions(sample=hpo.sample, micro_batch=batch_size.micro_batch, estimate=footprint.estimate)
     store = StudyStore(f"sqlite:///{file}", owner=owner, run="run", functions=functions)
     store.open(StudySpec(name="s", quota=99, slots=1, context=CONTEXT), candidates)
     return store

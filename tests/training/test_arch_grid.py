@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from training import arch_grid, footprint, hpo
-from training.arch_grid import BUDGETS, architectures, get_memory_safe_batch_config, param_count
+from training import batch_size, footprint, hpo
+from training.arch_grid import BUDGETS, architectures, param_count
+from training.batch_size import get_memory_safe_batch_config
 from training.errors import TrainingInputError
 
 GIB = 2**30
@@ -90,7 +91,7 @@ def test_published_table(d_model: int, n_layers: int, micro_batch: int) -> None:
 )
 def test_tiers_end_where_the_plan_says(n_layers: int, micro_batch: int) -> None:
     """The boundaries 0.1, 0.5, 1.5 and 3.0 belong to the tier below (d=1000 makes the score n_layers / 1000)."""
-    assert arch_grid.published_micro_batch(1000, n_layers) == micro_batch
+    assert batch_size.published_micro_batch(1000, n_layers) == micro_batch
 
 
 def test_limit_gives_the_largest_power_of_two_that_fits() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import arch_grid, footprint, runtime
+from training import arch_grid, batch_size, footprint, runtime
 
 GIB = 2**30
 PLAN_CASE = {"d_model": 1024, "n_layers": 256, "n_heads": 16, "d_ff": 2048}  # what took 115 GB of a Mac
@@ -83,8 +83,8 @@ def test_a_whole_grid_is_sized_in_no_time() -> None:
 @given(shapes, st.integers(2**28, 200 * 2**30), st.floats(0.5, 3.0))
 def test_the_micro_batch_is_the_largest_that_fits(params: dict[str, Any], limit: int, factor: float) -> None:
     """It fits, the next power of two does not or is above the published tier; None means not even 1 fits."""
-    found = footprint.micro_batch(params, {}, limit, factor=factor)
-    tier = arch_grid.published_micro_batch(params["d_model"], params["n_layers"])
+    found = batch_size.micro_batch(params, {}, limit, factor=factor)
+    tier = batch_size.published_micro_batch(params["d_model"], params["n_layers"])
     if found is None:
         assert host_bytes({**params, "micro_batch": 1}) * factor > limit
         return
@@ -96,19 +96,19 @@ def test_the_micro_batch_is_the_largest_that_fits(params: dict[str, Any], limit:
 @given(shapes, st.integers(2**28, 2**37), st.integers(0, 2**36), st.floats(1.0, 2.0))
 def test_sizing_is_monotone(params: dict[str, Any], limit: int, more: int, factor: float) -> None:
     """More memory never means a smaller micro-batch, a larger factor or a device's limit never a larger one."""
-    base = footprint.micro_batch(params, {}, limit) or 0
-    assert (footprint.micro_batch(params, {}, limit + more) or 0) >= base
-    assert (footprint.micro_batch(params, {}, limit, factor=factor) or 0) <= base
-    assert (footprint.micro_batch(params, {"device": "cuda"}, limit, limit // 2) or 0) <= (
-        footprint.micro_batch(params, {"device": "cuda"}, limit, limit) or 0
+    base = batch_size.micro_batch(params, {}, limit) or 0
+    assert (batch_size.micro_batch(params, {}, limit + more) or 0) >= base
+    assert (batch_size.micro_batch(params, {}, limit, factor=factor) or 0) <= base
+    assert (batch_size.micro_batch(params, {"device": "cuda"}, limit, limit // 2) or 0) <= (
+        batch_size.micro_batch(params, {"device": "cuda"}, limit, limit) or 0
     )
 
 
 def test_the_effective_batch_is_an_upper_bound() -> None:
     """A micro-batch above the effective batch would change what is trained."""
     small = {"d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 128}
-    assert footprint.micro_batch(small, {}, 100 * GIB, target_effective_batch=32) == 32
-    assert footprint.micro_batch(small, {}, 100 * GIB, target_effective_batch=48) == 32
+    assert batch_size.micro_batch(small, {}, 100 * GIB, target_effective_batch=32) == 32
+    assert batch_size.micro_batch(small, {}, 100 * GIB, target_effective_batch=48) == 32
 
 
 # -- pools ------------------------------------------------------------------------------------------------------------
@@ -124,9 +124,9 @@ def test_mps_prior_is_near_the_recorded_peak() -> None:
 def test_the_trial_that_swapped_comes_out_smaller(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """d=1024, L=256 at 128 GB of unified memory: 64 fits under Metal's cap, 128 does not; also with a Mac's heap."""
     monkeypatch.setattr(runtime, "allocator", lambda context: "system")
-    cap = int(footprint.METAL_SHARE * total)
-    assert footprint.micro_batch(PLAN_CASE, {"device": "mps"}, total, cap) == 64
-    assert footprint.micro_batch(PLAN_CASE, {"device": "mps"}, total) == 64
+    cap = int(batch_size.METAL_SHARE * total)
+    assert batch_size.micro_batch(PLAN_CASE, {"device": "mps"}, total, cap) == 64
+    assert batch_size.micro_batch(PLAN_CASE, {"device": "mps"}, total) == 64
 
 
 def test_unified_memory_is_charged_to_both() -> None:
@@ -144,8 +144,8 @@ def test_cuda_has_two_pools() -> None:
     assert found["host_bytes"] + found["device_bytes"] == sum(components.values())
     assert found["device_bytes"] > 16 * arch_grid.param_count(1024, 256, 2048)
     assert found["host_bytes"] < 8 * GIB
-    assert footprint.micro_batch(params, {"device": "cuda"}, 16 * GIB, 80 * GIB) == 128
-    assert footprint.micro_batch(params, {"device": "cuda"}, 16 * GIB, 24 * GIB) is None
+    assert batch_size.micro_batch(params, {"device": "cuda"}, 16 * GIB, 80 * GIB) == 128
+    assert batch_size.micro_batch(params, {"device": "cuda"}, 16 * GIB, 24 * GIB) is None
 
 
 @pytest.mark.gpu

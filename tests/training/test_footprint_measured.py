@@ -12,6 +12,7 @@ from scheduler.core.reservation import tightened
 from tests.benchmarks import footprint_cases, footprint_trials
 from tests.benchmarks import footprint_world as world
 from training import footprint, runtime
+from training.context import Context
 
 torch = pytest.importorskip("torch")
 
@@ -50,7 +51,7 @@ def kept_bytes(params: Mapping[str, Any], context: Mapping[str, Any], layers: in
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_a_layer_keeps_what_the_formula_says(params: dict[str, Any], context: dict[str, Any]) -> None:
     """One layer more keeps exactly `layer_bytes` more, to the byte."""
-    shape = footprint.Shape.of({**params, "n_layers": 1, "micro_batch": 4}, context)
+    shape = footprint.Shape.of({**params, "n_layers": 1, "micro_batch": 4}, Context.of(context))
     grown = kept_bytes(params, context, 3, 4) - kept_bytes(params, context, 2, 4)
     assert grown == footprint.layer_bytes(shape)
 

@@ -13,7 +13,7 @@ import optuna
 import pytest
 from torch import nn
 
-from training import arch_grid, hpo, trainer
+from training import arch_grid, batch_size, hpo, trainer
 from training.errors import DoesNotFit, TrainingInputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,9 +43,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         calls["batches"].append(kwargs)
         return real(**kwargs)
 
-    real = arch_grid.get_memory_safe_batch_config
+    real = batch_size.get_memory_safe_batch_config
     monkeypatch.setattr(trainer, "Trainer", Recording)
-    monkeypatch.setattr(arch_grid, "get_memory_safe_batch_config", batch_config)
+    monkeypatch.setattr(batch_size, "get_memory_safe_batch_config", batch_config)
     monkeypatch.setattr(hpo, "candidates", lambda context: [SMALL])
     return calls
 
