@@ -6,7 +6,6 @@ Holds no fixtures for one module's sake: those live in that module's tests.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,13 @@ settings.load_profile("headroom")
 
 
 @pytest.fixture(autouse=True)
-def isolated_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def isolated_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No `HEADROOM_…` of the caller's reaches a test, and its watchdog shares no registry with a real run."""
     for key in [name for name in os.environ if name.startswith("HEADROOM_")]:
         monkeypatch.delenv(key)
     host = tmp_path_factory.mktemp("host")
     monkeypatch.setenv("HEADROOM_HOST_DIR", str(host))
-    yield host
+    return host
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -49,7 +49,7 @@ def pruned(trial: optuna.Trial) -> float:
         accuracy = float(np.mean((points @ weights > 0) == labels))
         trial.report(accuracy, step)
         if trial.should_prune():
-            raise optuna.TrialPruned()
+            raise optuna.TrialPruned
     return accuracy
 
 
@@ -129,7 +129,7 @@ def torch_net(trial: optuna.Trial) -> float:
         accuracy = (model(points).argmax(dim=1) == labels).float().mean().item()
         trial.report(accuracy, epoch)
         if trial.should_prune():
-            raise optuna.TrialPruned()
+            raise optuna.TrialPruned
     return accuracy
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +61,11 @@ def schedule(runs: Path, *arguments: str, timeout_s: float = 110) -> Run:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """2M and 2B on this machine with less memory than 2B needs."""
     runs = tmp_path_factory.mktemp("runs")
     (runs / "host").mkdir()
-    yield schedule(runs, "--budgets", "2m,2B", "--memory-budget", "6GiB", "--dashboard", "127.0.0.1:0")
+    return schedule(runs, "--budgets", "2m,2B", "--memory-budget", "6GiB", "--dashboard", "127.0.0.1:0")
 
 
 def test_ends_with_results_and_says_what_was_refused(run: Run) -> None:
@@ -154,6 +153,7 @@ def test_the_run_can_be_gone_through_again(run: Run) -> None:
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the same as in the run" in done.stdout
@@ -178,11 +178,11 @@ def test_leaves_no_process_behind(run: Run) -> None:
     folder = str(run.folder.parent)
 
     def ours() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter(["environ"]):
-            if (process.info["environ"] or {}).get("HEADROOM_HOST_DIR", "").startswith(folder):
-                found.append(process)
-        return found
+        return [
+            process
+            for process in psutil.process_iter(["environ"])
+            if (process.info["environ"] or {}).get("HEADROOM_HOST_DIR", "").startswith(folder)
+        ]
 
     wait_until(lambda: not ours(), "no process of the run is left", 10)
 

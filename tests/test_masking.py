@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,10 +21,9 @@ SECRET = "s3cr3t"
 
 
 @pytest.fixture(autouse=True)
-def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test teaches is not known to the next."""
     monkeypatch.setattr(masking, "_known", set())
-    yield
 
 
 @pytest.mark.parametrize(

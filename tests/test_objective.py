@@ -219,8 +219,8 @@ def test_sampler_pruner_and_size_of_ones_own(tmp_path: Path) -> None:
 def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     """The file and the command under "Your own Optuna objective", in an empty folder."""
     section = (FILE.parent.parent / "README.md").read_text().split("## Your own Optuna objective")[1].split("\n## ")[0]
-    name, source = re.search(r"This file is `(\S+)`:\n\n```python\n(.*?)```", section, re.S).groups()  # type: ignore[union-attr]
-    words = re.search(r"\$ bin/schedule (.*)", section)[1].split()  # type: ignore[index]
+    ((name, source),) = re.findall(r"This file is `(\S+)`:\n\n```python\n(.*?)```", section, re.DOTALL)
+    words = re.findall(r"\$ bin/schedule (.*)", section)[0].split()
     (tmp_path / name).write_text(source)
     line = [sys.executable, "-m", "scheduler", *words, "--dashboard", "off"]
     done = subprocess.run(

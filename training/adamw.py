@@ -44,7 +44,7 @@ class AdamW:
         live = [i for i, p in enumerate(self.parameters) if p.grad is not None]
         adam(
             [self.parameters[i] for i in live],
-            [self.parameters[i].grad for i in live],  # type: ignore[misc]
+            [gradient for p in self.parameters if (gradient := p.grad) is not None],
             [self.first[i] for i in live],
             [self.second[i] for i in live],
             [],

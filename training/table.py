@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import gzip
 import importlib.util
 import io
@@ -329,19 +330,27 @@ def _column(source: str, raw: Raw, i: int) -> np.ndarray:
     return raw.values[:, i]
 
 
+def _iso_date(text: str) -> date:
+    return datetime.fromisoformat(text).date()
+
+
+def _date(form: str, text: str) -> date:
+    return datetime.strptime(text, form).date()  # noqa: DTZ007 - a day of an exchange, wherever that is
+
+
 def _dates(source: str, cells: Sequence[object]) -> list[date]:
     """Parse the date column with the one format that all its rows have."""
-    if all(isinstance(cell, date) for cell in cells):
-        return [cell.date() if isinstance(cell, datetime) else cell for cell in cells]  # type: ignore[misc]
+    dates = [cell.date() if isinstance(cell, datetime) else cell for cell in cells if isinstance(cell, date)]
+    if len(dates) == len(cells):
+        return dates
     texts = [str(cell) for cell in cells]
-    attempts: list[Callable[[str], date]] = [lambda text: datetime.fromisoformat(text).date()]
-    attempts += [lambda text, form=form: datetime.strptime(text, form).date() for form in DATE_FORMATS]  # type: ignore[misc]
+    attempts: list[Callable[[str], date]] = [_iso_date, *(functools.partial(_date, form) for form in DATE_FORMATS)]
     furthest = 0
     for parse in attempts:
         days: list[date] = []
         try:
             for text in texts:
-                days.append(parse(text))
+                days.append(parse(text))  # noqa: PERF401 - how many were read is told
             return days
         except ValueError:
             furthest = max(furthest, len(days))
@@ -357,7 +366,7 @@ def _number(cell: object) -> float | None:
     if isinstance(cell, (date, bytes)):
         return None
     try:
-        return float(cell)  # type: ignore[arg-type]
+        return float(cell)  # type: ignore[arg-type]  # what it refuses is the answer
     except (TypeError, ValueError):
         return None
 

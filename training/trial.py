@@ -32,7 +32,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from training.errors import AskedToLeave, NonFiniteLoss, ObjectiveNotImported, OtherProtocol, TrainingInputError
 from training.plain import MAX_TEXT, plain, text
@@ -215,7 +215,7 @@ def resolve(name: str) -> Callable[[Mapping[str, Any], TrialProgress], Any]:
         raise ObjectiveNotImported(
             f"objective {name!r} cannot be imported: {type(error).__name__}: {text(error)}"
         ) from error
-    return function  # type: ignore[no-any-return]
+    return cast("Callable[[Mapping[str, Any], TrialProgress], Any]", function)
 
 
 def check_result(found: Any, *, asked: str | None = None) -> dict[str, Any]:

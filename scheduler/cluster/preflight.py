@@ -41,7 +41,7 @@ def look(folders):  # type: ignore[no-untyped-def]  # sent as text to any Python
     for folder in [] if found is None else found.submodule_search_locations or []:
         try:
             with open(os.path.join(folder, "__init__.py")) as file:
-                written = re.search(r'^__version__ = "(.*)"', file.read(), re.M)
+                written = re.search(r'^__version__ = "(.*)"', file.read(), re.MULTILINE)
             if written and os.path.exists(os.path.join(folder, "worker", "agent_process.py")):
                 answer["version"] = written.group(1)
         except OSError as error:

@@ -61,7 +61,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:  # NUL in its name
         raise UsageError(f"cannot read {str(path)!r}: {error}") from None
     try:
-        data = yaml.load(text, _Loader)
+        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark is not None else ""
@@ -82,7 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_scalar(text: str) -> Any:
     """Parse a value of the environment: it means the same as in a file (`3`, `true`, `[1, 3]`, `90%`)."""
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, *NO_VALUE):
         return text  # `%`-leading and the like are no YAML, but text
 

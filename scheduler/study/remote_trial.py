@@ -239,7 +239,8 @@ class RemoteStudy:
         return len(self.directions) > 1
 
     def _read(self, name: str) -> Any:
-        return pickle.loads(base64.b64decode(answer(self._pipe, "study", {"name": name})))
+        data = base64.b64decode(answer(self._pipe, "study", {"name": name}))
+        return pickle.loads(data)  # noqa: S301 - of the driver, whose function this process runs
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(_has_not("study", name))
@@ -252,8 +253,9 @@ def answer(pipe: Pipe, method: str, arguments: Mapping[str, Any]) -> Any:
     if "error" not in found:
         return found["value"]
     kind = getattr(builtins, str(found.get("kind")), None)
-    is_error = isinstance(kind, type) and issubclass(kind, Exception)
-    raise (kind if is_error else RuntimeError)(found["error"])  # type: ignore[misc]
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        raise kind(found["error"])
+    raise RuntimeError(found["error"])
 
 
 def _bounded(value: Any, what: str) -> Any:

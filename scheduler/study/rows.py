@@ -90,6 +90,10 @@ def observation(trial: FrozenTrial) -> Observation | None:
     )
 
 
+def _order_of_end(trial: FrozenTrial) -> tuple[datetime, int]:
+    return trial.datetime_complete or datetime.min, trial.number  # noqa: DTZ901 - Optuna keeps local times
+
+
 def peak_observations(trials: Sequence[FrozenTrial]) -> list[PeakObservation]:
     """Return what trials that nobody had a formula for took with their parameters, in the order in which they ended.
 
@@ -97,7 +101,7 @@ def peak_observations(trials: Sequence[FrozenTrial]) -> list[PeakObservation]:
     """
     found = []
     ended = [t for t in trials if t.state.is_finished() and not t.user_attrs.get("footprint.prior_bytes")]
-    for trial in sorted(ended, key=lambda t: (t.datetime_complete or datetime.min, t.number)):
+    for trial in sorted(ended, key=_order_of_end):
         attrs = trial.user_attrs
         killed = attrs.get("watchdog.reason") in {reason.value for reason in MEMORY_REASONS}
         peak = attrs.get("footprint.observed_peak_bytes")

@@ -349,7 +349,7 @@ class Rdb:
             waiting = self._trials(session, study_id, TrialState.WAITING).first()
             if waiting is not None:
                 self._put_attrs(session, waiting.trial_id, mine)
-                waiting.state, waiting.datetime_start = TrialState.RUNNING, datetime.now()
+                waiting.state, waiting.datetime_start = TrialState.RUNNING, datetime.now()  # noqa: DTZ005
                 return Begun(
                     trial_id=waiting.trial_id, number=waiting.number, attrs=self._attrs(session, waiting.trial_id)
                 )
@@ -574,7 +574,7 @@ class Rdb:
             values = () if math.isnan(last) else (last,)
         if state is not TrialState.FAIL:
             optuna_private.set_values(self.storage, session, trial, [float(value) for value in values])
-        trial.state, trial.datetime_complete = state, datetime.now()
+        trial.state, trial.datetime_complete = state, datetime.now()  # noqa: DTZ005 - Optuna keeps local times
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

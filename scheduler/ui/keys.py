@@ -20,7 +20,7 @@ try:
     import termios
     import tty
 except ImportError:  # no POSIX terminal here
-    termios = None  # type: ignore[assignment]
+    termios = None  # type: ignore[assignment]  # what is asked before each use
 
 
 class KeyReader:

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from scheduler.model import HeadroomError, UsageError
 from scheduler.settings.schema import Settings, Training
@@ -70,7 +70,7 @@ def find(path: str, key: str) -> Function:
         raise UsageError(f"{key}: cannot find {path} ({error}); check the spelling, or PYTHONPATH") from None
     if not callable(found):
         raise UsageError(f"{key}: {path} is not a function")
-    return found  # type: ignore[no-any-return]
+    return cast(Function, found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

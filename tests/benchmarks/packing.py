@@ -45,7 +45,8 @@ def workload(seed: int) -> list[Job]:
 def lower_bound(jobs: Sequence[Job]) -> float:
     """No schedule ends earlier than this."""
     area = sum(job.size * job.duration for job in jobs) / BUDGET
-    return max(area, max(job.duration for job in jobs), sum(job.duration for job in jobs) / SLOTS)
+    durations = [job.duration for job in jobs]
+    return max(area, *durations, sum(durations) / SLOTS)
 
 
 def simulate(jobs: Sequence[Job], choose: Chooser) -> tuple[float, int]:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from scheduler.core.parameter_sizing import ParameterSizing
 from scheduler.model.parameters import Choice, Distribution, PeakObservation, Range, Value
@@ -80,12 +80,12 @@ class Rule(Protocol):
     def observe(self, trial: PeakObservation) -> None: ...
 
 
-def distribution(found: dict[str, dict[str, object]]) -> Distribution:
+def distribution(found: dict[str, dict[str, Any]]) -> Distribution:
     """Optuna's JSON as ours."""
-    attributes: dict[str, object] = found["attributes"]
+    attributes = found["attributes"]
     if "choices" in attributes:
-        return Choice(options=tuple(attributes["choices"]))  # type: ignore[arg-type]
-    return Range(low=attributes["low"], high=attributes["high"], log=bool(attributes["log"]))  # type: ignore[arg-type]
+        return Choice(options=tuple(attributes["choices"]))
+    return Range(low=attributes["low"], high=attributes["high"], log=bool(attributes["log"]))
 
 
 def value(text: str, drawn_from: Distribution) -> Value:

@@ -44,6 +44,7 @@ def go_through(folder: Path, *arguments: str, hash_seed: str = "0") -> subproces
         capture_output=True,
         text=True,
         timeout=100,
+        check=False,
     )
 
 

@@ -15,7 +15,7 @@ from tests import hostile
 from tests.faults import tiny
 
 candidates, sample, estimate = tiny.candidates, tiny.sample, tiny.estimate
-BY_HORIZON = {number: name for number, name in enumerate(hostile.NAMES, start=1)}
+BY_HORIZON = dict(enumerate(hostile.NAMES, start=1))
 
 
 def objective(task: Mapping[str, Any], progress: Any) -> Any:

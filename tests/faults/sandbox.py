@@ -327,7 +327,7 @@ class Disk:
     def __enter__(self) -> Disk:
         self.folder.mkdir(parents=True, exist_ok=True)
         words = ["mount", "-t", "tmpfs", "-o", self._options, "tmpfs", str(self.folder)]
-        done = subprocess.run(words, capture_output=True, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         self.refused = f"a file system cannot be mounted: {done.stderr.strip()}" if done.returncode else ""
         return self
 
@@ -381,7 +381,7 @@ class Network:
         ]
         for step in steps:
             try:
-                done = subprocess.run(["ip", *step.split()], capture_output=True, text=True)
+                done = subprocess.run(["ip", *step.split()], capture_output=True, text=True, check=False)
             except FileNotFoundError:
                 self.refused = "there is no command `ip` to make a network with"
                 return self
@@ -393,8 +393,8 @@ class Network:
 
     def __exit__(self, *error: object) -> None:
         with contextlib.suppress(FileNotFoundError):
-            subprocess.run(["ip", "link", "delete", f"{self._name}a"], capture_output=True)
-            subprocess.run(["ip", "netns", "delete", self._name], capture_output=True)
+            subprocess.run(["ip", "link", "delete", f"{self._name}a"], capture_output=True, check=False)
+            subprocess.run(["ip", "netns", "delete", self._name], capture_output=True, check=False)
 
     @property
     def enter(self) -> list[str]:

@@ -45,7 +45,7 @@ def test_a_registry_that_is_removed_is_made_again(box: Sandbox) -> None:
     until(
         lambda: len(list(registered.glob("*.json"))) == 2, 10, lambda: f"both registered: {list(registered.iterdir())}"
     )
-    until(lambda: (box.root / "host" / "host.json").exists(), 20, "the watchdog goes by it")
+    until((box.root / "host" / "host.json").exists, 20, "the watchdog goes by it")
     until(lambda: list((box.root / "host" / "agents").glob("*/socket")), 20, "the agent can be found")
     assert ends(driver, box, 120) == 0, tail(box)
     keeps_its_promises(box)

@@ -93,7 +93,9 @@ def test_a_second_driver_on_a_run_folder_is_refused_with_the_pid_of_the_first(bo
     """It exits with 2 and one line that names the pid; the first goes on unharmed."""
     first = box.start()
     until(lambda: box.events("batch.started"), START_S, "the start of the first")
-    second = subprocess.run(box.command(), cwd=REPO, env=box.environment, capture_output=True, text=True, timeout=60)
+    second = subprocess.run(
+        box.command(), cwd=REPO, env=box.environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert second.returncode == 2
     assert f"pid {first.pid}" in second.stderr and len(second.stderr.strip().splitlines()) == 1, second.stderr
     assert ends(first, box, 120) == 0, tail(box)
@@ -147,7 +149,7 @@ class Window:
 
     def do(self, *words: str, environment: Mapping[str, str] | None = None) -> str:
         """A command to the server; returns what it prints."""
-        return subprocess.run([*self.tmux, *words], capture_output=True, text=True, env=environment).stdout
+        return subprocess.run([*self.tmux, *words], capture_output=True, text=True, env=environment, check=False).stdout
 
     def screen(self) -> str:
         """What stands in the window and above it."""
@@ -448,7 +450,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB of its own."""
     path = tmp_path / "disk"
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting a file system needs root")
     yield path

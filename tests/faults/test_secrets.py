@@ -36,7 +36,7 @@ class Server:
     """A PostgreSQL server of its own that lets in `me` with the password only."""
 
     def __init__(self, folder: Path) -> None:
-        self.binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))[-1].parent
+        self.binaries = max(Path("/usr/lib/postgresql").glob("*/bin/initdb")).parent
         self.as_user = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []  # it refuses root
         self.folder, self.port = folder, unused_port()
         folder.chmod(0o777)

@@ -373,17 +373,16 @@ def swap_file(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("needs root for swapon")
     with open(path, "wb") as file:
-        for _ in range(256):
-            file.write(bytes(MIB))
+        file.writelines(bytes(MIB) for _ in range(256))
     path.chmod(0o600)
-    made = subprocess.run(["mkswap", path], capture_output=True, text=True)
-    on = subprocess.run(["swapon", path], capture_output=True, text=True) if made.returncode == 0 else made
+    made = subprocess.run(["mkswap", path], capture_output=True, text=True, check=False)
+    on = subprocess.run(["swapon", path], capture_output=True, text=True, check=False) if made.returncode == 0 else made
     try:
         if on.returncode != 0:
             pytest.skip(f"no swap on this machine: {on.stderr.strip()}")
         yield path
     finally:
-        subprocess.run(["swapoff", path], capture_output=True)
+        subprocess.run(["swapoff", path], capture_output=True, check=False)
         path.unlink()
 
 
@@ -483,13 +482,15 @@ def test_full_disk_no_kill_without_a_durable_intent(tmp_path: Path) -> None:
     """When the journal cannot be written a stalled trial lives on; under HARD the spare room is used."""
     root = tmp_path / "h"
     (root / "host").mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", root / "host"], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", root / "host"], capture_output=True, check=False
+    )
     if mounted.returncode != 0:
         pytest.skip(f"needs root for mount: {mounted.stderr!r}")
     try:
         with host(root) as here:
             here.running()
-            until(lambda: (here.root / "spare").exists(), WAIT_S, "the spare room is kept")
+            until((here.root / "spare").exists, WAIT_S, "the spare room is kept")
             silent = here.trial("silent", SILENT)
             with open(here.root / "filler", "wb", buffering=0) as file:
                 try:
@@ -505,7 +506,7 @@ def test_full_disk_no_kill_without_a_durable_intent(tmp_path: Path) -> None:
             assert len(here.stories()) == 1
             assert not (here.root / "spare").exists()
     finally:
-        subprocess.run(["umount", "-l", root / "host"], capture_output=True)
+        subprocess.run(["umount", "-l", root / "host"], capture_output=True, check=False)
 
 
 def test_watchdog_leaves_when_its_agent_and_all_trials_are_gone(here: Host) -> None:

@@ -27,10 +27,10 @@ def registry(tmp_path: Path) -> HostRegistry:
     return HostRegistry(tmp_path / "host")
 
 
-def registration(folder: Path, **more: object) -> Registration:
+def registration(folder: Path, **more: Any) -> Registration:
     """A registration of this very process."""
-    fields: dict[str, object] = {"attempt": "s/1/1", "slug": "s.t0001.a1", "pid": os.getpid(), "start_time": 5.0}
-    return Registration(**{**fields, "reservation_bytes": 1000, "folder": str(folder), **more})  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"attempt": "s/1/1", "slug": "s.t0001.a1", "pid": os.getpid(), "start_time": 5.0}
+    return Registration(**{**fields, "reservation_bytes": 1000, "folder": str(folder), **more})
 
 
 def test_registration_round_trip(registry: HostRegistry, tmp_path: Path) -> None:

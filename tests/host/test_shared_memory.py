@@ -105,8 +105,7 @@ def test_file_on_a_tmpfs_counts_while_its_name_is_there(name: Path) -> None:
 def test_file_that_is_only_read_or_was_there_before_is_not_its_doing(name: Path) -> None:
     """Data that somebody put on the tmpfs belongs to no trial, opened for reading or for writing."""
     with open(name, "wb") as file:
-        for _ in range(SIZE // MIB):
-            file.write(bytes(MIB))
+        file.writelines(bytes(MIB) for _ in range(SIZE // MIB))
     os.utime(name, (1e9, 1e9))
     with running("f = open(path, 'rb')\nf.read(10)\n" + READY, name) as one:
         assert held(one)[0] < SIZE

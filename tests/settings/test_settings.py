@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from scheduler.driver import run_folder
 from scheduler.model import UsageError
 from scheduler.settings import layers
 from scheduler.settings.load import load
-from scheduler.settings.schema import Settings, configs_root
+from scheduler.settings.schema import RangeParameter, Settings, configs_root
 from scheduler.watchdog.policy.thresholds import Thresholds
 from scheduler.workload.studies import studies
 
@@ -27,10 +28,10 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def refused(**given: object) -> str:
+def refused(**given: Any) -> str:
     """The one line with which these settings are refused."""
     with pytest.raises(UsageError) as caught:
-        load(**given)  # type: ignore[arg-type]
+        load(**given)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -145,7 +146,8 @@ def test_yaml_words_mean_what_people_mean(tmp_path: Path) -> None:
     assert settings.watchdog.mode == "off"
     assert settings.pruner == "none"
     assert settings.training_search_space is not None
-    assert settings.training_search_space["learning_rate"].low == 1e-4  # type: ignore[union-attr]
+    rate = settings.training_search_space["learning_rate"]
+    assert isinstance(rate, RangeParameter) and rate.low == 1e-4
 
 
 def test_the_search_comes_from_the_hpo_file_unless_said_otherwise(tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ def test_add_trial_makes_what_add_trial_of_a_study_makes(
 
 def test_add_trial_is_undone_with_its_transaction(study: optuna.Study, storage: RDBStorage) -> None:
     """It commits nothing by itself: what fails afterwards takes the trial with it."""
-    with pytest.raises(ZeroDivisionError), Session(optuna_private.engine(storage)) as session, session.begin():
+    with Session(optuna_private.engine(storage)) as session:
         optuna_private.add_trial(storage, session, storage.get_study_id_from_name("s"), TEMPLATES[1])
-        _ = 1 / 0
+        session.rollback()
     assert study.get_trials() == []
 
 
@@ -115,7 +115,7 @@ def test_value_reports_and_constraint_are_read_back_by_optuna(study: optuna.Stud
         optuna_private.set_intermediate_value(storage, session, row, 1, 0.75)  # the later report wins
         optuna_private.set_constraint(storage, session, row, "memory", 1.5)
         optuna_private.set_values(storage, session, row, [0.5])
-        row.state, row.datetime_complete = TrialState.COMPLETE, datetime.now()
+        row.state, row.datetime_complete = TrialState.COMPLETE, datetime.now()  # noqa: DTZ005 - as Optuna
     first, second = study.get_trials()
     assert comparable(first) == comparable(second)
     assert second.constraints == {"memory": 1.5}

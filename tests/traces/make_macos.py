@@ -52,8 +52,7 @@ def write(name: str, expect: dict[str, Any], samples: Iterable[dict[str, Any]]) 
     """The expectation first, then the samples, one a line."""
     with open(HERE / f"{name}.jsonl", "w") as file:
         file.write(json.dumps({"note": NOTE, **expect}) + "\n")
-        for sample in samples:
-            file.write(json.dumps(sample, separators=(",", ":")) + "\n")
+        file.writelines(json.dumps(sample, separators=(",", ":")) + "\n" for sample in samples)
 
 
 def every(

@@ -10,6 +10,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -21,7 +22,7 @@ from scheduler.units import GIB
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def snapshot(done: int = 3, **extra: object) -> Snapshot:
+def snapshot(done: int = 3, **extra: Any) -> Snapshot:
     """A batch in full swing."""
     return Snapshot(
         run="night",
@@ -54,7 +55,7 @@ def snapshot(done: int = 3, **extra: object) -> Snapshot:
             ),
         ),
         elapsed_s=7500,
-        **extra,  # type: ignore[arg-type]
+        **extra,
     )
 
 

@@ -103,7 +103,7 @@ def test_far_over_does_not_wait_for_any_window() -> None:
     kill = decisions[-1].kill
     assert gone is None and kill is not None
     assert (kill.rule, kill.reason, kill.victim.attempt) == ("overshoot", ExitReason.OVERSHOOT, "s/0/1")
-    assert kill.grace_s <= decisions[-1].kill.evidence["left_s"] - 1.0  # type: ignore[union-attr]
+    assert kill.grace_s <= kill.evidence["left_s"] - 1.0
 
 
 def test_without_the_forecast_memory_is_gone_first() -> None:

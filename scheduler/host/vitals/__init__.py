@@ -46,7 +46,7 @@ _probe: system.HostProbe | None = None
 
 def host_memory(now: float | None = None) -> HostMemory:
     """Read the host's memory now; limit and available are bounded by our own cgroup chain (v1 and v2)."""
-    global _probe
+    global _probe  # noqa: PLW0603 - it counts the paging since it was made: one for the whole process
     if _probe is None:
         _probe = system.HostProbe()
     return _probe.read(time.monotonic() if now is None else now)
