@@ -14,7 +14,8 @@ from scheduler.driver import run_folder
 from scheduler.model import UsageError
 from scheduler.settings import layers
 from scheduler.settings.load import load
-from scheduler.settings.schema import RangeParameter, Settings, configs_root
+from scheduler.settings.schema import Settings, configs_root
+from scheduler.settings.study_keys import RangeParameter
 from scheduler.watchdog.policy.thresholds import Thresholds
 from scheduler.workload.studies import studies
 
