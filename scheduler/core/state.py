@@ -7,7 +7,7 @@ runs in production and in the simulator (tests/simulator.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -370,10 +370,19 @@ class BatchState:
             and study.counted + len(study.live) < study.spec.quota
         )
 
+    def _is_early(self, study: Study, views: Sequence[m.WorkerView]) -> bool:
+        """Whether a trial drawn now would only wait for a slot, and know less than one drawn when that is free.
+
+        Of several studies each shows its next trial beforehand: placement compares them.
+        """
+        alone = all(other is study or other.closed is not None for other in self.studies.values())
+        # A trial that no worker has slots enough for is drawn on an empty one, and found not to fit.
+        return alone and not any(view.free_slots >= min(study.spec.slots, view.slots) for view in views)
+
     def _ask(self, study: Study) -> None:
         """Ask only when some worker is here: the micro-batch is sized for the largest of them."""
         views = self.ledger.views()
-        if not views:
+        if not views or self._is_early(study, views):
             return
         largest = max(self.ledger, key=lambda row: -1 if row.gone else row.limit_bytes)
         study.asking = True

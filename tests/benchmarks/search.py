@@ -4,9 +4,13 @@ Ours goes through the product's own path: `StudyStore` on a real SQLite file (as
 restart) with the project's own `sample`, `micro_batch` and `estimate`. Plain Optuna is `study.ask` and `study.tell` in
 memory with the same sampler and search space, in the order in which `optimize(n_jobs=PARALLEL)` would call them: never
 killed, never restarted, and where a memory limit hides part of the space it is given the part that fits and no more.
-Ours asks one trial ahead, as the driver does. Both see the same noise and durations for a seed. Run it by hand:
+Ours asks when a slot is free, as the driver does for a study that runs alone. Both see the same noise and durations for
+a seed. Run it by hand:
 
-    .venv/bin/python -m tests.benchmarks.search [--seeds 30] [--parallel 2,8] [--only real/kills] [--jobs 2]
+    .venv/bin/python -m tests.benchmarks.search [--seeds 30] [--parallel 2,8] [--only real/kills] [--jobs 2] [--save F]
+
+The whole of it is some 50 minutes of one core. --save appends each run's result to a file of JSON lines, and only what
+is not in it is run: stop and start it as you like, but begin another file when the search changes.
 
 Covers what the sampler and the study do to a search. Trains nothing; memory is a limit at asking, not a measurement.
 """
@@ -15,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import heapq
 import itertools
+import json
 import math
 import os
 import random
@@ -219,25 +225,46 @@ def regret(done: Sequence[tuple[float, float]], best: float) -> float:
     return min(done)[1] - best
 
 
+def limit_of(case: Case, stand_in: Surrogate) -> int:
+    """Bytes that a trial may take."""
+    return memory_limit(stand_in) if case.scenario == "memory" else ROOMY
+
+
+@functools.cache
+def best_there_is(case: Case) -> float:
+    """The lowest loss of the architectures that fit."""
+    stand_in, fitting = surrogate(case.surrogate, case.seed), None
+    if case.scenario == "memory":
+        limit, context = memory_limit(stand_in), context_of(stand_in)
+        fitting = tuple(n for n, a in enumerate(hpo.candidates(context)) if fits(a, context, limit))
+    return best_loss(stand_in, fitting)
+
+
+@functools.cache
+def undisturbed(case: Case) -> float:
+    """Regret of plain Optuna."""
+    stand_in = surrogate(case.surrogate, case.seed)
+    theirs = simulate(Plain(stand_in, case, limit_of(case, stand_in)), stand_in, case, disturbed=False)
+    assert len(theirs) == TRIALS, (case, len(theirs))
+    return regret(theirs, best_there_is(case))
+
+
 def play(case: Case) -> tuple[float, float]:
     """Regret of ours and of plain Optuna."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     stand_in = surrogate(case.surrogate, case.seed)
-    limit, fitting = ROOMY, None
-    if case.scenario == "memory":
-        limit, context = memory_limit(stand_in), context_of(stand_in)
-        fitting = tuple(n for n, a in enumerate(hpo.candidates(context)) if fits(a, context, limit))
-    best = best_loss(stand_in, fitting)
+    limit = limit_of(case, stand_in)
+    # Kills and restarts happen to ours alone: the same run of Optuna's is beside all of them.
+    plain = case if case.scenario == "memory" else dataclasses.replace(case, scenario="undisturbed")
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     try:
         ours = Ours(stand_in, case, folder, limit)
-        mine = simulate(ours, stand_in, case, disturbed=True, ahead=1)  # as the driver asks
+        mine = simulate(ours, stand_in, case, disturbed=True)
         ours.store.close()
     finally:
         shutil.rmtree(folder)
-    theirs = simulate(Plain(stand_in, case, limit), stand_in, case, disturbed=False)
-    assert len(mine) == len(theirs) == TRIALS, (case, len(mine), len(theirs))
-    return regret(mine, best), regret(theirs, best)
+    assert len(mine) == TRIALS, (case, len(mine))
+    return regret(mine, best_there_is(plain)), undisturbed(plain)
 
 
 def interval(differences: Sequence[float]) -> tuple[float, float, float]:
@@ -255,6 +282,27 @@ def spread(cases: Sequence[Any], work: Callable[[Any], Any], jobs: int) -> Itera
         yield from pool.map(work, cases)
 
 
+Regrets = tuple[float, float]
+
+
+def played(cases: Sequence[Case], jobs: int, save: Path | None) -> Iterator[Regrets]:
+    """The regrets of all cases, in their order; those in the file are taken from there."""
+    known: dict[Case, Regrets] = {}
+    if save is not None and save.exists():
+        for line in save.read_text().splitlines():
+            row = json.loads(line)
+            known[Case(**row["case"])] = (row["ours"], row["plain"])
+    found = spread([case for case in cases if case not in known], play, jobs)
+    for case in cases:
+        if case not in known:
+            known[case] = next(found)
+            if save is not None:
+                ours, plain = known[case]
+                with save.open("a") as file:
+                    print(json.dumps({"case": dataclasses.asdict(case), "ours": ours, "plain": plain}), file=file)
+        yield known[case]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line per surrogate, parallelism and scenario: regrets x 1000, and the paired difference."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.search")
@@ -262,6 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--parallel", default="2,8")
     parser.add_argument("--only", default="", help="a part of surrogate/scenario")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--save", type=Path, metavar="FILE", help="results so far; what is in it is not run again")
     options = parser.parse_args(arguments)
     if "real" in NAMES:
         print("real:", fitted()[2])
@@ -275,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.only in f"{name}/{scenario}"
     ]
     cases = [dataclasses.replace(line, seed=seed) for line in lines for seed in range(options.seeds)]
-    results = spread(cases, play, options.jobs)
+    results = played(cases, options.jobs, options.save)
     for line in lines:
         found = list(itertools.islice(results, options.seeds))
         mean, low, high = interval([1000 * (mine - theirs) for mine, theirs in found])

@@ -85,6 +85,29 @@ def test_asks_one_trial_per_study_once_a_worker_is_here() -> None:
     assert kinds(batch.tell(m.Tick()), m.AskTrial) == []
 
 
+def test_a_study_alone_is_asked_when_a_slot_is_free() -> None:
+    """A trial drawn while all slots are taken knows one result less, and could not have started: it is drawn after that
+    result; where memory is what is short, one is drawn and waits for it."""
+    batch = Batch(b.study("one"))
+    batch.join(slots=2)
+    first, second = batch.start(0, study="one"), batch.start(1, 20 * GIB, study="one")
+    assert len(kinds(batch.log, m.AskTrial)) == 2
+    commands = batch.end(first.attempt)
+    kept = [type(command) for command in commands if isinstance(command, m.TellTrial | m.AskTrial)]
+    assert kept == [m.TellTrial, m.AskTrial]
+    assert kinds(batch.tell(b.asked(2, 20 * GIB, study="one")), m.LaunchAttempt) == []
+    assert only(batch.end(second.attempt), m.LaunchAttempt).attempt.trial.number == 2
+
+
+def test_of_several_studies_each_shows_its_next_trial_beforehand() -> None:
+    """All slots are taken and each has a trial that waits: which one starts next is compared, not who answers first."""
+    batch = Batch(b.study("one"), b.study("two"))
+    batch.join(slots=1)
+    batch.start(0, study="one")
+    batch.tell(b.asked(0, study="two"))
+    assert [ask.study for ask in kinds(batch.log, m.AskTrial)] == ["one", "two", "one"]
+
+
 def test_runs_a_study_to_its_quota_and_ends() -> None:
     """Ask, launch, complete, told: quota times; then the study closes and the batch ends with 0."""
     batch = Batch(b.study(quota=2))
