@@ -5,8 +5,9 @@
 Each case trains in a fresh `python -m training.trial` under `training.runtime.environment`, on daily bars, for 2 to 20
 optimizer steps (large ones fewer) and the validation passes between; the truth is the process's own VmHWM (`wait4`
 would report the parent's peak, which `ru_maxrss` inherits through exec). Which cases, and with which seeds they were
-drawn: footprint_cases.py. What the constants of training/footprint.py were fitted on is measured by `--fit`; everything
-else is judged on a seed that no constant has seen.
+drawn: footprint_cases.py. What the constants of training/footprint.py were fitted on is measured by `--fit`. `draw` and
+`large` are drawn with a seed that no constant has seen; the other groups are chosen by hand: two shapes of `wide` are
+those that showed the term of few rows, and the margin of an unmeasured environment was chosen on `allocators`.
 
 --python: an interpreter whose torch is asked about, e.g. of an environment with the CUDA build; may be given many
 times. --groups: of draw, wide, large, data, allocators, children, cost; all but `large` and `cost` when not given.

@@ -77,9 +77,10 @@ def test_the_plan_says_whose_runtime_it_used(capsys: pytest.CaptureFixture[str])
 
 
 def test_an_unmeasured_environment_plans_with_more() -> None:
-    """A preloaded allocator, as the last run found it, widens what is planned."""
+    """A preloaded allocator, as the last run found it, widens what is planned: for the smallest trials by some MiB."""
     odd = Environment(name="torch-2.13.0+cu130/libjemalloc.so.2", runtime_bytes=CUDA_BUILD.runtime_bytes)
-    assert (planned(odd).studies[0].smallest_bytes or 0) > (planned(CUDA_BUILD).studies[0].smallest_bytes or 0)
+    wider = (planned(odd).studies[0].smallest_bytes or 0) - (planned(CUDA_BUILD).studies[0].smallest_bytes or 0)
+    assert 4 * MIB < wider < 8 * MIB
 
 
 def test_a_larger_process_makes_a_larger_spare() -> None:
