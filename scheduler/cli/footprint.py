@@ -27,7 +27,7 @@ OK, USAGE, NOTHING_FITS, STOPPED = 0, 2, 3, 130
 DEFAULT_MEMORY_SHARE = 0.9  # of this machine, as bin/schedule takes it by default
 # What tests/benchmarks/footprint.py found on the groups draw and wide: 28 trials, peaks of 0.28 to 3.75 GiB.
 SURENESS = {
-    "cpu": "formula, no trial observed; none of the 28 trials that judged it was above; it was 2 % over (median; worst 4.3)",
+    "cpu": "formula, none observed; of 28 trials that judged it none was above, it was 2 % over (median; worst 4.3)",
     "cuda": "formula, no trial observed on CUDA: not measured there; leave a margin until a study has observed peaks",
     "mps": "formula times 2, from the only observation there is (115 GB at d=1024, L=256, batch 128)",
 }
