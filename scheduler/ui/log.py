@@ -31,6 +31,7 @@ QUIET = frozenset(
         JournalEvent.RESERVATION_RESIZED,
         JournalEvent.STUDY_REFUSED,  # the command line has said it
         JournalEvent.TRIAL_ASKED,
+        JournalEvent.TRIAL_DEFERRED,  # what waits, and for what, stands in the line of progress and in the live view
         JournalEvent.TRIAL_ENDED,
         JournalEvent.TRIAL_TOLD,
     }
@@ -60,6 +61,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "detail",
     ),
 }
+
+
+# What says nothing new to a person.
+DULL = (("early", False), ("unwritten", 0), ("detail", "completed"), ("detail", "pruned"), ("wait_s", 0.0))
 
 
 def configure(level: str = "info", sink: Sink | None = None) -> None:
@@ -107,7 +112,16 @@ def show(event: str, fields: Mapping[str, Any]) -> None:
     wanted = SHOWN.get(event, tuple(fields))
     shown = {k: fields[k] for k in wanted if fields.get(k) is not None and not isinstance(fields[k], dict | list)}
     shown.pop("traceback", None)
-    (get().debug if event in QUIET else get().info)(event, **shown)
+    for key, value in DULL:
+        if shown.get(key) == value:
+            del shown[key]
+    said = get()
+    if event in QUIET:
+        said.debug(event, **shown)
+    elif fields.get("kill"):  # the line among all others that must be seen
+        said.warning(event, **shown)
+    else:
+        said.info(event, **shown)
 
 
 def readable(_logger: Any, _method: str, event: Mapping[str, Any]) -> str:

@@ -249,3 +249,31 @@ def test_a_person_sees_the_fields_that_matter() -> None:
     log.show("attempt.progress", {"attempt": "s/0/1", "step": 1})
     assert len(lines) == 1
     assert lines[0].endswith("attempt.ended attempt=s/0/1 reason=completed peak=1.00GiB")
+
+
+def test_what_says_nothing_new_is_left_to_the_journal() -> None:
+    """A deferral is in the line of progress; that nothing was lost and that a complete trial completed goes unsaid."""
+    lines: list[str] = []
+    log.configure(sink=lines.append)
+    log.show("trial.deferred", {"trial": "s/0", "reason": "slots"})
+    log.show("study.closed", {"study": "s", "reason": "quota reached", "early": False})
+    log.show("batch.ended", {"exit_code": 0, "reason": "done", "unwritten": 0})
+    log.show("attempt.ended", {"attempt": "s/0/1", "reason": "completed", "detail": "completed"})
+    log.show("study.closed", {"study": "s", "reason": "5 failures in a row", "early": True})
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        'study.closed study=s reason="quota reached"',
+        "batch.ended exit_code=0 reason=done",
+        "attempt.ended attempt=s/0/1 reason=completed",
+        'study.closed study=s reason="5 failures in a row" early=True',
+    ]
+
+
+def test_a_kill_stands_out_among_the_lines() -> None:
+    """What the watchdog ended is a warning; any other end is not."""
+    lines: list[str] = []
+    log.configure(sink=lines.append)
+    log.show(
+        "attempt.ended", {"attempt": "s/0/1", "reason": "stalled", "detail": "no CPU", "kill": {"rule": "stalled"}}
+    )
+    log.show("attempt.ended", {"attempt": "s/1/1", "reason": "failed", "detail": "ValueError: x", "kill": None})
+    assert [" WARNING " in line for line in lines] == [True, False]
