@@ -76,7 +76,8 @@ class Dispatcher:
     inbox: where everybody puts what happened. log: `log(event, durable=False, **fields)`, one constant dotted name per
     kind of event. recover: given an attempt that was lost and its outcome so far, what its outcome really was.
     missing: what the run cannot do without and is not there now; nothing is launched then. away_timeout_s: how long the
-    Dask scheduler may be gone before the run ends. watch: called about once a second.
+    Dask scheduler may be gone before the run ends. watch: called about once a second. told: when a trial's
+    final state is in its study.
     """
 
     def __init__(
@@ -95,13 +96,14 @@ class Dispatcher:
         away_timeout_s: float,
         watch: Callable[[BatchState], None] = lambda brain: None,
         handle: Callable[[m.Event, float], list[m.Command]] | None = None,
+        told: Callable[[m.TrialTold], None] = lambda event: None,
     ) -> None:
         self.brain, self.cluster, self.fleet = brain, cluster, fleet
         self._handle = handle or brain.handle  # by way of a recording
         self._inbox = inbox
         self.recorder = recorder(self.post)
         self._objective, self._folder, self._log = objective, folder, log
-        self._recover, self._missing, self._watch = recover, missing, watch
+        self._recover, self._missing, self._watch, self._told = recover, missing, watch, told
         self._inflight: dict[m.AttemptId, _InFlight] = {}
         self._tidy = ThreadPoolExecutor(1, thread_name_prefix="headroom-tidy")  # unlinking 24 GB takes its time
         self._end: m.EndBatch | None = None
@@ -152,6 +154,8 @@ class Dispatcher:
             self._carry_out(command)
         if self.brain.draining and not draining:
             self.recorder.drain()
+        if isinstance(event, m.TrialTold):
+            self._told(event)
 
     def _watch_connection(self, now: float) -> None:
         """Before each event: a trial that was lost with the connection must not be launched again without one.

@@ -31,6 +31,7 @@ from scheduler.core.fault import RetryPolicy
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
 from scheduler.driver import decisions, journal, recovery, run_folder
+from scheduler.driver.caller import Caller
 from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said
 from scheduler.driver.fleet import Fleet
 from scheduler.driver.lock import DriverLock
@@ -72,16 +73,16 @@ class StoppedAtStart(m.HeadroomError):
     exit_code = 130
 
 
-def run(settings: Settings, plan_: Plan, view_: View, *, is_last: bool = False) -> int:
+def run(settings: Settings, plan_: Plan, view_: View, *, is_last: bool = False, caller: Caller | None = None) -> int:
     """Run every study of the plan to its quota, or until the user stops it; print the results; return the exit code.
 
-    is_last: the process ends with it. A request to stop that comes after the end is then not heard any more: it could
-    only put its own status in the place of the run's.
+    caller: what a program that calls this has beyond settings. is_last: the process ends with it. A request to stop
+    that comes after the end is then not heard any more: it could only put its own status in the place of the run's.
 
     Raises HeadroomError: a run folder that another driver holds, a cluster that does not answer, a database that is
     out of reach, workers that cannot run trials.
     """
-    return _Driver(settings, plan_, view_).run(is_last)
+    return _Driver(settings, plan_, view_, caller).run(is_last)
 
 
 def cluster_facts(settings: Settings, address: str, security: Security) -> list[m.WorkerFacts]:
@@ -101,8 +102,8 @@ class FilesLost(m.HeadroomError):
 
 
 class _Driver:
-    def __init__(self, settings: Settings, plan_: Plan, view_: View) -> None:
-        self.settings, self.plan, self.view = settings, plan_, view_
+    def __init__(self, settings: Settings, plan_: Plan, view_: View, caller: Caller | None = None) -> None:
+        self.settings, self.plan, self.view, self.caller = settings, plan_, view_, caller
         self.owner = uuid.uuid4().hex
         self.topic = f"{settings.name}-{self.owner[:8]}"
         self.started = time.monotonic()
@@ -202,6 +203,7 @@ class _Driver:
             away_timeout_s=self.settings.away_timeout_s,
             watch=lambda brain: self._watch(brain, folder),
             handle=self.recording.handle,
+            told=self._told,
         )
 
     def _report(self, folder: Path, store: StudyStore, brain: BatchState) -> bool:
@@ -310,10 +312,21 @@ class _Driver:
             seed=self.settings.seed,
             pruner=self.settings.pruner,
             warm_start=self.settings.warm_start,
-            choice=None if self.settings.objective is None else choice.chosen(self.settings),
+            choice=self._choice(),
+            storage=None if self.caller is None else self.caller.storage,
             folder=folder,
             lease_s=self.settings.lease_s,
         )
+
+    def _choice(self) -> choice.Choice | None:
+        if self.caller is not None:
+            return self.caller.choice
+        return None if self.settings.objective is None else choice.chosen(self.settings)
+
+    def _told(self, event: m.TrialTold) -> None:
+        """Call the caller's callbacks: a trial has its final state."""
+        if self.caller is not None and self.caller.on_end(event.trial.number):
+            self.inbox.put(m.StudyStopped(study=event.trial.study, source="a callback"))
 
     def _rules(self) -> Rules:
         settings = self.settings
@@ -396,6 +409,11 @@ class _Driver:
             self.inbox.put(m.QuitRequested(source=f"the loss of the {loss.what}", now=loss.is_folder, failed=True))
         self.journal.flush()
         now = time.monotonic()
+        limit_s = None if self.caller is None else self.caller.timeout_s
+        if limit_s is not None and now - self.started > limit_s:
+            for study in brain.studies.values():
+                if study.stopped is None and study.closed is None:
+                    self.inbox.put(m.StudyStopped(study=study.spec.name, source="its time limit"))
         picture = view.snapshot(
             brain,
             run=self.settings.name,

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, cast
 
 import optuna
 import sqlalchemy
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial
 
@@ -89,11 +89,33 @@ def set_constraint(storage: RDBStorage, session: Any, trial: TrialRow, name: str
     )
 
 
+def begin_loop(study: optuna.Study) -> None:
+    """Let `Study.stop` be called by whoever is given this study, and nobody have called it yet. As `Study.optimize`."""
+    study._thread_local.in_optimize_loop, study._stop_flag = True, False
+
+
+def end_loop(study: optuna.Study) -> None:
+    """Undo `begin_loop`."""
+    study._thread_local.in_optimize_loop = False
+
+
 def allow_stop(study: optuna.Study) -> None:
-    """Let `Study.stop` be called by whoever is given this study, as within `Study.optimize`."""
+    """Let `Study.stop` be called on another thread, where the loop has begun."""
     study._thread_local.in_optimize_loop = True
 
 
 def is_stopped(study: optuna.Study) -> bool:
     """Whether it was. As the loop of `Study.optimize` asks before each trial."""
     return bool(study._stop_flag)
+
+
+def storage_of(study: optuna.Study) -> tuple[BaseStorage, str | None]:
+    """Return the storage that the study was given, and its URL where it is a database."""
+    storage = study._storage
+    backend = getattr(storage, "_backend", storage)
+    return storage, backend.url if isinstance(backend, RDBStorage) else None
+
+
+def id_of(trial: FrozenTrial) -> int:
+    """Return the trial's number in its storage, which is not its number in the study."""
+    return trial._trial_id

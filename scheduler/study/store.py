@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from optuna.study import StudyDirection
@@ -53,6 +53,7 @@ from scheduler.study.ask import begun_trial, make_sampler
 from scheduler.study.choice import Choice, check_directions
 from scheduler.study.distributions import space
 from scheduler.study.live import LiveTrials
+from scheduler.study.plain_storage import PlainStorage
 from scheduler.study.rows import (
     OURS,
     LeftTrial,
@@ -140,7 +141,8 @@ class StudyStore:
     after a restart. folder: the run's folder, for a driver that takes over. lease_s: how long another driver's lease
     must stand still (by this host's monotonic clock, so that wrong clocks do not matter) before it counts as gone.
     warm_start: how many of the best trials of a finished study nearby a new study runs first.
-    choice: sampler, pruner and the user's own sizes of studies whose trials ask while they run.
+    choice: sampler, pruner and the user's own sizes of studies whose trials ask while they run. storage: instead of the
+    database at `url`.
     """
 
     def __init__(
@@ -154,6 +156,7 @@ class StudyStore:
         pruner: str = "median",
         warm_start: int = 0,
         choice: Choice | None = None,
+        storage: PlainStorage | None = None,
         folder: str | os.PathLike[str] | None = None,
         lease_s: float = LEASE_S,
         clock: Callable[[], float] = time.monotonic,
@@ -166,6 +169,7 @@ class StudyStore:
             make_pruner(pruner)  # an unknown name is an error now, not at the first study
         self._folder = None if folder is None else str(Path(folder).absolute())
         self._rdb: Rdb | None = None
+        self._plain = storage
         self._cached: Any = None
         self._open: dict[str, _Open] = {}
 
@@ -243,6 +247,8 @@ class StudyStore:
         return [f"{spec.name} begins with the best {len(queue)} trials of {found.study} (warm_start)"]
 
     def _connect(self) -> Rdb:
+        if self._plain is not None:
+            self._rdb, self._cached = cast(Rdb, self._plain), self._plain.storage  # the same operations
         if self._rdb is None:
             rdb = Rdb(self.url)
             self._rdb, self._cached = rdb, optuna.storages.get_storage(rdb.storage)

@@ -148,11 +148,23 @@ def best_lines(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) 
     """Of studies whose parameters are no columns of the table: those of the best trial, one line each."""
     found = []
     for spec in studies:
+        if len(spec.directions) > 1:
+            found.append(f"{spec.name}: {_undominated(spec, rows.get(spec.name, ()))} trials on the Pareto front")
+            continue
         best = best_row(rows.get(spec.name, ()), spec) if spec.define_by_run else None
         if best is not None:
             params = " ".join(f"{name}={best[name]}" for name in best.get("asked.params", ()))
             found.append(f"best of {spec.name}: {best['value']:.6g} with {params or 'no parameters'}")
     return found
+
+
+def _undominated(spec: StudySpec, rows: Sequence[Row]) -> int:
+    """How many trials have values that none other's are at least as good as, and one of them better."""
+    signs = [-1 if direction == "maximize" else 1 for direction in spec.directions]
+    complete = [row for row in rows if row["state"] == "COMPLETE"]
+    points = {tuple(sign * row[f"value.{i}"] for i, sign in enumerate(signs)) for row in complete}
+    best = {p for p in points if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)}
+    return sum(tuple(sign * row[f"value.{i}"] for i, sign in enumerate(signs)) in best for row in complete)
 
 
 def barren(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:

@@ -39,6 +39,8 @@ def study(settings: Settings) -> StudySpec:
 def meaning(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return per study what gives its trials their meaning: the function, without its file's folder, which may move."""
     function = os.path.basename(settings.objective or "")
+    if (settings.objective or "").startswith("pickle"):
+        function = "a function"  # handed over by a program: only that knows what it is
     return {study(settings).name: {"objective": function, "direction": list(settings.direction)}}
 
 
