@@ -59,6 +59,15 @@ def parse_duration(text: str | float, name: str = "duration") -> float:
     return seconds
 
 
+def duration(seconds: float, *, wide: bool = False) -> str:
+    """Say how long, in two units at most: "45s", "12m03s", "2h05m", "3d04h"; wide: "45 s", "12 min 03 s"."""
+    whole, gap, minute = max(0, int(seconds)), " " if wide else "", "min" if wide else "m"
+    for unit, size, inner, inner_size in (("d", 86400, "h", 3600), ("h", 3600, minute, 60), (minute, 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size}{gap}{unit}{gap}{whole % size // inner_size:02d}{gap}{inner}"
+    return f"{whole}{gap}s"
+
+
 def gib(size_bytes: int) -> str:
     """Three significant places with a binary unit: "31.2 GiB", "512 MiB", "0 B"."""
     sign, size = ("-" if size_bytes < 0 else ""), abs(size_bytes)

@@ -5,15 +5,26 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
+
+POLL_S = 0.02
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> None:
-    """Return once the condition holds; fail with `what` when it does not in time."""
+def until(
+    condition: Callable[[], Any], timeout_s: float, what: Callable[[], str] | str, every_s: float = POLL_S
+) -> Any:
+    """Wait until the condition is true and return its value; fail with `what` (asked then) after the deadline."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s:g} s: {what}")
-        time.sleep(0.05)
+            raise AssertionError(f"not within {timeout_s:g} s: {what if isinstance(what, str) else what()}")
+        time.sleep(every_s)
+    return value
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> Any:
+    """Wait as `until` does, with the deadline that is enough for most."""
+    return until(condition, timeout_s, what)
 
 
 def free_port() -> int:

@@ -15,15 +15,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from scheduler.cli import execution
+from scheduler.cli.execution import NOTHING_FITS, OK
 from scheduler.host import facts as host_facts
 from scheduler.host import runtimes
 from scheduler.host.registry import host_folder
-from scheduler.model import HeadroomError, UsageError
+from scheduler.model import UsageError
 from scheduler.units import gib, parse_size
 from training import arch_grid, batch_size, data, footprint, runtime
 from training.errors import TrainingInputError
 
-OK, USAGE, NOTHING_FITS, STOPPED = 0, 2, 3, 130
 DEFAULT_MEMORY_SHARE = 0.9  # of this machine, as bin/schedule takes it by default
 # What tests/benchmarks/footprint.py found on the groups draw and wide: 28 trials, peaks of 0.28 to 3.75 GiB.
 SURENESS = {
@@ -271,22 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run the command; every expected error is one line on stderr and exit code 2."""
-    try:
-        result = command.main(list(arguments), prog_name="bin/footprint", standalone_mode=False)
-        return result if isinstance(result, int) else OK
-    except HeadroomError as error:
-        return _say(str(error), error.exit_code)
-    except TrainingInputError as error:
-        return _say(str(error), USAGE)
-    except click.ClickException as error:
-        return _say(f"{error.format_message()} (see bin/footprint --help)", USAGE)
-    except (click.Abort, KeyboardInterrupt):
-        return _say("stopped", STOPPED)
-
-
-def _say(message: str, code: int) -> int:
-    click.echo(f"headroom: {' '.join(message.split())}", err=True)
-    return code
+    return execution.execute(command, "bin/footprint", arguments, expected=(TrainingInputError,))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from scheduler import __version__, masking
-from scheduler.model import HeadroomError, NothingFits, UsageError
+from scheduler.cli import execution
+from scheduler.cli.execution import CLOSED_EARLY, NOTHING_FITS, OK, STOPPED, TIMED_OUT, say
+from scheduler.model import NothingFits, UsageError
 
 if TYPE_CHECKING:
     from scheduler.settings.schema import Settings
     from scheduler.workload.plan import Plan
 
-OK, CLOSED_EARLY, USAGE, NOTHING_FITS, TIMED_OUT, STOPPED = 0, 1, 2, 3, 124, 130
 
 EPILOG = """\b
 Examples:
@@ -126,7 +127,7 @@ def command(
     if settings.storage is not None:
         masking.learn(settings.storage)
         if given["storage"] and masking.has_secret(given["storage"]):
-            _say("a password among the arguments is seen by every user of this machine (ps); HEADROOM_STORAGE or "
+            say("a password among the arguments is seen by every user of this machine (ps); HEADROOM_STORAGE or "
                  "~/.pgpass is safer", 0)  # fmt: skip
     plan = make_plan(settings)
     if settings.objective is not None:
@@ -222,7 +223,7 @@ def run(settings: Settings, plan: Plan) -> int:
     with view:
         code = driver.run(settings, plan, view, is_last=True)  # shows the results itself: the study is open there
     if code in (STOPPED, TIMED_OUT):
-        _say(f"stopped; to go on where it stopped: {_again(sys.argv[1:])}", 0)
+        say(f"stopped; to go on where it stopped: {_again(sys.argv[1:])}", 0)
     return CLOSED_EARLY if code == OK and plan.refusals else code
 
 
@@ -233,23 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run the command; every expected error is one line on stderr and its exit code."""
-    try:
-        result = command.main(list(arguments), prog_name="bin/schedule", standalone_mode=False)
-        return result if isinstance(result, int) else OK
-    except HeadroomError as error:
-        return _say(str(error), error.exit_code)
-    except click.ClickException as error:
-        return _say(f"{error.format_message()} (see bin/schedule --help)", USAGE)
-    except (click.Abort, KeyboardInterrupt):
-        return _say("stopped", STOPPED)
-    except BrokenPipeError:  # `bin/schedule --dry-run | head`
-        sys.stderr.close()
-        return OK
-
-
-def _say(message: str, code: int) -> int:
-    click.echo(f"headroom: {' '.join(masking.scrubbed(message).split())}", err=True)
-    return code
+    return execution.execute(command, "bin/schedule", arguments)
 
 
 def _again(arguments: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from scheduler.ui.keys import KeyReader
 from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
-from scheduler.units import gib
+from scheduler.units import duration, gib
 
 PLAIN_EVERY_S = 60.0  # without a terminal: a line a minute, and one whenever a trial has ended
 MOST_TRIALS = 12  # rows of running trials that are drawn; the rest is counted
@@ -204,15 +204,6 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def duration(seconds: float) -> str:
-    """ "45s", "12m03s", "2h05m", "3d04h": two units at most."""
-    whole = int(seconds)
-    for unit, size, inner, inner_size in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // inner_size:02d}{inner}"
-    return f"{whole}s"
-
-
 __all__ = [
     "LiveView",
     "Snapshot",
@@ -222,6 +213,5 @@ __all__ = [
     "WorkerLine",
     "choose",
     "draw",
-    "duration",
     "plain",
 ]

@@ -22,8 +22,7 @@ from rich.table import Table
 from scheduler.files.durable import write
 from scheduler.model import StudySpec, WorkerFacts
 from scheduler.model.plain import line
-from scheduler.ui.console import duration
-from scheduler.units import gib
+from scheduler.units import duration, gib
 from scheduler.workload.plan import Plan, StudyPlan
 
 Row = Mapping[str, Any]

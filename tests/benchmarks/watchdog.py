@@ -30,7 +30,8 @@ from scheduler.host import vitals
 from scheduler.model import Pressure
 from scheduler.model.samples import HostMemory, HostSample, TreeSample, TrialSample
 from scheduler.watchdog.policy.eviction import Evaluator
-from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, REPO, SILENT, Host, Trial, host, until
+from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, REPO, SILENT, Host, Trial, host
+from tests.waiting import until
 
 GIB = 2**30
 HOG = """

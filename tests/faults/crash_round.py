@@ -23,7 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from tests.faults import crash_promises as promises
 from tests.faults.crash_plan import AWAY_TIMEOUT_S, EPOCHS, LEASE_S, SLOTS, STUDIES, TRIALS, Allowance, Event, Kind
-from tests.faults.sandbox import Disk, Network, Process, Sandbox, stop_between_transactions, until
+from tests.faults.sandbox import Disk, Network, Process, Sandbox, stop_between_transactions
+from tests.waiting import until
 
 BUDGET_BYTES = 400 * 2**20  # two trials fit until one of them has settled, whatever the warm spare and the agent hold
 FIND_S = 8.0  # for a victim of the wanted role, or for the moment, to be there

@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from scheduler.host import vitals
-from tests.waiting import free_port
+from tests.waiting import free_port, until
 
 REPO = Path(__file__).resolve().parents[2]
 TINY = "tests.faults.tiny"
@@ -73,17 +73,6 @@ class Process:
         except ProcessLookupError:
             return False
         return True
-
-
-def until(condition: Callable[[], Any], timeout_s: float, what: Callable[[], str] | str, every_s: float = 0.02) -> Any:
-    """Wait until the condition is true and return its value; fail with `what` (asked then) after the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if value := condition():
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s} s: {what if isinstance(what, str) else what()}")
-        time.sleep(every_s)
 
 
 class Sandbox:

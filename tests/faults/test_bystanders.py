@@ -22,7 +22,8 @@ import pytest
 
 from scheduler.model import ExitReason
 from tests.faults.sandbox import Sandbox
-from tests.faults.watchdog_harness import HEALTHY, MIB, Host, Trial, host, until
+from tests.faults.watchdog_harness import HEALTHY, MIB, Host, Trial, host
+from tests.waiting import until
 
 pytestmark = pytest.mark.faults
 

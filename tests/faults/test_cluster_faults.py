@@ -22,9 +22,9 @@ import pytest
 from distributed import Client
 
 from tests.faults.relay import Relay
-from tests.faults.sandbox import TINY, Process, Sandbox, until
+from tests.faults.sandbox import TINY, Process, Sandbox
 from tests.faults.test_resume import SMALL, START_S, ends, goes_on, keeps_its_promises, nothing_left, tail, training
-from tests.waiting import free_port
+from tests.waiting import free_port, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 

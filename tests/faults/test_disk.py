@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from tests.faults.crash import quota_problems, replay_problems, result_problems
-from tests.faults.sandbox import Sandbox, until
+from tests.faults.sandbox import Sandbox
 from tests.faults.test_resume import ends, nothing_left, tail, training
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.sandbox import REPO, Sandbox, until
+from tests.faults.sandbox import REPO, Sandbox
 from tests.faults.test_resume import START_S, ends, goes_on, keeps_its_promises, nothing_left, tail, training
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 

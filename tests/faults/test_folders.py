@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 
 from tests.faults.crash import quota_problems
-from tests.faults.sandbox import Sandbox, stop_between_transactions, until
+from tests.faults.sandbox import Sandbox, stop_between_transactions
 from tests.faults.test_resume import SMALL, START_S, ends, keeps_its_promises, nothing_left, pair, tail, training
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 
 from tests.faults.crash import quota_problems, replay_problems, result_problems
-from tests.faults.sandbox import REPO, TINY, Sandbox, until
+from tests.faults.sandbox import REPO, TINY, Sandbox
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 

@@ -15,8 +15,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.faults.sandbox import Sandbox, until
+from tests.faults.sandbox import Sandbox
 from tests.faults.test_resume import SMALL, START_S, ends, nothing_left, tail, training
+from tests.waiting import until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
 

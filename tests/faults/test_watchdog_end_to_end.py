@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.sandbox import Sandbox, until
+from tests.faults.sandbox import Sandbox
+from tests.waiting import until
 
 pytestmark = pytest.mark.faults
 

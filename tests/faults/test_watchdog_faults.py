@@ -21,7 +21,8 @@ import pytest
 from scheduler.host import vitals
 from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.model import ExitReason, Pressure
-from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, SILENT, WAIT_S, Host, alive, host, until
+from tests.faults.watchdog_harness import BUSY, HEALTHY, MIB, SILENT, WAIT_S, Host, alive, host
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.faults,

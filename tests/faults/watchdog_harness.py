@@ -16,7 +16,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import pytest
 from scheduler.host import vitals
 from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.host.registry import HostRegistry, KillStory, Registration
+from tests.waiting import until
 
 REPO = Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -89,17 +90,6 @@ HEALTHY = """
 while True:
     tick(); time.sleep(0.3)
 """
-
-
-def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """Wait until the condition is true and return its value; fail with `what` after the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        if value := condition():
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s} s: {what}")
-        time.sleep(0.02)
 
 
 def alive(identity: tuple[int, float]) -> bool:

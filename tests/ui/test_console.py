@@ -120,14 +120,6 @@ def test_a_reader_that_is_gone_does_not_end_the_batch() -> None:
     assert isinstance(console.choose(io.StringIO()), console.View)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0s"), (59.9, "59s"), (60, "1m00s"), (3725, "1h02m"), (273600, "3d04h")]
-)
-def test_durations_have_two_units(seconds: float, text: str) -> None:
-    """45s, 12m03s, 2h05m, 3d04h."""
-    assert console.duration(seconds) == text
-
-
 # -- log lines -------------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +22,9 @@ from scheduler.host.signals import catches, never, send
 from scheduler.model import Pressure
 from scheduler.watchdog import watchdog
 from scheduler.watchdog.election import Election
+from tests.waiting import wait_until
 
 REPO = Path(__file__).resolve().parents[2]
-
-
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 20.0) -> Any:
-    """Wait until the condition is true, and return its value."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture
@@ -65,7 +56,7 @@ def test_start_watch_leave(registry: HostRegistry, tmp_path: Path) -> None:
     try:
         registry.register(reg)
         registry.tick(reg, 1, time.monotonic())
-        reading = until(lambda: (r := registry.pressure()) and r.used_bytes and r, "a reading with the trial")
+        reading = wait_until(lambda: (r := registry.pressure()) and r.used_bytes and r, "a reading with the trial")
         assert reading.level in Pressure and reg.key in reading.used_bytes
         assert reading.closed_reason is None
         assert process.stdin is not None
@@ -88,7 +79,7 @@ def test_standby_waits_and_leaves_with_its_agent(registry: HostRegistry) -> None
     """A second one does nothing while the first lives, and leaves when its own agent does."""
     first, second = watchdog.start(registry.root), None
     try:
-        until(registry.pressure, "the first publishes")
+        wait_until(registry.pressure, "the first publishes")
         second = watchdog.start(registry.root)
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(1.0)

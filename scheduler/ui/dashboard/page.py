@@ -13,7 +13,7 @@ from typing import Any
 
 from scheduler.ui.dashboard.runs import Board, Run
 from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
-from scheduler.units import GIB
+from scheduler.units import GIB, duration
 
 REFRESH_MS = 1000
 MAX_WORKERS, MAX_TRIALS, MAX_STUDIES = 32, 64, 64  # rows drawn; the rest is counted
@@ -78,15 +78,6 @@ def size(size_bytes: int | None) -> str:
     return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}" if abs(value) < 999.95 else f"{value:.0f}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: "42 s", "3 min 05 s", "2 h 07 min", "1 d 04 h"."""
-    whole = max(0, int(seconds))
-    for unit, scale, part, smaller in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= scale:
-            return f"{whole // scale} {unit} {whole % scale // smaller:02d} {part}"
-    return f"{whole} s"
-
-
 def share(part: float, whole: float) -> str:
     """CSS width of `part` in `whole`, kept within the bar."""
     return f"width:{100 * min(1.0, max(0.0, part / whole)) if whole > 0 else 0:.2f}%"
@@ -130,7 +121,7 @@ def head(board: Board, run: Run | None, now: float) -> str:
     free = shot.headroom_bytes
     state, kind = run.state(now)
     tiles = [(f"{done} / {quota}", "trials done"), (str(len(shot.trials)), "running")]
-    tiles += [(f"{size(free)} GiB", "headroom"), (duration(shot.elapsed_s), "elapsed")]
+    tiles += [(f"{size(free)} GiB", "headroom"), (duration(shot.elapsed_s, wide=True), "elapsed")]
     text = (
         f'<div class="head"><h1>{escape(shot.run)}</h1><span class="badge {kind}">{escape(state)}</span>'
         f'<div class="tiles">{"".join(f"""<div class="tile"><b>{a}</b><span>{b}</span></div>""" for a, b in tiles)}'
@@ -138,8 +129,8 @@ def head(board: Board, run: Run | None, now: float) -> str:
     )
     if run.is_silent(now):
         text += (
-            f'<div class="banner bad">No news from the driver for {duration(now - run.seen)}: it is gone or cannot '
-            "reach the scheduler. What is below is the last that was seen.</div>"
+            f'<div class="banner bad">No news from the driver for {duration(now - run.seen, wide=True)}: it is gone or '
+            "cannot reach the scheduler. What is below is the last that was seen.</div>"
         )
     runs = board.runs(now)
     if len(runs) > 1:
@@ -197,7 +188,7 @@ def trials(shot: Snapshot) -> str:
             f"<tr><td>{_short(trial.attempt, shot.run)}</td>{where}"
             f'<td style="width:26%">{held}</td>'
             f'<td class="n">{size(trial.used_bytes)} / {size(trial.reserved_bytes)}</td><td class="n">{epochs}</td>'
-            f'<td class="n">{number(trial.value)}</td><td class="n">{duration(trial.running_s)}</td></tr>'
+            f'<td class="n">{number(trial.value)}</td><td class="n">{duration(trial.running_s, wide=True)}</td></tr>'
         )
 
     return f'<div class="panel">{title}{_table(header, shot.trials, MAX_TRIALS, row, "trials")}</div>'
