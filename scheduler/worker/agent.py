@@ -74,6 +74,7 @@ class AttemptRun:
     began: float
     function: str | None = None  # what the objective calls, where that is the user's
     saved_at: float | None = None
+    has_task: bool = False  # until then nothing may be told to its process: the first line it reads is its task
     started: bool = False
     observed: bool = False  # the watchdog has said that it would have ended it
     complained: bool = False  # it was noted that a message of its was not understood
@@ -395,7 +396,8 @@ class Agent:
         with self._lock:
             self._early.setdefault(order.attempt, order)
             run = self._runs.get(order.attempt)
-        if run is not None:
+            begun = run is not None and run.has_task
+        if run is not None and begun:  # else whoever hands it its task sees to it
             run.seen.asked = run.seen.asked or order.reason
             run.process.tell(messages.StopTrial(reason=order.reason))
 
@@ -544,6 +546,7 @@ class Agent:
         process.log_to(run.folder.log)
         process.begin(task)
         with self._lock:
+            run.has_task = True
             early = self._early.get(run.attempt)
         match early:
             case letters.Stop(reason=reason):

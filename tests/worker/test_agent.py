@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scheduler.files.durable import read_json
-from scheduler.host.registry import HostRegistry
+from scheduler.host.registry import HostRegistry, Registration
 from scheduler.model import ExitReason, Outcome, letters, messages
 from scheduler.worker.agent import Agent
 from tests import builders as b
@@ -95,6 +95,27 @@ def ears(tmp_path: Path) -> Iterator[Ears]:
     ears = Ears(tmp_path)
     yield ears
     ears.agent.close()
+
+
+@pytest.mark.parametrize(
+    "order",
+    [letters.Stop(attempt="s/0/1", reason="drain"), letters.End(attempt="s/0/1", reason="the user asked twice")],
+    ids=["asked to leave", "ended"],
+)
+def test_an_order_between_a_process_and_its_task_is_no_failure(
+    ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: letters.Stop | letters.End
+) -> None:
+    """The process has been taken and has not got its task yet: it must not take the order for its task."""
+    register = ears.agent.promises.register
+
+    def ordered_meanwhile(registration: Registration) -> None:
+        ears.agent.told(order)
+        register(registration)
+
+    monkeypatch.setattr(ears.agent.promises, "register", ordered_meanwhile)
+    ears.launch(0, do="wait", until=str(tmp_path / "never"))
+    outcome = ears.outcome()
+    assert outcome.reason is ExitReason.INTERRUPTED, outcome
 
 
 def test_a_checkpoint_that_is_not_there_means_the_start_and_is_told(ears: Ears, tmp_path: Path) -> None:
