@@ -15,6 +15,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from scheduler.host.registry import HostRegistry, boot_id
 from scheduler.model import Json
 
 Lives = Callable[[int, float], bool]  # (pid, start time) -> whether this very process runs (`vitals.lives`)
+UNENTERED_S = 600.0  # an agent enters within a minute of its folder, or not at all
 LONGEST_ADDRESS = 100  # bytes of a socket's path that every system takes (104 on macOS, 108 on Linux)
 
 
@@ -117,7 +119,8 @@ class AgentFolder:
             return
         for name in names:
             data = read_json(self.path(name, "agent.json"))
-            if data is None:  # it is about to enter
+            if data is None:  # it is about to enter, or whoever made its folder was killed before it did
+                self._forget_unentered(name)
                 continue
             try:
                 entry = AgentEntry(**{**data, "process": ProcessIdentity(**data["process"])})
@@ -127,6 +130,11 @@ class AgentFolder:
                 self.remove(entry.id, entry.address)
             else:
                 yield entry
+
+    def _forget_unentered(self, name: str) -> None:
+        with contextlib.suppress(OSError):
+            if time.time() - os.stat(self.path(name)).st_mtime > UNENTERED_S and Ownership.is_free(self, name):
+                self.remove(name)
 
 
 class Ownership:
