@@ -233,13 +233,14 @@ class _Driver:
         if self.settings.cluster is not None:
             security = credentials.given(self.settings.cluster, self.settings.tls_files)
             return Cluster.connect(self.settings.cluster, topic=self.topic, security=security)
-        return Cluster.local(
-            slots=self.settings.total_slots,
-            memory_bytes=self.plan.rooms[0].capacity_bytes,
-            topic=self.topic,
-            dashboard=self.settings.dashboard_address,
-            scratch=str(folder / SCRATCH),
-        )
+        with _readable(folder):
+            return Cluster.local(
+                slots=self.settings.total_slots,
+                memory_bytes=self.plan.rooms[0].capacity_bytes,
+                topic=self.topic,
+                dashboard=self.settings.dashboard_address,
+                scratch=str(folder / SCRATCH),
+            )
 
     def _fleet(self, cluster: Cluster) -> Fleet:
         return Fleet(

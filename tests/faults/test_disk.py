@@ -115,6 +115,20 @@ def test_disk_full_for_60_s(box: Sandbox) -> None:
     nobody_paid(box, driver)
 
 
+def test_a_start_without_room_for_the_workers_own_files_is_one_line(box: Sandbox) -> None:
+    """The disk gets full while the command starts: it ends with 2 and says what and where; the next start goes on."""
+    scratch = box.folder / "dask"
+    scratch.mkdir(parents=True)
+    mount(scratch, "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs")
+    try:
+        assert ends(box.start(), box, 60) == 2, tail(box)
+    finally:
+        subprocess.run(["umount", "-l", str(scratch)], check=True)
+    assert "Traceback" not in tail(box) and f"cannot use {scratch}" in tail(box), tail(box)
+    assert "No space left on device" in tail(box), tail(box)
+    nobody_paid(box, box.start())
+
+
 def test_no_process_to_be_had_and_dasks_scratch_cleared_away(box: Sandbox) -> None:
     """A limit on processes is reached: what runs goes on, nothing else starts until there is one again. Then somebody's
     clean-up takes the worker's own folder."""
