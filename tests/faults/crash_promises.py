@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,8 @@ def replay_problems(trials: Sequence[dict[str, Any]], *folders: Path) -> Iterabl
             yield f"{trial} is {stored.get(trial)} in the database, {replayed.get(trial)} in the journal"
 
 
-def result_problems(*folders: Path) -> Iterable[str]:
-    """No parameter set was run to completion twice: at most one durable result each."""
+def result_problems(*folders: Path, taken: Container[tuple[str, float]] = ()) -> Iterable[str]:
+    """No parameter set was run to completion twice: at most one durable result each, except of those in `taken`."""
     completed: dict[tuple[str, float], list[str]] = {}
     for path in (path for folder in folders for path in (folder / "attempts").glob("*/result.json")):
         message = json.loads(path.read_text())
@@ -113,7 +113,8 @@ def result_problems(*folders: Path) -> Iterable[str]:
         if message["type"] == "result" and message["result"].get("stop_reason") == "completed":
             key = (spec["attempt"].split("/")[0], spec["params"]["learning_rate"])
             completed.setdefault(key, []).append(path.parent.name)
-    return [f"{key} was completed by {names}" for key, names in completed.items() if len(names) > 1]
+    many = {key: names for key, names in completed.items() if len(names) > 1 and key not in taken}
+    return [f"{key} was completed by {names}" for key, names in many.items()]
 
 
 # -- what was computed, and for nothing --------------------------------------------------------------------------------
