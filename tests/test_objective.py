@@ -216,6 +216,57 @@ def test_sampler_pruner_and_size_of_ones_own(tmp_path: Path) -> None:
         assert line["reserved_bytes"] == (100 + int(x)) * 2**20
 
 
+TRAIN = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+parser.add_argument("--depth", type=int)
+given = parser.parse_args()
+for epoch in range(3):
+    print(f"epoch {epoch} val_loss={given.lr * given.depth + 2 - epoch}")
+if given.depth == 4:
+    raise SystemExit("depth 4 is too deep")
+"""
+SPACE = "lr: {type: log_uniform, low: 1.0e-3, high: 1.0}\ndepth: {type: int, low: 1, high: 4}\n"
+
+
+def test_a_script_is_enough(tmp_path: Path) -> None:
+    """Each match is a report, the last the value; another exit status than 0 is a failure with the last line."""
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "space.yaml").write_text(SPACE)
+    line = f"{sys.executable} train.py --lr {{lr}} --depth={{depth}}"
+    words = ["--command", line, "--space", "space.yaml", "--metric", "val_loss=([0-9.eE+-]+)", "--pruner", "none"]
+    base = [sys.executable, "-m", "scheduler", "--runs-dir", str(tmp_path), "--name", "run", "--dashboard", "off"]
+    more = ["--trials", "12", "--slots", "1", "--sampler", "random", "--config", str(tolerant(tmp_path))]
+    done = subprocess.run(
+        [*base, *words, *more],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=360,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    trials = Done(tmp_path, 0, "", "").study.trials
+    assert {t.state for t in trials} == {States.COMPLETE, States.FAIL}
+    for trial in trials:
+        value = trial.params["lr"] * trial.params["depth"]
+        assert list(trial.intermediate_values) == [0, 1, 2]
+        if trial.params["depth"] == 4:
+            assert trial.state is States.FAIL and "depth 4 is too deep" in trial.user_attrs["error"]
+        else:
+            assert trial.value == pytest.approx(value)
+    wrong = {"{lr}": "--command needs --space", "{rl}": "has {rl}"}
+    for place, said in wrong.items():
+        flags = [] if place == "{lr}" else ["--space", "space.yaml", "--metric", "(x)"]
+        failed = subprocess.run(
+            [*base, "--command", f"python {place}", *flags],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert failed.returncode == 2 and said in failed.stderr, failed.stderr
+
+
 def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     """The file and the command under "Your own Optuna objective", in an empty folder."""
     section = (FILE.parent.parent / "README.md").read_text().split("## Your own Optuna objective")[1].split("\n## ")[0]

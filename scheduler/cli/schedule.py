@@ -64,6 +64,9 @@ def _argument(*names: str, key: str | None = None, **extra: Any) -> Callable[[Co
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})
 @_argument("--objective", metavar="FUNCTION", help="An Optuna objective: FILE.py:NAME or package.module:NAME.")
+@_argument("--command", metavar="LINE", help="A script instead: 'python train.py --lr {lr}'.")
+@_argument("--space", metavar="FILE", help="Its parameters: YAML, name: {type, low, high | choices}.")
+@_argument("--metric", metavar="REGEX", help="Its value in what it writes: 'loss=([0-9.eE+-]+)'; the last counts.")
 @_argument("--study", metavar="NAME", help="Its study (default: the run's name).")
 @_argument("--direction", metavar="WAY", multiple=True, help="minimize (default) or maximize; once per value.")
 @_argument("--sampler", metavar="NAME", help="tpe (default), random, gp, cmaes, qmc, nsgaii or module:function.")
@@ -178,8 +181,8 @@ def check_objective(settings: Settings) -> None:
     from scheduler.settings.schema import Training
     from scheduler.worker import trial_process
 
-    if settings.objective is not None and settings.objective.startswith("pickle"):
-        return  # it is a function of this very process
+    if settings.objective is not None and settings.objective.startswith(("pickle", "command:")):
+        return  # it is a function of this very process, or ours
     if settings.objective is not None:
         from scheduler.workload.objective import RUNNER_MODULE
 
@@ -253,7 +256,7 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
     from scheduler.settings.layers import parse_scalar
 
     text_only = {"budgets", "horizons", "name", "data", "storage", "cluster", "runs_dir", "memory_budget", "dashboard"}
-    text_only |= {"objective", "study", "direction", "sampler", "memory", "pruner"}
+    text_only |= {"command", "space", "metric", "objective", "study", "direction", "sampler", "memory", "pruner"}
     text_only |= {"tls_ca_file", "tls_cert", "tls_key"}
     keys = {"watchdog": "watchdog.mode"}
     return {

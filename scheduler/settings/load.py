@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from scheduler.model import UsageError
+from scheduler.settings import command
 from scheduler.settings import layers as sources
 from scheduler.settings.schema import PRUNERS, Settings, Training, configs_root
 from scheduler.settings.study_keys import EarlyStopping, Frozen, SearchParameter, StudyKeys
 
-PATHS = ("data", "hpo", "tls_ca_file", "tls_cert", "tls_key")
+PATHS = ("data", "hpo", "space", "tls_ca_file", "tls_cert", "tls_key")
 GROUPS = ("training", "watchdog", "early_stopping")  # nested keys that merge one by one
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -65,9 +66,11 @@ def load(
     for path, mine in per_file:
         keys = {key: value for key, value in mine.values.items() if key in StudyKeys.model_fields}
         found.append(_validate(StudyKeys, sources.Layers(keys, mine.origin), str(path)))
+    if settings.command is not None:
+        settings = settings.model_copy(update={"objective": _command(settings)})
     if settings.objective is not None:
         _check_objective_keys(arguments, variables, experiments)
-        name = settings.name or _as_name(settings.study or settings.objective)
+        name = settings.name or _as_name(settings.study or settings.command or settings.objective)
         return settings.model_copy(update={"name": name})
     if settings.pruner not in PRUNERS:
         raise UsageError(f"--pruner {settings.pruner} goes with --objective; here it is {', '.join(PRUNERS)}")
@@ -88,6 +91,23 @@ def default_name(keys: StudyKeys) -> str:
     if keys.data is not None:
         parts.append(re.sub(r"[^A-Za-z0-9._]+", "-", keys.data.stem)[:40].strip("-") or "data")
     return "-".join(parts)
+
+
+def _command(settings: Settings) -> str:
+    """Describe the command as an objective. Raises UsageError for whatever of it is missing or wrong."""
+    if settings.objective is not None:
+        raise UsageError("--command and --objective both say what is to be run: give one of them")
+    if settings.space is None:
+        raise UsageError("--command needs --space FILE: a YAML file of name: {type, low, high | choices}")
+    if len(settings.direction) > 1:
+        raise UsageError("--command has one value: give one --direction")
+    layers = sources.Layers()
+    layers.lay(str(settings.space), {"training_search_space": sources.read_yaml(settings.space)}, groups=())
+    found = _validate(_SearchFile, layers).training_search_space
+    if not found:
+        raise UsageError(f"--space {settings.space} has no parameter: write name: {{type, low, high | choices}}")
+    space = {name: parameter.model_dump(mode="json") for name, parameter in found.items()}
+    return command.describe(str(settings.command), space, settings.metric)
 
 
 def _as_name(objective: str) -> str:

@@ -145,6 +145,9 @@ class Settings(StudyKeys):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     objective: str | None = None
+    command: str | None = None
+    space: Path | None = None
+    metric: str | None = None
     study: str | None = None
     direction: Annotated[tuple[Literal["minimize", "maximize"], ...], BeforeValidator(listed), Field(min_length=1)] = (
         "minimize",

@@ -21,7 +21,7 @@ from scheduler.model import HeadroomError, Json
 from scheduler.model.plain import line
 
 Objective = Callable[[Any], Any]
-PICKLE_FILE, PICKLED = "pickle-file:", "pickled:"
+PICKLE_FILE, PICKLED, COMMAND = "pickle-file:", "pickled:", "command:"
 
 
 class NotImported(HeadroomError):
@@ -75,6 +75,10 @@ def load(function: str) -> tuple[Objective, tuple[type[BaseException], ...]]:
     try:
         if function.startswith((PICKLE_FILE, PICKLED)):
             return _unpickled(function)
+        if function.startswith(COMMAND):
+            from scheduler.study import command
+
+            return command.objective(function.removeprefix(COMMAND)), (Exception,)
         found = _named(function)
         if not callable(found):
             raise TypeError(f"it is a {type(found).__name__}, not a function")

@@ -16,6 +16,7 @@ from typing import Any
 from scheduler.host.facts import resolve_device
 from scheduler.model import StudySpec, UsageError
 from scheduler.model.plain import line
+from scheduler.settings import command
 from scheduler.settings.schema import Settings
 from scheduler.units import parse_size
 from scheduler.workload import functions as training_side
@@ -41,6 +42,8 @@ def meaning(settings: Settings) -> dict[str, dict[str, Any]]:
     function = os.path.basename(settings.objective or "")
     if (settings.objective or "").startswith("pickle"):
         function = "a function"  # handed over by a program: only that knows what it is
+    elif (settings.objective or "").startswith(command.PREFIX):
+        function = str(settings.objective)
     return {study(settings).name: {"objective": function, "direction": list(settings.direction)}}
 
 
@@ -81,6 +84,8 @@ def preload(objective: str) -> tuple[str, ...]:
 
     The user's own modules are left to the trial: what they do when they are imported is theirs.
     """
+    if objective.startswith(("pickle", command.PREFIX)):
+        return ("optuna",)
     where, _, _ = objective.rpartition(":")
     if not where.endswith(".py"):
         found = importlib.util.find_spec(where.partition(".")[0])
