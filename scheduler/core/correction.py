@@ -1,6 +1,6 @@
 """What observed peaks teach: the correction of a formula's answer, one for each family and environment.
 
-The formula itself is training/footprint.py; what a running attempt's reservation becomes is `policy.footprint`. Pure:
+The formula itself is training/footprint.py; what a running attempt's reservation becomes is `reservation`. Pure:
 no clock, no I/O; the same observations in any order, whether live or read back from a study, give the same correction.
 
 A correction is a line through what was observed: offset and slope. Both are needed: what a formula forgets of the

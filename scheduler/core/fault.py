@@ -1,8 +1,8 @@
 """Whose fault the end of an attempt is, and what follows from it: one table, and one function that reads it.
 
-Every path goes through here: the living driver (`batch`), the next one (`settle`), and what the study counts. What is
+Every path goes through here: the living driver (`state`), the next one (`recovery`), and what the study counts. What is
 not the trial's fault costs it nothing: not its place in the quota, not a constraint, and a retry only where nothing
-came of the attempt. Does not cover how an end is recognised (`process.conclude`), nor what is found on disk (`settle`).
+came of the attempt. Does not cover how an end is recognised (`conclude`), nor what is found on disk (`recovery`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a running attempt's reservation becomes: tightened once its memory is flat, grown when it is over.
 
-What is reserved at first is the formula's answer (training/footprint.py), corrected (`policy.correction`). Pure.
+What is reserved at first is the formula's answer (training/footprint.py), corrected (`correction`). Pure.
 """
 
 from __future__ import annotations

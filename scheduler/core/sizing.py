@@ -1,7 +1,7 @@
 """What a batch has learnt of footprints: from a formula's answer to what is reserved.
 
 Holds the corrections of formulas, and for trials that nobody has a formula for what their study's parameters have
-taught (`policy.parameter_sizing`). Pure like the brain it is a part of.
+taught (`parameter_sizing`). Pure like the brain it is a part of.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The driver: wires a run together from settings, runs it, and takes it apart again.
 
 Covers the order of things at start (lock, journal, cluster, plan, settle what a dead driver left, agents) and at the
-end, the signals, and the STOP file. What happens in between is `dispatcher` (the loop) and `batch` (the decisions).
+end, the signals, and the STOP file. What happens in between is `dispatcher` (the loop) and `state` (the decisions).
 """
 
 from __future__ import annotations

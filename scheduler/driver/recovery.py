@@ -1,7 +1,7 @@
 """What becomes of trials that a dead driver left RUNNING.
 
 Covers the rule (`decide`), the reader of what an attempt left on disk (`Evidence`), and `resume`, which opens a study
-and settles it. Uses the same conclusions as a living driver: `process.conclude`, `policy.fault`, `story`. Does not
+and settles it. Uses the same conclusions as a living driver: `trial_process.conclude`, `fault`, `attributes`. Does not
 write to the study except through the store, and ends a process only after checking that it is still the same one.
 
 In order: what the dead driver had decided (its journal); a durable result; a kill by the watchdog; how the dead driver

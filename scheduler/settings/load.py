@@ -1,7 +1,7 @@
 """Loading: files, environment and arguments become one validated `Settings`.
 
 Covers precedence (arguments, environment, experiment file, configuration file, defaults), paths in files, the search
-space's own file, and several experiment files in one batch. Reading and error lines are `sources`.
+space's own file, and several experiment files in one batch. Reading and error lines are `layers`.
 """
 
 from __future__ import annotations

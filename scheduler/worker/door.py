@@ -2,7 +2,7 @@
 says so.
 
 Covers the reason in words (`words`), what is tried (folders, a process, the import of the objective), and when. What a
-closed worker means for admission is the brain's; that a trial pays nothing for it is `policy.fault`.
+closed worker means for admission is the brain's; that a trial pays nothing for it is `core.fault`.
 """
 
 from __future__ import annotations
