@@ -93,6 +93,22 @@ def slow_reports(trial: optuna.Trial) -> float:
     return x
 
 
+def goes_on(trial: optuna.Trial) -> float:
+    """Keeps a checkpoint, says how far it came, and goes on from there; under plain Optuna it runs through."""
+    from scheduler import attempt
+
+    x = trial.suggest_float("x", 0, 1)
+    first = 0 if attempt.resume_from is None else int(attempt.resume_from.read_text())
+    trial.set_user_attr("first", first)
+    for step in range(first, 20):
+        (attempt.folder / "checkpoint.pt").write_text(str(step + 1))
+        attempt.checkpointed(attempt.folder / "checkpoint.pt", step)
+        attempt.tick()
+        trial.report(x + step, step)
+        time.sleep(0.0 if attempt.folder.name in ("", ".") else 0.25)
+    return x
+
+
 def asks_often(trial: optuna.Trial) -> float:
     """How long an answer takes: a hundred parameters that no trial before could have told of."""
     times = []

@@ -172,9 +172,10 @@ def test_what_was_enqueued_runs_first_in_a_database_of_ones_own(tmp_path: Path) 
     assert trials[3].params == {"x": 2.5} and trials[3].value == 0.25 and trials[3].user_attrs["why"] == "a hunch"
 
 
-def test_an_interrupted_trial_is_taken_up_again_with_the_same_parameters(tmp_path: Path) -> None:
-    """Asked to leave, it does so at its next report; the same command runs it again."""
-    arguments = ("slow_reports", "--slots", "1", "--trials", "1")
+@pytest.mark.parametrize("objective", ["slow_reports", "goes_on"])
+def test_an_interrupted_trial_is_taken_up_again_with_the_same_parameters(tmp_path: Path, objective: str) -> None:
+    """Asked to leave, it does so at its next report; the same command runs it again, from its checkpoint."""
+    arguments = (objective, "--slots", "1", "--trials", "1")
     driver = subprocess.Popen(
         command(tmp_path, *arguments), cwd=tmp_path, env=environment(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -189,6 +190,17 @@ def test_an_interrupted_trial_is_taken_up_again_with_the_same_parameters(tmp_pat
     first, again = done.study.trials
     assert (first.state, again.state) == (States.FAIL, States.COMPLETE)
     assert again.params == first.params and again.value == again.params["x"]
+    if objective == "goes_on":
+        assert first.user_attrs["first"] == 0 and again.user_attrs["first"] > 0
+        assert sorted(again.intermediate_values) == list(range(20))
+
+
+def test_the_attempt_is_nothing_outside_of_headroom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same function under `study.optimize`."""
+    monkeypatch.chdir(tmp_path)
+    study = optuna.create_study()
+    study.optimize(optuna_objectives.goes_on, n_trials=2)
+    assert [t.user_attrs["first"] for t in study.trials] == [0, 0]
 
 
 def test_an_answer_takes_milliseconds(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scheduler import attempt
 from scheduler.model import HeadroomError, Json
 from scheduler.model.plain import line
 
@@ -35,6 +36,7 @@ def run(task: Mapping[str, Any], progress: Any) -> Json:
     function, caught = load(task["function"])
     from scheduler.study.remote_trial import RemoteTrial, is_pruned  # Optuna: only trials of this kind need it
 
+    attempt.begin(task, progress)
     trial = RemoteTrial(progress, task["ahead"])
     try:
         found = function(trial)
