@@ -84,6 +84,26 @@ def leaves_the_beaten_track(trial: optuna.Trial) -> float:
     return x + trial.suggest_int("y", 0, 9)
 
 
+def own_names(trial: optuna.Trial) -> float:
+    """Says of its trial, under names that others use too, what it wants to be kept."""
+    x = trial.suggest_float("x", 0, 1)
+    for name, value in (
+        ("epochs", 7),
+        ("metrics", {"f1": x}),
+        ("duration_s", "long"),
+        ("error", None),
+        ("model", "svm"),
+    ):
+        trial.set_user_attr(name, value)
+    return x
+
+
+def takes_a_reserved_name(trial: optuna.Trial) -> float:
+    """Uses a name that this project needs for itself."""
+    trial.set_user_attr("owner", "me")
+    return 0.0
+
+
 def slow_reports(trial: optuna.Trial) -> float:
     """Ten reports, two a second: time enough to be asked to leave."""
     x = trial.suggest_float("x", 0, 1)

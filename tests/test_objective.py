@@ -92,6 +92,7 @@ def optimized(
         ("conditional", ["minimize"], 14),
         ("two_objectives", ["minimize", "maximize"], 6),
         ("pruned", ["maximize"], 14),
+        ("own_names", ["minimize"], 3),
         ("fails", ["minimize"], 12),
         ("torch_net", ["maximize"], 9),
     ],
@@ -346,3 +347,12 @@ def test_the_plan_of_an_objective_shows_nothing_of_the_built_in_training(tmp_pat
     assert "1.00 GiB to 1.00 GiB" in done.stdout and "minimize" in done.stdout
     assert not any(word in done.stdout for word in ("d_model", "micro-batch", "never", "horizon"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_name_that_is_needed_for_the_bookkeeping_is_refused_where_it_is_set(tmp_path: Path) -> None:
+    """The trial fails with the line that says so, and nothing about whose it is has changed."""
+    done = schedule(tmp_path, "takes_a_reserved_name", "--slots", "1", "--trials", "1")
+    (trial,) = done.study.trials
+    assert trial.state == States.FAIL
+    assert "user attribute 'owner': Headroom keeps its own under this name" in trial.user_attrs["error"]
+    assert trial.user_attrs["owner"] != "me"

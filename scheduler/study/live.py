@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from scheduler.core.branches import Branches
 from scheduler.model import Json
-from scheduler.study import distributions
+from scheduler.study import distributions, reserved
 from scheduler.study.ask import AheadStorage, begun_trial
 from scheduler.study.transactions import Begun, is_storage_error
 
@@ -33,6 +33,7 @@ class LiveTrial:
 
     def __init__(self, ask: Callable[[AheadStorage], optuna.Trial], storage: BaseStorage, begun: Begun) -> None:
         self._ask, self._behind, self._begun = ask, storage, begun
+        self.named: set[str] = set()  # user attributes that the objective has set
         self._begin()
 
     @property
@@ -160,6 +161,8 @@ class LiveTrials:
             case "should_prune", _:
                 return bool(live.trial.should_prune())  # some pruners answer with numpy's
             case "set_user_attr", {"key": str(key), "value": value}:
+                reserved.check(key)
+                live.named.add(key)
                 return live.trial.set_user_attr(key, value)
             case "set_constraint", {"key": str(key), "value": value}:
                 return live.trial.set_constraint(key, float(value))

@@ -29,7 +29,7 @@ from optuna.distributions import (
 from optuna.study import StudyDirection
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
-from scheduler.study import distributions
+from scheduler.study import distributions, reserved
 
 MAX_CALL = 200_000  # characters of one call; what is longer would be cut on its way
 
@@ -132,6 +132,7 @@ class RemoteTrial(BaseTrial):
         return bool(self._call("should_prune"))
 
     def set_user_attr(self, key: str, value: Any) -> None:
+        reserved.check(key)
         self._pipe.tell("set_user_attr", {"key": key, "value": _bounded(value, f"user attribute {key!r}")})
         self._user_attrs[key] = value
 

@@ -20,11 +20,6 @@ from scheduler.model import MEMORY_REASONS, Observation, StudySpec, TrialId
 from scheduler.model.parameters import PeakObservation
 from scheduler.study.distributions import space
 
-# What this project keeps of a trial in its user attributes while it runs; the trial itself does not see it.
-OURS = frozenset(
-    {"owner", "run", "asked_unix", "attempt", "retries", "ran_s", "retry_of", "retry_reason", "resume_from"}
-    | {"resume_host", "micro_batch", "footprint.predicted_bytes", "warm_start"}
-)
 HIDDEN_ATTRS = frozenset({"owner", "run"})  # bookkeeping that no table of results needs
 
 

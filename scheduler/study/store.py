@@ -54,8 +54,8 @@ from scheduler.study.choice import Choice, check_directions
 from scheduler.study.distributions import space
 from scheduler.study.live import LiveTrials
 from scheduler.study.plain_storage import PlainStorage
+from scheduler.study.reserved import OURS
 from scheduler.study.rows import (
-    OURS,
     LeftTrial,
     best_of,
     is_dead,
@@ -521,6 +521,9 @@ class StudyStore:
         if opened.live is not None:
             with translated():
                 self._after(opened, command.trial.number, TrialState[state.value], values)
+            live = opened.live.get(command.trial.number)
+            if live is not None:  # what the objective has said of its trial stands, under whatever name
+                attrs = {key: value for key, value in attrs.items() if key not in live.named}
         stands = self._connect().finish(
             opened.id,
             command.trial.number,

@@ -136,8 +136,8 @@ def results_table(
             "" if value is None else f"{value:.4f}",
             str(best.get("number", "")),
             *(str(best.get(key, "")) for key in shape.values()),
-            "" if peak is None else gib(int(peak)),
-            "" if took is None else duration(float(took)),
+            gib(int(peak)) if isinstance(peak, int | float) else "",
+            duration(float(took)) if isinstance(took, int | float) else "",  # an objective may keep its own there
             *([notes.get(spec.name, "")] if notes else []),
         )
     return table
