@@ -36,6 +36,9 @@ METHODS = (
     "_set_trial_attr_without_commit",
 )
 
+# Of a study and of a trial: its storage and key, and what `Study.optimize` and `Study.stop` tell each other.
+MEMBERS = ("_storage", "_thread_local", "_stop_flag", "_trial_id")
+
 FIXED_PARAMS = "fixed_params"  # a system attribute: name -> value, as `Study.enqueue_trial` leaves it
 CONSTRAINT = "constraints:{}"  # a system attribute: a number above 0 is infeasible, as `Trial.set_constraint` leaves it
 
