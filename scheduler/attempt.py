@@ -9,8 +9,8 @@
     attempt.tick()                          # "still at work", for a step that neither computes nor reports
     if attempt.stop_requested: ...          # asked to leave: save now, the next `trial.report` leaves
 
-So the same file runs under plain Optuna. A checkpoint of this name is found after the death of the driver, too; another
-is known to a driver that lives.
+So the same file runs under plain Optuna. A checkpoint called `checkpoint`, with any suffix, is found after the death of
+the driver, too; any other is known to a driver that lives. Write it under another name and rename it: then it is whole.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 | `claim` | the agent, once | which run started the attempt: an attempt is started at most once |
 | `spec.json` | the agent | the task it was begun with |
 | `trial.log` | the agent | the output of the trial and of its children, of bounded size |
-| `checkpoint.safetensors` | the trial | what a later attempt goes on from |
+| `checkpoint.safetensors` | the trial | what a later attempt goes on from; an objective's own has any other suffix |
 | `model.safetensors` | the trial | the model of its best epoch |
 | `result.json` | the trial | its last message, durable before it is sent |
 | `kill.json`, `would_kill.json` | the watchdog | the story of a kill, or of one that it would have carried out |
@@ -141,7 +141,9 @@ class AttemptFolder:
     @property
     def checkpoint(self) -> Path:
         """Where its checkpoint is, once it has written one."""
-        return self.path / CHECKPOINT
+        default = self.path / CHECKPOINT
+        named = (path for path in sorted(self.path.glob("checkpoint.*")) if path.suffix != ".tmp")
+        return default if default.is_file() else next(named, default)
 
     @property
     def has_checkpoint(self) -> bool:
@@ -153,7 +155,7 @@ class AttemptFolder:
         What cannot go stays.
         """
         removed = []
-        for path in (*self.path.glob(f"{CHECKPOINT}*"), *self.path.glob(f"{MODEL}*")):
+        for path in (*self.path.glob("checkpoint.*"), *self.path.glob(f"{MODEL}*")):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed.append(path)

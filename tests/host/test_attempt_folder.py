@@ -129,3 +129,14 @@ def test_touches_nothing_outside_the_run(tmp_path: Path) -> None:
 def test_no_folder_is_no_error(tmp_path: Path) -> None:
     """On another host there is nothing to remove."""
     assert drop_checkpoints(tmp_path / "none", TrialId("study", 1)) == []
+
+
+def test_an_objectives_own_checkpoint_is_found_whatever_its_suffix(tmp_path: Path) -> None:
+    """`checkpoint.pt` of a user's torch.save is what the next attempt goes on from; half a file is not."""
+    folder = AttemptFolder(tmp_path)
+    (tmp_path / "checkpoint.pt.123.tmp").write_text("half")
+    assert not folder.has_checkpoint
+    (tmp_path / "checkpoint.pt").write_text("whole")
+    assert folder.checkpoint == tmp_path / "checkpoint.pt"
+    folder.drop_checkpoint()
+    assert list(tmp_path.iterdir()) == []
