@@ -60,6 +60,7 @@ from scheduler.workload.plan import Plan
 SCRATCH = "dask"  # below the run folder, while it runs: the worker's own files and the spares' logs
 ENVIRONMENT = "training.runtime:environment"
 FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
+LOOK_S = 1.0  # while none is there
 CLUSTER_FACTS_TIMEOUT_S = 10.0
 STORAGE_START_TIMEOUT_S = 60.0  # at the start only; once it runs, a run waits for its database without end
 CLOSE_TIMEOUT_S = 30.0
@@ -281,16 +282,14 @@ class _Driver:
         deadline = time.monotonic() + FIRST_WORKER_TIMEOUT_S
         while not any(isinstance(item, Said) and isinstance(item.report, letters.Joined) for item in seen):
             try:
-                item = self.inbox.get(timeout=max(0.1, deadline - time.monotonic()))
+                item = self.inbox.get(timeout=LOOK_S)
             except queue.Empty:
-                where = self.settings.cluster or "this machine"
-                reasons = "; ".join(dict.fromkeys(self.unusable.values()))
-                if reasons:
-                    raise m.HeadroomError(f"no worker of {where} can be used: {reasons}") from None
-                raise m.HeadroomError(
-                    f"no worker of {where} got ready within {FIRST_WORKER_TIMEOUT_S:.0f} s; start one with "
-                    "`dask worker ADDRESS` in an environment that has Headroom, or see the logs above"
-                ) from None
+                if time.monotonic() > deadline:
+                    raise self._no_worker() from None
+                cluster.tend()
+                if cluster.is_connected and not cluster.is_subscribed:  # the scheduler was started again meanwhile
+                    cluster.rejoin()
+                continue
             match item:
                 case Said(worker=worker, report=letters.Broken(detail=detail)):
                     raise m.HeadroomError(f"worker {worker} cannot run trials: {detail}")
@@ -298,6 +297,15 @@ class _Driver:
                     raise StoppedAtStart(f"stopped by {source} before anything was started")
             seen.append(item)
         return seen
+
+    def _no_worker(self) -> m.HeadroomError:
+        where = self.settings.cluster or "this machine"
+        if reasons := "; ".join(dict.fromkeys(self.unusable.values())):
+            return m.HeadroomError(f"no worker of {where} can be used: {reasons}")
+        return m.HeadroomError(
+            f"no worker of {where} got ready within {FIRST_WORKER_TIMEOUT_S:.0f} s; start one with "
+            "`dask worker ADDRESS` in an environment that has Headroom, or see the logs above"
+        )
 
     def _store(self, folder: Path) -> StudyStore:
         functions = training_side.load(self.settings)

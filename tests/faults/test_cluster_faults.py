@@ -110,6 +110,12 @@ def test_a_cluster_of_nothing_but_strangers_is_refused_in_a_line(box: Sandbox) -
     assert "Traceback" not in tail(box) and not box.folder.exists()
 
 
+def listened_to(name: str, dask_scheduler: Any) -> bool:
+    """Run on a scheduler: whether the driver of this run has subscribed to what its agents say."""
+    topics = dask_scheduler._broker._topics
+    return any(topic.startswith(f"{name}-") and topics[topic].subscribers for topic in list(topics))
+
+
 # -- who is away -------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +197,28 @@ def test_a_scheduler_that_is_replaced_in_a_moment_costs_nothing(box: Sandbox) ->
 def have_joined(box: Sandbox, count: int) -> bool:
     """Whether so many workers have joined since the start."""
     return len(box.events("worker.joined")) >= count
+
+
+def test_a_scheduler_that_comes_back_while_the_driver_starts_is_found_again(box: Sandbox) -> None:
+    """Killed when the driver is connected and has no agent yet: the new one is told what the driver listens to, and the
+    worker that comes with it is put to use."""
+    address, scheduler, (nanny,) = box.start_cluster()
+    until(lambda: workers_of(address), START_S, "a worker")
+    driver = box.start("--cluster", address)
+    until(lambda: box.events("batch.started"), START_S, lambda: f"the start: {tail(box)}")
+    (worker,) = box.of_role("worker")
+    worker.kill(signal.SIGSTOP)  # it cannot be put to use
+    with Client(address, set_as_default=False) as client:
+        until(lambda: client.run_on_scheduler(listened_to, box.settings["name"]), 30, "the driver listens")
+    scheduler.kill()
+    scheduler.wait()
+    nanny.kill()
+    worker.kill()
+    box.start_scheduler(int(address.rpartition(":")[2]))
+    box.start_worker(address)
+    assert ends(driver, box, 100) == 0, tail(box)
+    assert reasons(box) == {"completed"}
+    keeps_its_promises(box)
 
 
 def test_own_worker_killed_again_and_again_costs_nothing(box: Sandbox) -> None:
