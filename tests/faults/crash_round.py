@@ -37,6 +37,8 @@ ROLES = {
     Kind.WATCHDOG: "watchdog",
     Kind.WORKER: "worker",
 }
+# What a driver says that is started on a full disk, or on a cluster that is just being started itself.
+_EARLY = ("No space left", "the cluster has no worker", "no Dask scheduler answers")
 OURS = {"driver", "agent", "watchdog", "trial", "spare"}
 
 
@@ -371,7 +373,7 @@ class Round:
         a line. What has begun goes on whatever happens."""
         words = self.box.log.read_text(errors="replace")
         early = status == 2 and not self._has_opened() and "Traceback" not in words
-        return early and ("No space left" in words or "the cluster has no worker" in words)
+        return early and any(each in words for each in _EARLY)
 
     def _has_opened(self) -> bool:
         """The driver that was started last has settled what an earlier one left. (By its log: the journal's disk may
