@@ -300,7 +300,7 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
         (("nowhere.py:objective",), ["--objective", "no file", "nowhere.py"]),
         ((f"{FILE}:qadratic",), ["--objective", "qadratic", "has no attribute"]),
         ((f"{FILE}:not_a_function",), ["--objective", "int, not a function"]),
-        ((f"{FILE}:needs_two",), ["--objective", "must take one argument, the trial", "(trial, data)"]),
+        ((f"{FILE}:needs_two",), ["--objective", "must take one argument, the trial", "data"]),
         (("quadratic",), ["--objective", "'quadratic'", "FILE.py:NAME"]),
         ((f"{FILE}:quadratic", "--sampler", "tpee"), ["--sampler", "'tpee'", "tpe, random"]),
         (

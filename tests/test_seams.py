@@ -248,3 +248,10 @@ def test_a_study_holds_what_it_is_told_and_plain_optuna_reads_it(tmp_path: Path)
     assert found.user_attrs["error"] == "no file \\udcff\\x00"
     assert found.user_attrs["nan"] is None
     assert len(json.dumps(found.user_attrs["metrics"])) < 64_000
+
+
+@given(st.text(alphabet="ab \n\t\x1f", max_size=60), st.integers(10, 40))
+def test_a_line_of_a_line_is_the_same_line(text: str, limit: int) -> None:
+    """A record that is read and written twice does not change: what is cut out leaves no second pair of spaces."""
+    once = line(text, limit)
+    assert line(once, limit) == once and len(once) <= limit

@@ -46,8 +46,12 @@ def _cut(found: str, limit: int) -> str:
 
 
 def line(value: Any, limit: int = 500) -> str:
-    """Return the text on one line."""
-    return text(" ".join(text(value).split()), limit)
+    """Return the text on one line; of what it has returned, the same again."""
+    return _joined(text(_joined(text(value)), limit))  # a cut may leave spaces side by side
+
+
+def _joined(found: str) -> str:
+    return " ".join(found.split())
 
 
 class _Plain:

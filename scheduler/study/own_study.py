@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from scheduler.files.private import opener
 from scheduler.model import UsageError
-from scheduler.study import optuna_private
+from scheduler.study import optuna_private, verbosity
 from scheduler.study.choice import Choice
 from scheduler.study.objective import PICKLE_FILE, PICKLED
 from scheduler.study.plain_storage import PlainStorage
@@ -48,12 +48,10 @@ class OwnStudy:
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
         """Optuna's own log lines say what ours say."""
-        before = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            yield
+            with verbosity.quiet():
+                yield
         finally:
-            optuna.logging.set_verbosity(before)
             optuna_private.end_loop(self._study)
 
     def pickled(self, objective: Callable[..., Any], folder: Path | None) -> str:

@@ -13,10 +13,9 @@ import optuna
 
 from scheduler.model import HeadroomError, UsageError
 from scheduler.settings.schema import Settings
+from scheduler.study.verbosity import quiet
 from scheduler.workload import functions as training_side
 from scheduler.workload.plan import Plan, StudyPlan, largest_micro_batch
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # "A new study created": there is none that anybody will see
 
 
 def rehearse(settings: Settings, plan: Plan) -> None:
@@ -26,7 +25,8 @@ def rehearse(settings: Settings, plan: Plan) -> None:
         if study.refusal is not None:
             continue
         try:
-            _draw(study, plan, functions)
+            with quiet():
+                _draw(study, plan, functions)
         except HeadroomError:
             raise
         except optuna.TrialPruned:

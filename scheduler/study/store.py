@@ -82,7 +82,6 @@ __all__ = ["Functions", "LeftTrial", "NotOurs", "OpenedStudy", "StudyStore", "St
 MAX_MISFITS = 20  # proposals in a row that fit nowhere before asking is given up
 DEAD_GRACE_S = 60.0  # a driver known dead on this host: time for its own restart to settle its trials first
 LEASE_S = 300.0
-optuna.logging.set_verbosity(optuna.logging.WARNING)  # "A new study created": our own log says that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
