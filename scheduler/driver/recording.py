@@ -20,6 +20,7 @@ from typing import Any
 
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
+from scheduler.files.private import opener
 from scheduler.model import Command, Event
 
 FOLDER = "recording"
@@ -38,7 +39,9 @@ class Recording:
         self._flushed_at = time.monotonic()
         try:
             self.path = _next(run_folder / FOLDER)
-            self._file = gzip.open(self.path, "xb", compresslevel=6)  # noqa: SIM115 - open as long as the run is
+            # Open as long as the run is, and its user's alone.
+            self._raw = open(self.path, "xb", opener=opener)  # noqa: SIM115
+            self._file = gzip.GzipFile(fileobj=self._raw, mode="wb", compresslevel=6)
         except OSError as error:
             self._end(error)
         self._write({"v": VERSION, "unix": round(time.time(), 3), "rules": encode(brain.rules), "studies": studies})
@@ -59,6 +62,7 @@ class Recording:
         if self._file is not None:
             try:
                 self._file.close()
+                self._raw.close()
             except OSError as error:
                 self._end(error)
 
@@ -71,6 +75,7 @@ class Recording:
             if now - self._flushed_at > FLUSH_S:
                 self._flushed_at = now
                 self._file.flush()
+                self._raw.flush()
                 if self.path.stat().st_size > LIMIT_BYTES:
                     self._end(f"it has {LIMIT_BYTES} bytes")
         except (OSError, ValueError, TypeError, RecursionError) as error:

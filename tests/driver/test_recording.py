@@ -61,6 +61,7 @@ def test_each_start_is_gone_through(tmp_path: Path) -> None:
     """A run that was started three times has three recordings, and the command reads all of them."""
     for _ in range(3):
         simulate(tmp_path)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "recording").iterdir()} == {0o600}
     assert sorted(path.name for path in (tmp_path / "recording").iterdir()) == [f"000{n}.jsonl.gz" for n in (1, 2, 3)]
     assert len(go_through(tmp_path).stdout.splitlines()) == 3
 
