@@ -44,17 +44,17 @@ class Recording:
             self._file = gzip.GzipFile(fileobj=self._raw, mode="wb", compresslevel=6)
         except OSError as error:
             self._end(error)
-        self._write({"v": VERSION, "unix": round(time.time(), 3), "rules": encode(brain.rules), "studies": studies})
+        self._write({"v": VERSION, "unix": round(time.time(), 3), "rules": brain.rules, "studies": studies})
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Pass the event to the brain, and keep it with what came of it, an exception too."""
         try:
             commands = self._brain.handle(event, now)
         except BaseException as error:
-            self._write({"at": now, "event": encode(event), "raised": type(error).__name__})
+            self._write({"at": now, "event": event, "raised": type(error).__name__})
             raise
-        line = {"at": now, "event": encode(event)}
-        self._write(line | {"commands": encode(commands)} if commands else line)
+        line: dict[str, Any] = {"at": now, "event": event}
+        self._write(line | {"commands": commands} if commands else line)
         return commands
 
     def close(self) -> None:
@@ -70,7 +70,7 @@ class Recording:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            self._file.write(json.dumps(encode(line), separators=(",", ":")).encode() + b"\n")
             now = time.monotonic()
             if now - self._flushed_at > FLUSH_S:
                 self._flushed_at = now

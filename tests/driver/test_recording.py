@@ -129,6 +129,19 @@ def test_a_disk_that_refuses_costs_the_recording_only(tmp_path: Path) -> None:
     assert len(notes) == 1 and "nothing more is recorded" in notes[0]
 
 
+def test_a_value_without_a_form_costs_the_recording_only(tmp_path: Path) -> None:
+    """Whatever an event holds, the brain is told, the driver goes on, and what was recorded before can be read."""
+    notes: list[str] = []
+    batch = Simulation(World(bytes_of=bytes_of, seconds_of=seconds_of), phase6a(1), [b.facts("w")], seed=0)
+    kept = Recording(tmp_path, batch.brain, studies=1, note=notes.append)
+    kept.handle(QuitRequested(source="q"), 1.0)
+    kept.handle(QuitRequested(source=object()), 2.0)  # type: ignore[arg-type]
+    kept.handle(QuitRequested(source="again"), 3.0)
+    kept.close()
+    assert batch.brain.draining == "q" and batch.brain.at_once
+    assert len(notes) == 1 and "cannot be recorded: object" in notes[0]
+
+
 def test_values_come_back_as_they_were() -> None:
     """Dataclasses, enums, tuples, sets, and mappings by identifiers."""
     attempt = AttemptId(TrialId("s", 3), 2)
