@@ -126,6 +126,7 @@ class BatchState:
             spec=event.study, counted=event.counted, completed=event.completed, best=event.best
         )
         self.sizing.open(event.study.name, event.observations, event.peaks)
+        self._stale = True
 
     def _on_worker_joined(self, event: m.WorkerJoined) -> None:
         facts = event.facts
@@ -350,13 +351,14 @@ class BatchState:
     def _advance(self) -> None:
         if self.ended:
             return
+        fresh = self._stale  # only then can there be a worker or a slot that was not there before
         if self._stale and not self.draining:
             self._stale = False
             self._place()
         for study in self.studies.values():
             if study.closed is None and study.complete:
                 self._close(study, study.stopped or "quota reached", early=study.closed_early)
-            elif self._wants_trial(study):
+            elif fresh and self._wants_trial(study):
                 self._ask(study)
         self._end_if_done()
 
