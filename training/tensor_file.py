@@ -140,13 +140,13 @@ def read_into(file: BinaryIO, found: Contents, tensors: Mapping[str, Tensor]) ->
     """Fill these tensors, in place where they are contiguous and on the CPU. Raises Damaged when one does not match."""
     import torch
 
+    there, wanted = found.shapes(), shapes(tensors)
     for name, tensor in tensors.items():
-        entry = found.entries.get(name)
-        if entry is None or (entry.dtype, entry.shape) != (DTYPES[str(tensor.dtype)], tuple(tensor.shape)):
+        if there.get(name) != wanted[name]:
             raise Damaged(f"has no {name} of {tensor.dtype} {tuple(tensor.shape)}")
         in_place = tensor.device.type == "cpu" and tensor.is_contiguous()
         target = tensor.detach() if in_place else torch.empty(tensor.shape, dtype=tensor.dtype)
-        file.seek(found.start + entry.begin)
+        file.seek(found.start + found.entries[name].begin)
         for view in _pieces(target):
             if file.readinto(view) != len(view):  # type: ignore[attr-defined]  # a buffered file reads all there is
                 raise Damaged(f"is torn: {name} ends early")

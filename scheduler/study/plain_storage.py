@@ -16,9 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from scheduler.core import fault
 from scheduler.study import optuna_private
-from scheduler.study.transactions import Begun, Full, NotOurs, clean
-
-OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+from scheduler.study.transactions import OVER, Begun, Full, NotOurs, clean
 
 
 class PlainStorage:

@@ -133,6 +133,18 @@ class _Open:
     leases_seen: dict[str, tuple[Any, float]] = field(default_factory=dict)  # run -> (lease, since when it is so)
 
 
+def _history(begun: Begun) -> dict[str, Any]:
+    """Return what earlier attempts of the trial have left, as fields of TrialAsked."""
+    attrs = begun.attrs
+    return {
+        "attempt": attrs.get("attempt", 1),
+        "resume_from": attrs.get("resume_from"),
+        "resume_host": attrs.get("resume_host"),
+        "retries": attrs.get("retries", 0),
+        "ran_s": attrs.get("ran_s", 0.0),
+    }
+
+
 class StudyStore:
     """All studies of one driver. Operations raise StudyUnavailable while the storage is; each may be repeated.
 
@@ -327,11 +339,7 @@ class StudyStore:
             params=params,
             footprint=footprint if given is None else Footprint(host_bytes=given, source=FootprintSource.GIVEN),
             family=f"objective/{opened.spec.name}",
-            attempt=begun.attrs.get("attempt", 1),
-            resume_from=begun.attrs.get("resume_from"),
-            resume_host=begun.attrs.get("resume_host"),
-            retries=begun.attrs.get("retries", 0),
-            ran_s=begun.attrs.get("ran_s", 0.0),
+            **_history(begun),
             space=space(live.trial.distributions),
             ahead={
                 "params": ahead,
@@ -404,11 +412,7 @@ class StudyStore:
             params=params,
             footprint=footprint,
             family=family,
-            attempt=attrs["attempt"],
-            resume_from=begun.attrs.get("resume_from"),
-            resume_host=begun.attrs.get("resume_host"),
-            retries=begun.attrs.get("retries", 0),
-            ran_s=begun.attrs.get("ran_s", 0.0),
+            **_history(begun),
             max_epochs=min((e for e in (epochs, limit) if e), default=None),
             space=space(trial.distributions),
         )

@@ -43,6 +43,7 @@ from scheduler.study.optuna_private import StudyAttr, StudyRow, TrialAttr, Trial
 BUSY_TIMEOUT_S = 5.0  # how long one transaction waits for another process's; the recorder repeats it after that
 CONNECT_TIMEOUT_S = 10
 QUICK_CHECK_BYTES = 256 * 2**20  # read in some 0.2 s; a larger file would hold up the start
+OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 MAX_ATTRIBUTE = 60_000  # characters of one attribute's JSON: MySQL's TEXT holds 64 KiB
 
 
@@ -448,9 +449,8 @@ class Rdb:
         """Which of these trials have a final state."""
         if not numbers:
             return set()
-        over = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
         with self._transaction(study_id) as session:
-            query = session.query(TrialRow.number).filter(TrialRow.study_id == study_id, TrialRow.state.in_(over))
+            query = session.query(TrialRow.number).filter(TrialRow.study_id == study_id, TrialRow.state.in_(OVER))
             return {int(number) for (number,) in query.filter(TrialRow.number.in_(numbers))}
 
     def frozen(self, study_id: int, number: int) -> FrozenTrial:
@@ -524,15 +524,14 @@ class Rdb:
 
     @staticmethod
     def _counted(session: Any, study_id: int) -> int:
-        states = [TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL]
         finished = session.query(func.count(TrialRow.trial_id)).filter(
-            TrialRow.study_id == study_id, TrialRow.state.in_(states)
+            TrialRow.study_id == study_id, TrialRow.state.in_(OVER)
         )
         never_ran = [json.dumps(reason) for reason in fault.NEVER_RAN]
         excluded = (
             session.query(func.count(func.distinct(TrialAttr.trial_id)))
             .join(TrialRow, TrialRow.trial_id == TrialAttr.trial_id)
-            .filter(TrialRow.study_id == study_id, TrialRow.state.in_(states))
+            .filter(TrialRow.study_id == study_id, TrialRow.state.in_(OVER))
             .filter(
                 (TrialAttr.key == "retried") | ((TrialAttr.key == "stop_reason") & TrialAttr.value_json.in_(never_ran))
             )

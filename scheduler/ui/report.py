@@ -117,7 +117,7 @@ def results_table(
     table = _table(
         "study",
         *(FINAL[state] for state in shown),
-        *dict.fromkeys(spec.shown.value for spec in studies[:1]),
+        *(spec.shown.value for spec in studies[:1]),
         "trial",
         *shape,
         "peak",
