@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 EPOCHS, TRIALS, SLOTS, STUDIES = 10, 10, 2, 12
-AWAY_TIMEOUT_S = 10.0  # the run's `away_timeout_s`: agents hold their attempts for so long without their driver
+AWAY_TIMEOUT_S = 20.0  # the run's `away_timeout_s`: agents hold their attempts for so long without their driver
 LEASE_S = 3.0  # the run's `lease_s`: after so long without a sign of its driver another may take its trials over
 # What a dying program is in the middle of: the moments at which something could be lost or done twice.
 MOMENTS = (

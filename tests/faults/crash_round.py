@@ -286,6 +286,8 @@ class Round:
             other.kill()
         finally:
             self.driver.send_signal(signal.SIGCONT)
+        if not taken():  # not carried out, but the driver was away all the same
+            self.slow += 1
         return taken()
 
     def _quit(self, event: Event) -> bool:
@@ -370,8 +372,11 @@ class Round:
 
     def _is_excused(self, status: int) -> bool:
         """It was just being started on a full disk, or on a cluster that was just being started itself, and said so in
-        a line. What has begun goes on whatever happens."""
+        a line; or its cluster was away for longer than it waits for one. What else has begun goes on whatever happens."""
         words = self.box.log.read_text(errors="replace")
+        if status == 1 and " cluster.lost " in words and self.cluster:  # away for longer than it waits, and said so
+            self.slow += 1
+            return True
         early = status == 2 and not self._has_opened() and "Traceback" not in words
         return early and any(each in words for each in _EARLY)
 
