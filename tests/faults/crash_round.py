@@ -372,7 +372,7 @@ class Round:
 
     def _is_excused(self, status: int) -> bool:
         """It was just being started on a full disk, or on a cluster that was just being started itself, and said so in
-        a line; or its cluster was away for longer than it waits for one. What else has begun goes on whatever happens."""
+        a line; or its cluster was away for longer than it waits. What else has begun goes on whatever happens."""
         words = self.box.log.read_text(errors="replace")
         if status == 1 and " cluster.lost " in words and self.cluster:  # away for longer than it waits, and said so
             self.slow += 1
