@@ -35,7 +35,7 @@ ANSWER_TIMEOUT_S = 30.0  # of a worker that is asked something
 JOIN_TIMEOUT_S = 60.0  # for the workers that are there at the start
 LOOK_AGAIN_S = 15.0  # for workers whose coming was missed, and those that could not be used
 RETRY_S = 2.0  # between tries to reach a scheduler that is gone
-START_TRIES = 3
+START_TRIES = 5  # three kills, each during the start that followed, once ended a run
 
 REMOVE_TIMEOUT_S = 5.0
 StartLocal = Callable[[], LocalCluster]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import psutil
 import pytest
 
@@ -201,3 +202,25 @@ def test_a_cluster_made_anew_finds_what_still_runs(ours: tuple[Driver, Path]) ->
     (folder / "go").touch()
     driver.until(lambda: driver.of(0), "it has ended by itself")
     assert driver.of(0)[0].reason is ExitReason.COMPLETED
+
+
+def test_a_worker_that_dies_four_times_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    """Whatever kills it (the kernel, for memory) may do so more than once, and Dask replaces none that was starting."""
+    fatal = tmp_path / "fatal.py"
+    fatal.write_text(
+        "import os\n"
+        f"with open({str(tmp_path / 'starts')!r}, 'a+') as file:\n"
+        "    file.write('x')\n"
+        "    starts = file.tell()\n"
+        "if starts < 5:\n"
+        "    os._exit(1)\n"
+    )
+    with dask.config.set({"distributed.worker.preload": [str(fatal)]}):
+        cluster = Cluster.local(
+            slots=1, memory_bytes=2**30, topic="test", dashboard=None, scratch=str(tmp_path / "scratch")
+        )
+    try:
+        assert cluster.is_connected
+        assert (tmp_path / "starts").stat().st_size >= 5  # Dask reads a preload twice in a worker that lives
+    finally:
+        cluster.close()
