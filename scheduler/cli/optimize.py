@@ -71,7 +71,7 @@ def optimize(
             objective,
             trials=FOREVER if n_trials is None else mine.counted() + n_trials,
             slots=None if n_jobs in ("auto", -1) else n_jobs,
-            memory=None if memory is None or callable(memory) else str(memory),
+            memory=None if callable(memory) else memory,
             memory_budget=str(memory_budget),
             threads=threads,
             cluster=cluster,
@@ -81,7 +81,7 @@ def optimize(
         if plan.refusals:
             raise UsageError(plan.refusals[0])
         caller = Caller(
-            choice=mine.choice(memory),
+            choice=mine.choice(memory if callable(memory) else settings.memory),
             storage=mine.storage,
             on_end=mine.on_end,
             timeout_s=timeout,

@@ -102,21 +102,15 @@ class ParameterSizing:
         base_bytes: int,
         room_bytes: int,
         given_bytes: int | None = None,
-        override: bool = False,
     ) -> Prediction:
-        """Predict the peak to reserve for, at most `room_bytes` (the largest worker's).
-
-        `override`: the given number stands.
-        """
+        """Predict the peak to reserve for, at most `room_bytes` (the largest worker's). The given number stands."""
         is_new = self._embedding.is_new(parameters, space)
-        deviations, learnt = 0.0, self._observed >= LEARN_FROM
-        if given_bytes is not None and (override or not learnt):
+        deviations = 0.0
+        if given_bytes is not None:
             source, peak = PeakSource.GIVEN, float(given_bytes)
-        elif learnt:
+        elif self._observed >= LEARN_FROM:
             source, deviations = PeakSource.LEARNT, self._deviations()
             peak = self._bound(self._embedding.point(parameters), base_bytes)
-            if is_new and given_bytes is not None:
-                peak = max(peak, given_bytes)
         elif self._largest:
             source, peak = PeakSource.LARGEST, self._largest * self.caution.first_margin
         else:

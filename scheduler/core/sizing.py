@@ -77,7 +77,6 @@ class Sizing:
             base_bytes=_base_bytes(environments),
             room_bytes=room_bytes,
             given_bytes=given,
-            override=True,
         )
         if found.source is PeakSource.UNKNOWN:
             return prior

@@ -64,8 +64,18 @@ def _word(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
+def _size_or_function(value: Any) -> Any:
+    """Read a size, and leave the path of a function as it is: that is called with each trial's parameters."""
+    if isinstance(value, str) and ":" in value:
+        return value
+    if not (size := _parsed(parse_size)(value)):
+        raise ValueError("must be more than 0")
+    return size
+
+
 Size = Annotated[int, BeforeValidator(_parsed(parse_size))]  # "1GiB" or a number of bytes
 Seconds = Annotated[float, BeforeValidator(_parsed(parse_duration))]  # "12h" or a number of seconds
+OwnSize = Annotated[int | str, BeforeValidator(_size_or_function)]  # of a trial: bytes, or module:function
 Budget = Annotated[
     MemoryBudget,
     BeforeValidator(_parsed(parse_memory_budget)),
@@ -153,7 +163,7 @@ class Settings(StudyKeys):
         "minimize",
     )
     sampler: str = "tpe"
-    memory: str | None = None
+    memory: OwnSize | None = None
     pruner: Annotated[str, BeforeValidator(_word)] = "median"
     warm_start: Annotated[Whole, Field(ge=0, le=100)] = 3
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
@@ -173,11 +183,6 @@ class Settings(StudyKeys):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     dashboard: str | None = ":8787"
 
-    @field_validator("memory", mode="before")
-    @classmethod
-    def _text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-
     @field_validator("objective")
     @classmethod
     def _function(cls, value: str | None) -> str | None:
@@ -187,13 +192,6 @@ class Settings(StudyKeys):
         if not where or not re.fullmatch(r"[A-Za-z_][\w.]*", name):
             raise ValueError("must be FILE.py:NAME or package.module:NAME")
         return f"{os.path.abspath(os.path.expanduser(where))}:{name}" if where.endswith(".py") else value
-
-    @field_validator("memory")
-    @classmethod
-    def _memory(cls, value: str | None) -> str | None:
-        if value is not None and ":" not in value:
-            _parsed(parse_size)(value)
-        return value
 
     @field_validator("study")
     @classmethod

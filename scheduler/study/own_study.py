@@ -82,12 +82,15 @@ class OwnStudy:
                 found.close()
 
     def choice(self, memory: int | str | Callable[[Mapping[str, Any]], int | str] | None) -> Choice:
-        """Its own sampler and pruner, and the caller's sizes. Raises UsageError."""
+        """Its own sampler and pruner, and the caller's sizes: as the settings have them, or their function.
+
+        Raises UsageError.
+        """
         study = self._study
         if callable(memory):
             given = objective_workload.sized_by(memory, getattr(memory, "__name__", "memory"))
         else:
-            given = objective_workload.memory(None if memory is None else str(memory))
+            given = objective_workload.memory(memory)
         return Choice(sampler=lambda name, trials: study.sampler, pruner=lambda: study.pruner, memory=given)
 
     def on_end(self, number: int) -> bool:

@@ -1,4 +1,4 @@
-"""Results: the table at the end, `results.csv` (a row per trial), `best/<study>.json`.
+"""Results: the table at the end, `results.csv` (a row per trial), `best/<study>.json` (of several values the front).
 
 Works on plain rows as `StudyStore.rows(study)` gives them: flat mappings with the keys `number`, `state` (RUNNING,
 COMPLETE, PRUNED, FAIL, WAITING), `value`, `started`, `ended`, `steps`, the sampled parameters and the trial's
@@ -70,9 +70,11 @@ def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, S
     write(folder / "results.csv", to_csv(studies, rows), durable=True)
     (folder / "best").mkdir(parents=True, exist_ok=True)
     for spec in studies:
-        best = best_row(rows.get(spec.name, ()), spec)
-        if best is not None:
-            text = json.dumps({"study": spec.name, **best}, indent=1, sort_keys=True, default=str)
+        found: Row | None = best_row(rows.get(spec.name, ()), spec)
+        if len(spec.directions) > 1 and (front := pareto_front(rows.get(spec.name, ()), spec)):
+            found = {"directions": spec.directions, "pareto_front": front}
+        if found is not None:
+            text = json.dumps({"study": spec.name, **found}, indent=1, sort_keys=True, default=str)
             write(folder / "best" / f"{spec.name}.json", text + "\n", durable=True)
 
 
@@ -148,7 +150,8 @@ def best_lines(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) 
     found = []
     for spec in studies:
         if len(spec.directions) > 1:
-            found.append(f"{spec.name}: {_undominated(spec, rows.get(spec.name, ()))} trials on the Pareto front")
+            count = len(pareto_front(rows.get(spec.name, ()), spec))
+            found.append(f"{spec.name}: {count} trial{'s' if count != 1 else ''} on the Pareto front")
             continue
         best = best_row(rows.get(spec.name, ()), spec) if spec.define_by_run else None
         if best is not None:
@@ -157,13 +160,17 @@ def best_lines(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) 
     return found
 
 
-def _undominated(spec: StudySpec, rows: Sequence[Row]) -> int:
-    """How many trials have values that none other's are at least as good as, and one of them better."""
+def pareto_front(rows: Iterable[Row], spec: StudySpec) -> list[Row]:
+    """Return the completed trials whose values no other's are at least as good as, one of them better; by number."""
     signs = [-1 if direction == "maximize" else 1 for direction in spec.directions]
     complete = [row for row in rows if row["state"] == "COMPLETE"]
-    points = {tuple(sign * row[f"value.{i}"] for i, sign in enumerate(signs)) for row in complete}
-    best = {p for p in points if not any(q != p and all(a <= b for a, b in zip(q, p, strict=True)) for q in points)}
-    return sum(tuple(sign * row[f"value.{i}"] for i, sign in enumerate(signs)) in best for row in complete)
+    points = [tuple(sign * row[f"value.{i}"] for i, sign in enumerate(signs)) for row in complete]
+    front: set[tuple[float, ...]] = set()
+    # In this order nobody is dominated by one that comes later.
+    for point in sorted(set(points)):
+        if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other in front):
+            front.add(point)
+    return [row for row, point in zip(complete, points, strict=True) if point in front]
 
 
 def barren(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> dict[str, str]:

@@ -47,13 +47,10 @@ def meaning(settings: Settings) -> dict[str, dict[str, Any]]:
     return {study(settings).name: {"objective": function, "direction": list(settings.direction)}}
 
 
-def memory(given: str | None) -> Callable[[Mapping[str, Any]], int | None]:
-    """Return the user's own size of a trial by its parameters: a size for all, or what their function says of these."""
-    if given is None:
-        return lambda params: None
-    if ":" not in given:
-        size = parse_size(given)
-        return lambda params: size
+def memory(given: int | str | None) -> Callable[[Mapping[str, Any]], int | None]:
+    """Return the user's own size of a trial by its parameters: bytes for all, or what their function says of these."""
+    if not isinstance(given, str):
+        return lambda params: given
     return sized_by(training_side.find(given, "--memory"), given)
 
 

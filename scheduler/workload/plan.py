@@ -14,7 +14,7 @@ from typing import Any
 from scheduler.core import admission
 from scheduler.model import Json, StudySpec, UsageError, WorkerFacts
 from scheduler.settings.schema import Settings
-from scheduler.units import GIB, gib, parse_size
+from scheduler.units import GIB, gib
 from scheduler.workload import functions as training_side
 from scheduler.workload.functions import Function
 from scheduler.workload.studies import studies as studies_of
@@ -234,9 +234,9 @@ def _study(
 
 def _objective(spec: StudySpec, rooms: Sequence[Room], settings: Settings) -> StudyPlan:
     """Return the study of an objective: what a trial takes is not known, unless the user has given one size for all."""
-    if settings.memory is None or ":" in settings.memory:
+    size, largest = settings.memory, max(rooms, key=lambda room: room.trial_bytes)
+    if not isinstance(size, int):
         return StudyPlan(spec=spec, fits=0, never=0)
-    size, largest = parse_size(settings.memory), max(rooms, key=lambda room: room.trial_bytes)
     refusal = None
     if size > largest.trial_bytes:
         refusal = f"--memory {gib(size)} is more than any worker has for a trial: {gib(largest.trial_bytes)}"

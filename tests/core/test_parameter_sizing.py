@@ -122,16 +122,17 @@ def test_one_large_trial_does_not_make_the_next_ones_large() -> None:
     assert predicted(sizer, {"rows": 200, "rate": 1e-3, "kind": "flat"}).peak_bytes < ROOM / 2
 
 
-def test_the_users_number_stands_until_peaks_are_known_or_for_good() -> None:
-    """A given size is used below 8 observations, and with `override` ever after."""
+@pytest.mark.parametrize("observed", [0, 3, 30])
+def test_the_users_number_stands(observed: int) -> None:
+    """A given size is used before peaks are known and after; only what these very parameters took is above it."""
+    sizer, asked = learnt(observed), parameters(random.Random(77))
 
-    def size(sizer: ParameterSizing, override: bool) -> Prediction:
-        asked = parameters(random.Random(77))
-        return sizer.predict(asked, SPACE, base_bytes=BASE, room_bytes=ROOM, given_bytes=7 * GIB, override=override)
+    def size() -> Prediction:
+        return sizer.predict(asked, SPACE, base_bytes=BASE, room_bytes=ROOM, given_bytes=2 * GIB)
 
-    assert size(learnt(3), False).peak_bytes == 7 * GIB
-    assert size(learnt(30), False).source is PeakSource.LEARNT
-    assert size(learnt(30), True).peak_bytes == 7 * GIB
+    assert (size().peak_bytes, size().source) == (2 * GIB, PeakSource.GIVEN)
+    sizer.observe(seen(asked, 3 * GIB))
+    assert size().peak_bytes == 3 * GIB
 
 
 def test_a_branch_never_run_is_told() -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import optuna
 
 from scheduler.model import Presentation, StudySpec
 from scheduler.ui import report
@@ -48,6 +52,26 @@ def test_best_is_the_smallest_completed_value(tmp_path: Path) -> None:
     report.write_files(tmp_path, [study("a"), study("b")], rows)
     assert json.loads((tmp_path / "best" / "a.json").read_text())["number"] == 2
     assert [path.name for path in (tmp_path / "best").iterdir()] == ["a.json"]
+
+
+def test_of_several_values_the_pareto_front_is_kept(tmp_path: Path) -> None:
+    """As Optuna finds it, also with equal and infinite values; no file while nothing is complete."""
+    random = np.random.default_rng(0)
+    values = [[float(x) for x in pair] for pair in random.integers(0, 8, (60, 2))] + [[math.inf, 9.0], [0.0, -1.0]]
+    plain = optuna.create_study(directions=["minimize", "maximize"])
+    for pair in values:
+        plain.add_trial(optuna.trial.create_trial(values=pair))
+    rows = [row(n, value=a) | {"value.0": a, "value.1": b} for n, (a, b) in enumerate(values)]
+    spec = StudySpec(name="two", quota=9, slots=1, directions=("minimize", "maximize"), define_by_run=True)
+    pruned = {"two": [row(9, "PRUNED")]}
+    report.write_files(tmp_path, [spec], pruned)
+    assert list((tmp_path / "best").iterdir()) == []
+    report.write_files(tmp_path, [spec], {"two": rows})
+    kept = json.loads((tmp_path / "best" / "two.json").read_text())
+    assert kept["study"] == "two" and kept["directions"] == ["minimize", "maximize"]
+    assert [each["number"] for each in kept["pareto_front"]] == [trial.number for trial in plain.best_trials]
+    (said,) = report.best_lines([spec], {"two": rows})
+    assert f"{len(plain.best_trials)} trial" in said
 
 
 def test_the_table_shows_each_study_even_without_a_trial(tmp_path: Path) -> None:
