@@ -12,6 +12,7 @@ from scheduler.core import fault
 from scheduler.model import AttemptId, ExitReason, Footprint, KillRecord, Outcome
 from scheduler.model.plain import line
 
+FLAT_AFTER = "footprint.flat_after_reports"
 _EXPLAINED = frozenset({ExitReason.FAILED, ExitReason.LOST, ExitReason.NOT_STARTED, ExitReason.NO_ROOM})
 _TRACEBACK_CHARS = 4000  # MySQL's text columns; the whole of it stays in the attempt's folder
 

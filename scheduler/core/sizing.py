@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.core.correction import Corrections, correct, observed
+from scheduler.core.growth import GrowthHistory
 from scheduler.core.parameter_sizing import ParameterSizing, PeakSource
 from scheduler.core.trial import Trial
 from scheduler.model import (
@@ -38,12 +39,16 @@ class Sizing:
         self._corrections = Corrections()
         self._family: dict[str, str] = {}
         self._learnt: dict[str, ParameterSizing] = {}
+        self._growth: dict[str, GrowthHistory] = {}
 
     def open(self, study: str, observations: Sequence[Observation], peaks: Sequence[PeakObservation] = ()) -> None:
         """Learn what a study's finished trials have shown, of a formula and of their parameters."""
         self._learnt[study] = ParameterSizing()
+        self._growth[study] = GrowthHistory()
         for peak in peaks:
             self._learnt[study].observe(peak)
+            if peak.flat_after is not None:
+                self._growth[study].learn(peak.flat_after)
         for observation in observations:
             self._corrections.observe(observation)
             self._family[study] = observation.family
@@ -83,6 +88,11 @@ class Sizing:
         source = FootprintSource.GIVEN if found.source is PeakSource.GIVEN else FootprintSource.LEARNT
         return Footprint(host_bytes=found.peak_bytes, source=source, samples=found.samples)
 
+    def is_flat(self, trial: Trial) -> bool:
+        """Whether the reservation may follow what the trial holds: its size is a guess, and its study's trials have had
+        all their growth behind them by now. A size that the user gave stands: the trial is judged by it."""
+        return trial.footprint.is_guess and self._growth[trial.id.study].is_over(trial.growth.reports)
+
     def learn(self, study: str, trial: Trial, outcome: Outcome) -> bool:
         """Take in an attempt's end; False when its peak says nothing.
 
@@ -92,11 +102,13 @@ class Sizing:
         """
         killed = outcome.reason in MEMORY_REASONS
         whole = trial.settled or outcome.reason is ExitReason.COMPLETED
-        by_parameters = not trial.prior.is_known or trial.prior.source is FootprintSource.GIVEN
-        half = by_parameters and outcome.reason is ExitReason.PRUNED
+        half = trial.by_parameters and outcome.reason is ExitReason.PRUNED
         if not outcome.peak_bytes or not (whole or killed or half):
             return False
-        if by_parameters:
+        if trial.by_parameters:
+            flat_after = trial.flat_after(outcome)
+            if flat_after is not None:
+                self._growth[study].learn(flat_after)
             self._learnt[study].observe(
                 PeakObservation(
                     parameters=dict(trial.params) if trial.space is not None else {},
@@ -104,6 +116,7 @@ class Sizing:
                     base_bytes=outcome.runtime_bytes or 0,
                     peak_bytes=outcome.peak_bytes,
                     at_least=not whole,
+                    flat_after=flat_after,
                 )
             )
             return not half

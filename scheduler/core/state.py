@@ -14,7 +14,7 @@ from typing import Any
 
 from scheduler import model as m
 from scheduler.core import admission, ending, fault, placement
-from scheduler.core.attributes import final_attrs
+from scheduler.core.attributes import FLAT_AFTER, final_attrs
 from scheduler.core.leaving import allowance_s
 from scheduler.core.ledger import Ledger, Reservation, Row
 from scheduler.core.reservation import grown, tightened
@@ -216,7 +216,7 @@ class BatchState:
         row = self.ledger.row(worker)
         found = self._sized(trial, self._environments if row is None else [row.facts.environment])
         if found.is_guess:
-            trial.footprint = found
+            trial.footprint, trial.flat = found, False
             self._resize(event.attempt, max(found.host_bytes, held.used_bytes, held.peak_bytes), "parameters")
 
     def _on_started(self, event: m.AttemptStarted) -> None:
@@ -238,6 +238,13 @@ class BatchState:
         self._out.append(m.ReportValue(attempt=event.attempt, step=event.step, value=event.value))
         self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
         self._grow(event.attempt)
+        held = self.ledger.reservation(event.attempt)
+        if held is None or not held.peak_bytes:  # nobody has looked yet
+            return
+        trial.growth.reported(held.peak_bytes)
+        if not trial.flat and self.sizing.is_flat(trial):
+            trial.flat = True
+            self._tighten(event.attempt, "flat")
 
     def _on_settled(self, event: m.AttemptSettled) -> None:
         trial = self._current(event.attempt)
@@ -245,12 +252,7 @@ class BatchState:
             return
         trial.settled = True
         self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
-        held = self.ledger.reservation(event.attempt)
-        assert held is not None  # a current attempt that runs holds one: `check` proves it
-        device_bytes = tightened(event.device_bytes) if event.device_bytes else held.device_bytes
-        # Never upwards: a prior that was right to the MiB leaves less room than the margin above what was seen.
-        host_bytes = max(held.peak_bytes, min(held.host_bytes, tightened(held.peak_bytes)))
-        self._resize(event.attempt, host_bytes, "settled", device_bytes)
+        self._tighten(event.attempt, "settled", tightened(event.device_bytes) if event.device_bytes else None)
 
     def _on_ended(self, event: m.AttemptEnded) -> None:
         trial = self._current(event.attempt)
@@ -483,6 +485,8 @@ class BatchState:
         attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak)
         if trial.started_over is not None:
             attrs["started_over"] = trial.started_over
+        if (flat_after := trial.flat_after(outcome)) is not None:
+            attrs[FLAT_AFTER] = flat_after
         value = outcome.value if state is m.FinalState.COMPLETE else None
         values = outcome.values if value is not None else ()
         self._tell(trial, state, value, attrs, constraint=verdict.constraint, values=values)
@@ -654,6 +658,13 @@ class BatchState:
         held = self.ledger.reservation(attempt)
         if held is not None and max(held.used_bytes, held.peak_bytes) > held.host_bytes:
             self._resize(attempt, grown(max(held.used_bytes, held.peak_bytes)), "over_reservation")
+
+    def _tighten(self, attempt: m.AttemptId, reason: str, device_bytes: int | None = None) -> None:
+        held = self.ledger.reservation(attempt)
+        assert held is not None  # a current attempt that runs holds one: `check` proves it
+        # Never upwards: a prior that was right to the MiB leaves less room than the margin above what was seen.
+        host_bytes = max(held.peak_bytes, min(held.host_bytes, tightened(held.peak_bytes)))
+        self._resize(attempt, host_bytes, reason, device_bytes)
 
     def _resize(self, attempt: m.AttemptId, host_bytes: int, reason: str, device_bytes: int | None = None) -> None:
         worker = self.ledger.worker_of(attempt)

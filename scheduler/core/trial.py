@@ -12,8 +12,19 @@ from typing import Any
 
 from scheduler.core.admission import MemoryBudget
 from scheduler.core.fault import Again, Facts, RetryPolicy
+from scheduler.core.growth import Growth
 from scheduler.core.resume import Saved, remember
-from scheduler.model import AttemptId, DeferReason, Footprint, Outcome, StudySpec, TrialId, TrialState
+from scheduler.model import (
+    AttemptId,
+    DeferReason,
+    ExitReason,
+    Footprint,
+    FootprintSource,
+    Outcome,
+    StudySpec,
+    TrialId,
+    TrialState,
+)
 from scheduler.model.parameters import Space
 
 # A trial's life as a table: where it may go from where it is. Anything else is a bug and raises with its story.
@@ -110,6 +121,8 @@ class Trial:
     step: int = 0
     value: float | None = None
     settled: bool = False
+    growth: Growth = field(default_factory=Growth)
+    flat: bool = False  # tightened, since its study's trials grow no more by now
     retries: int = 0
     fruitless: int = 0
     ran_s: float = 0.0
@@ -138,6 +151,19 @@ class Trial:
         return Facts(progress=progress, spent=self.retries, fruitless=self.fruitless, guessed=guessed)
 
     @property
+    def by_parameters(self) -> bool:
+        """Nobody has a formula for what it takes: that is learnt from its study's parameters, or given by the user."""
+        return not self.prior.is_known or self.prior.source is FootprintSource.GIVEN
+
+    def flat_after(self, outcome: Outcome) -> int | None:
+        """Return the report after which its memory grew no more (`growth.over_after`); None where that is not known:
+        it did not run from its beginning to its end, or it has a formula."""
+        whole = outcome.reason is ExitReason.COMPLETED and self.attempt == 1
+        return (
+            self.growth.over_after(outcome.peak_bytes) if whole and self.by_parameters and outcome.peak_bytes else None
+        )
+
+    @property
     def resume_from(self) -> str | None:
         """The newest checkpoint, None when there is none."""
         return self.saved[0].path if self.saved else None
@@ -157,7 +183,8 @@ class Trial:
         self.attempt += 1
         self.since, self.not_before = now, now + again.delay_s
         self.started_at = self.first_step = self.progressed_at = self.deferred = self.stopping = None
-        self.settled = self.killed = False
+        self.settled = self.killed = self.flat = False
+        self.growth = Growth()
         self.step_s = None
 
     def ran_until(self, now: float) -> float:

@@ -36,7 +36,8 @@ Space = Mapping[str, Distribution]
 class PeakObservation:
     """A trial that ended. `parameters`: as suggested, those its branch did not ask for absent; `space`: their
     distributions; `base_bytes`: of the warm process before the objective; `at_least`: it did not reach its peak (it was
-    killed for memory, or pruned before its growth was over).
+    killed for memory, or pruned before its growth was over); `flat_after`: the report after which it grew no more, None
+    when it was not seen from its beginning to its end.
     """
 
     parameters: Parameters
@@ -44,3 +45,4 @@ class PeakObservation:
     base_bytes: int
     peak_bytes: int
     at_least: bool = False
+    flat_after: int | None = None

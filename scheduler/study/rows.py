@@ -14,6 +14,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from scheduler.core.attributes import FLAT_AFTER
 from scheduler.core.correction import observed
 from scheduler.host.registry import boot_id
 from scheduler.model import MEMORY_REASONS, Observation, StudySpec, TrialId
@@ -104,7 +105,7 @@ def peak_observations(trials: Sequence[FrozenTrial]) -> list[PeakObservation]:
             peak = peak or attrs.get("footprint.partial_peak_bytes")
         if not isinstance(peak, int) or trial.state is TrialState.FAIL:
             continue
-        runtime_bytes = attrs.get("footprint.runtime_bytes")
+        runtime_bytes, flat_after = attrs.get("footprint.runtime_bytes"), attrs.get(FLAT_AFTER)
         found.append(
             PeakObservation(
                 parameters=dict(trial.params),
@@ -112,6 +113,7 @@ def peak_observations(trials: Sequence[FrozenTrial]) -> list[PeakObservation]:
                 base_bytes=runtime_bytes if isinstance(runtime_bytes, int) else 0,
                 peak_bytes=peak,
                 at_least=killed or trial.state is TrialState.PRUNED,
+                flat_after=flat_after if isinstance(flat_after, int) else None,
             )
         )
     return found
