@@ -260,7 +260,7 @@ class Dispatcher:
             attempt=str(attempt),
             worker=command.worker,
             reserved_bytes=command.reserved_bytes,
-            predicted_bytes=command.footprint.host_bytes,
+            predicted_bytes=command.footprint.host_bytes or None,  # 0: nobody knows
             source=command.footprint.source.value,
             samples=command.footprint.samples,
             components=dict(command.footprint.components),

@@ -40,7 +40,7 @@ def note(log: Log, event: m.Event, launch: m.LaunchAttempt | None = None) -> Non
                 trial=str(trial),
                 attempt=attempt,
                 params=dict(params),
-                predicted_bytes=footprint.host_bytes,
+                predicted_bytes=footprint.host_bytes or None,
             )
         case m.StudyStopped(study=study, source=source):
             log(JournalEvent.STUDY_STOPPING, durable=True, study=study, source=source)
@@ -74,7 +74,7 @@ def _note_end(log: Log, attempt: m.AttemptId, outcome: m.Outcome, launch: m.Laun
     line = ended_line(
         attempt,
         outcome,
-        predicted_bytes=None if launch is None else launch.footprint.host_bytes,
+        predicted_bytes=None if launch is None else launch.footprint.host_bytes or None,
         reserved_bytes=None if launch is None else launch.reserved_bytes,
         wait_s=None if launch is None else launch.wait_s,
         worker=None if launch is None else launch.worker,

@@ -8,6 +8,7 @@ adapter. Does not claim trials (`study_rdb`) or know what their parameters mean.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,10 @@ class BegunStorage(_PassedOn):  # type: ignore[misc]  # a base made at run time
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         return self.trial_id
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        # A storage in memory gives its own, into which Optuna's trial writes: what is only suggested ahead, too.
+        return copy.deepcopy(self.behind.get_trial(trial_id))
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         # False: another process was quicker. Which waiting trial is next was decided when this one was begun.
