@@ -75,6 +75,31 @@ tell(best=study.best_value, states=[t.state.name for t in study.trials], first=s
     assert found["drawn"] == sorted(trial.params["x"] for trial in plain.trials[1:])
 
 
+def test_a_function_of_a_module_beside_the_script_is_found_wherever_it_is_started(tmp_path: Path) -> None:
+    """It travels by name; a trial looks where the caller has found it. One that is nowhere is told before the start."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    (scripts / "helper.py").write_text("def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n")
+    found = run(
+        tmp_path,
+        """
+sys.path.insert(0, "scripts")
+import helper, os
+study = optuna.create_study()
+optimize(study, helper.objective, n_trials=2, n_jobs=1)
+os.rename("scripts/helper.py", "scripts/gone.py")
+from scheduler.model import UsageError
+try:
+    optimize(study, helper.objective, n_trials=2, n_jobs=1)
+except UsageError as error:
+    said = str(error)
+tell(states=[t.state.name for t in study.trials], said=said)
+""",
+    )
+    assert found["states"] == ["COMPLETE"] * 2
+    assert "No module named 'helper'" in found["said"] and "\n" not in found["said"]
+
+
 def test_trials_are_counted_from_where_the_study_is_in_its_database(tmp_path: Path) -> None:
     """Twice three are six, as with `study.optimize`; several values, callbacks with the study, `study.stop()`."""
     found = run(

@@ -21,6 +21,7 @@ from scheduler.model import NothingFits, UsageError
 
 if TYPE_CHECKING:
     from scheduler.settings.schema import Settings
+    from scheduler.worker.trial_process import ToImport
     from scheduler.workload.plan import Plan
 
 
@@ -170,34 +171,38 @@ def make_plan(settings: Settings) -> Plan:
     client.check(settings.cluster, security)
     from scheduler.driver import driver
 
-    return plan.make(settings, driver.cluster_facts(settings, settings.cluster, security))
+    return plan.make(settings, driver.cluster_facts(settings, settings.cluster, security, to_import(settings)))
+
+
+def to_import(settings: Settings) -> ToImport | None:
+    """Return what a trial must be able to import, None when it is ours: that the first worker imports before it says
+    that it is ready."""
+    from scheduler.settings.schema import Training
+    from scheduler.worker.trial_process import ToImport
+    from scheduler.workload.objective import RUNNER_MODULE
+
+    if settings.objective is not None:
+        if settings.objective.startswith("command:"):
+            return None
+        return ToImport(path=settings.objective, module=RUNNER_MODULE, flag="--objective")
+    path = settings.training.objective
+    if path == Training().objective:
+        return None
+    hint = "; check the spelling, or PYTHONPATH"
+    return ToImport(path=path, module="training.trial", flag="training.objective", hint=hint)
 
 
 def check_objective(settings: Settings) -> None:
-    """Import the objective as a trial would, in a process: it may take torch along. Raises UsageError.
-
-    Our own needs no proof: the first worker imports it before it says that it is ready.
-    """
-    from scheduler.settings.schema import Training
+    """Import the objective as a trial would, in a process: it may take torch along. Raises UsageError."""
     from scheduler.worker import trial_process
 
-    if settings.objective is not None and settings.objective.startswith(("pickle", "command:")):
-        return  # it is a function of this very process, or ours
-    if settings.objective is not None:
-        from scheduler.workload.objective import RUNNER_MODULE
-
-        try:
-            trial_process.check_objective(settings.objective, module=RUNNER_MODULE)
-        except trial_process.TrialStartError as error:
-            raise UsageError(f"--objective: {error}") from None
-        return
-    path = settings.training.objective
-    if path == Training().objective:
+    imported = to_import(settings)
+    if imported is None:
         return
     try:
-        trial_process.check_objective(path)
+        trial_process.check_objective(imported.path, module=imported.module)
     except trial_process.TrialStartError as error:
-        raise UsageError(f"training.objective: {error}; check the spelling, or PYTHONPATH") from None
+        raise imported.refused(str(error)) from None
 
 
 def run(settings: Settings, plan: Plan) -> int:

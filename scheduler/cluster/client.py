@@ -267,10 +267,13 @@ class Cluster:
         """Raise an event on the Dask scheduler; blocks until it has it."""
         self._client.log_event(topic, message)
 
-    def ask_workers(self, function: Callable[..., Json], timeout_s: float) -> list[Json]:
-        """Call `function()` on every worker that can use Headroom, waiting for the first one.
+    def ask_workers(
+        self, function: Callable[..., Any], timeout_s: float, answer_s: float = ANSWER_TIMEOUT_S
+    ) -> list[Json]:
+        """Call `function()` on every worker that can use Headroom, waiting for the first one; it may be a coroutine.
 
-        Raises UsageError when there is none, with the reasons.
+        timeout_s: for the first worker; answer_s: for each answer. Raises UsageError when there is none, with the
+        reasons.
         """
         self._folders = []
         try:
@@ -285,7 +288,7 @@ class Cluster:
             if (why := await self._why_not_use(worker)) is not None:
                 return why
             try:
-                return dict(await self._run(worker, function))
+                return dict(await self._run(worker, function, within_s=answer_s))
             except Exception as error:
                 return _told(error)
 
@@ -354,10 +357,12 @@ class Cluster:
             failed.set_exception(OSError(str(error)))
             return failed
 
-    async def _run(self, worker: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def _run(
+        self, worker: str, function: Callable[..., Any], *arguments: Any, within_s: float = ANSWER_TIMEOUT_S
+    ) -> Any:
         """`function(*arguments)` on that worker. Raises what it raises, OSError or TimeoutError."""
         client = self._client
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with asyncio.timeout(within_s):
             # Called on its own loop, the client's `run` gives a coroutine.
             return (await client.run(function, *arguments, workers=[worker]))[worker]
 

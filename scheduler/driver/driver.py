@@ -52,6 +52,7 @@ from scheduler.study import choice
 from scheduler.study.store import Functions, OpenedStudy, StudyStore, StudyUnavailable
 from scheduler.ui import log, report, view
 from scheduler.ui.console import View
+from scheduler.worker import trial_process
 from scheduler.worker.trial_process import Witness, conclude
 from scheduler.workload import functions as training_side
 from scheduler.workload import objective as objective_workload
@@ -62,6 +63,7 @@ ENVIRONMENT = "training.runtime:environment"
 FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
 LOOK_S = 1.0  # while none is there
 CLUSTER_FACTS_TIMEOUT_S = 10.0
+CLUSTER_IMPORT_S = trial_process.CHECK_TIMEOUT_S + 10.0
 STORAGE_START_TIMEOUT_S = 60.0  # at the start only; once it runs, a run waits for its database without end
 CLOSE_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_AT_ONCE_S = 2.0  # the user has asked twice
@@ -86,12 +88,24 @@ def run(settings: Settings, plan_: Plan, view_: View, *, is_last: bool = False, 
     return _Driver(settings, plan_, view_, caller).run(is_last)
 
 
-def cluster_facts(settings: Settings, address: str, security: Security) -> list[m.WorkerFacts]:
-    """Ask what the workers of a running cluster have, for a dry run. Raises UsageError: no answer, no worker."""
+def cluster_facts(
+    settings: Settings, address: str, security: Security, imported: trial_process.ToImport | None = None
+) -> list[m.WorkerFacts]:
+    """Ask what the workers of a running cluster have, for the plan.
+
+    imported: what they must be able to import. Raises UsageError: no answer, no worker, or none that can import it.
+    (Where only some cannot, their hosts are closed when they try.)
+    """
     cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}", security=security)
     ask = functools.partial(describe, runtime_key=(settings.training.preload, settings.heap))
     try:
-        return [read(m.WorkerFacts, answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
+        found = [read(m.WorkerFacts, answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
+        if imported is not None:
+            tried = functools.partial(trial_process.why_not_imported, imported.path, imported.module)
+            said = [each["problem"] for each in cluster.ask_workers(tried, CLUSTER_FACTS_TIMEOUT_S, CLUSTER_IMPORT_S)]
+            if None not in said:
+                raise imported.refused(said[0], f" (on the workers of {address})")
+        return found
     finally:
         cluster.close()
 

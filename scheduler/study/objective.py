@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import math
 import os
+import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -99,7 +100,9 @@ def _unpickled(function: str) -> tuple[Objective, tuple[type[BaseException], ...
         data = Path(function.removeprefix(PICKLE_FILE)).read_bytes()
     else:
         data = base64.b64decode(function.removeprefix(PICKLED))
-    found, caught = cloudpickle.loads(data)
+    places, pickled = pickle.loads(data)  # noqa: S301 - of the program that started this run, like the function itself
+    sys.path += [place for place in places if place not in sys.path]
+    found, caught = cloudpickle.loads(pickled)
     return found, tuple(caught)
 
 
@@ -145,11 +148,12 @@ def shown(function: str) -> str:
 
 
 def main() -> int:
-    """`--check=FUNCTION`: 0, or 1 with one line on stderr."""
+    """`--check=FUNCTION` (`-`: it is on stdin): 0, or 1 with one line on stderr."""
     for argument in sys.argv[1:]:
         if argument.startswith("--check="):
+            function = argument.removeprefix("--check=")
             try:
-                load(argument.removeprefix("--check="))
+                load(sys.stdin.read() if function == "-" else function)
             except NotImported as error:
                 print(line(error), file=sys.stderr)
                 return 1

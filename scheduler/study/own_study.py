@@ -8,6 +8,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import os
+import pickle
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -60,10 +63,12 @@ class OwnStudy:
         Raises UsageError when it cannot be pickled.
         """
         try:
-            data: bytes = cloudpickle.dumps((objective, self._caught))
+            function: bytes = cloudpickle.dumps((objective, self._caught))
         except Exception as error:
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UsageError(f"objective cannot be pickled ({why}); open inside it what cannot travel") from error
+        # Modules beside the caller's script travel by name: a trial looks for them where this process has found them.
+        data = pickle.dumps(([os.path.abspath(place) for place in sys.path], function))
         if folder is None:
             return PICKLED + base64.b64encode(data).decode()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -6,6 +6,7 @@ the pure rule that turns what was seen into an Outcome. Does not decide when to 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -23,7 +24,7 @@ from typing import Any
 
 from scheduler.files.bounded_log import BoundedLog
 from scheduler.files.durable import tail
-from scheduler.model import ExitReason, HeadroomError, Json, KillRecord, Outcome
+from scheduler.model import ExitReason, HeadroomError, Json, KillRecord, Outcome, UsageError
 from scheduler.model.fields import BadMessage, finite
 from scheduler.model.messages import Last, Ready, Task, ToTrial, ready
 from scheduler.model.plain import line, plain, text
@@ -36,6 +37,20 @@ MAX_LINE_BYTES = 4 * 2**20  # a result at its bounds (`training.plain`) is short
 WITHHELD = "HEADROOM_STORAGE"  # no trial needs the database, and many programs write their environment into a log
 _POLL_S = 0.25  # how soon a death is noticed whose pipe a grandchild keeps open
 _PROJECT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToImport:
+    """A function that trials call, as `check_objective` takes it. flag: what the user calls it; hint: what may help."""
+
+    path: str
+    module: str
+    flag: str
+    hint: str = ""
+
+    def refused(self, why: str, where: str = "") -> UsageError:
+        """Return the error for one that cannot be imported."""
+        return UsageError(f"{self.flag}: {why}{where}{self.hint}")
 
 
 class TrialStartError(HeadroomError):
@@ -341,12 +356,14 @@ def check_objective(
 
     A process that was killed from outside says nothing of the objective and is tried again. module: what runs it.
     """
-    command = [sys.executable, "-m", module, f"--check={path}"]
+    # A pickled function is longer than an argument may be, and what it holds is nobody else's to read (ps).
+    long = path.startswith("pickled:")
+    command = [sys.executable, "-m", module, "--check=-" if long else f"--check={path}"]
     for tries_left in reversed(range(CHECK_TRIES)):
         try:
             done = subprocess.run(
                 command,
-                stdin=subprocess.DEVNULL,
+                input=path.encode() if long else b"",
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 env=_variables(environment or {}),
@@ -363,6 +380,15 @@ def check_objective(
         said = done.stderr.decode(errors="replace").strip().splitlines()
         why = said[-1] if said else f"objective {path!r} cannot be imported: {describe_status(done.returncode)}"
         raise TrialStartError(line(why), done.returncode)
+
+
+async def why_not_imported(path: str, module: str) -> Json:
+    """(On a Dask worker, whose loop goes on meanwhile.) `check_objective` there: {"problem": why not, or None}."""
+    try:
+        await asyncio.to_thread(check_objective, path, module=module)
+    except TrialStartError as error:
+        return {"problem": str(error)}
+    return {"problem": None}
 
 
 def _variables(environment: Mapping[str, str | None]) -> dict[str, str]:
