@@ -7,7 +7,7 @@ runs in production and in the simulator (tests/simulator.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -43,6 +43,7 @@ class BatchState:
         self.timed_out = False
         self.at_once = False  # do not even wait for the study: what it has not heard, the next start tells it
         self.ended = False
+        self.held: Mapping[str, m.TrialId] = {}  # worker -> the trial that placement last held it for
         self._drain_since = 0.0
         self._began: float | None = None
         self._now = 0.0
@@ -162,6 +163,9 @@ class BatchState:
         self._shut(row, event.closed_reason)
         row.others_unclaimed_bytes = event.others_unclaimed_bytes
         row.touch()
+        for attempt, ticks in event.ticks.items():
+            if (trial := self._current(attempt)) is not None:
+                trial.ticks = ticks
         for attempt, step_s in event.step_s.items():
             if (trial := self._current(attempt)) is not None:
                 trial.step_s = step_s
@@ -180,7 +184,7 @@ class BatchState:
 
     def _on_asked(self, event: m.TrialAsked) -> None:
         study = self.studies[event.trial.study]
-        study.asking = False
+        study.asking, study.max_epochs = False, event.max_epochs
         trial = Trial(
             id=event.trial,
             params=dict(event.params),
@@ -412,16 +416,18 @@ class BatchState:
                 elif trial.not_before > self._now:
                     self._defer(trial, m.Defer(m.DeferReason.RETRY_DELAY, {"attempt": trial.attempt}))
                 else:
-                    waiting.append(self._waiting(study, trial))
+                    waiting.append(self.waiting(study, trial))
         if not waiting:
             return
         plan = placement.place(waiting, self._running(), views, self._now)
+        self.held = plan.held
         for start in plan.starts:
             self._launch(start)
         for trial_id, defer in plan.deferred.items():
             self._defer(self.trials[trial_id], defer)
 
     def _defer(self, trial: Trial, defer: m.Defer) -> None:
+        trial.wait = defer
         if trial.deferred != defer.reason:
             trial.deferred = defer.reason
             self._out.append(m.NoteDeferral(trial=trial.id, reason=defer.reason, numbers=defer.numbers))
@@ -446,6 +452,7 @@ class BatchState:
             ),
         )
         trial.move(m.TrialState.ADMITTED, self._now, f"attempt {trial.attempt} on {start.worker}")
+        trial.launched_at = self._now
         trial.began(trial.resume_from)
         study.pending.discard(trial.id)
         self._out.append(
@@ -478,6 +485,7 @@ class BatchState:
         study, state = self.studies[trial.id.study], verdict.state
         study.misfits_in_row = 0
         study.counted += 1
+        study.ended.append(trial.took(self._now, outcome))
         if state is m.FinalState.COMPLETE:
             study.completed += 1
             study.durations_s.append(outcome.duration_s)
@@ -599,7 +607,8 @@ class BatchState:
     def _pending(self, study: Study) -> list[Trial]:
         return [self.trials[t] for t in sorted(study.pending)]
 
-    def _waiting(self, study: Study, trial: Trial) -> m.Waiting:
+    def waiting(self, study: Study, trial: Trial) -> m.Waiting:
+        """Return a pending trial as placement sees it."""
         return m.Waiting(
             trial=trial.id,
             footprint=trial.footprint,

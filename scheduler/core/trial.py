@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scheduler.core.admission import MemoryBudget
+from scheduler.core.durations import Took, Under
 from scheduler.core.fault import Again, Facts, RetryPolicy
 from scheduler.core.growth import Growth
 from scheduler.core.resume import Saved, remember
 from scheduler.model import (
     AttemptId,
+    Defer,
     DeferReason,
     ExitReason,
     Footprint,
@@ -65,7 +67,7 @@ class Study:
     live: its trials under way; pending: those of them that wait to be placed (kept apart because thousands may run).
     completed: trials that ended COMPLETE, also before this driver. untold: final states sent to the study and not yet
     confirmed durable. durations_s: of its latest complete trials;
-    expected_s: their median.
+    expected_s: their median. ended: its latest trials that count, for the forecast.
     """
 
     spec: StudySpec
@@ -82,7 +84,9 @@ class Study:
     closed_early: bool = False
     best: tuple[float, int] | None = None
     durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+    ended: deque[Took] = field(default_factory=lambda: deque(maxlen=64))
     expected_s: float | None = None
+    max_epochs: int | None = None  # of the trial asked for last
 
     @property
     def complete(self) -> bool:
@@ -115,11 +119,15 @@ class Trial:
     story: list[str] = field(default_factory=list)
     not_before: float = 0.0
     deferred: DeferReason | None = None
+    wait: Defer | None = None  # the same with its numbers of now
+    launched_at: float | None = None
     started_at: float | None = None
     first_step: int | None = None
     progressed_at: float | None = None
     step: int = 0
     value: float | None = None
+    ticks: int = 0  # its steps in the present attempt, as of the host's latest news
+    ticks_then: int = 0  # when its latest epoch ended
     settled: bool = False
     growth: Growth = field(default_factory=Growth)
     flat: bool = False  # tightened, since its study's trials grow no more by now
@@ -182,9 +190,10 @@ class Trial:
         self.move(TrialState.PENDING, now, why)
         self.attempt += 1
         self.since, self.not_before = now, now + again.delay_s
-        self.started_at = self.first_step = self.progressed_at = self.deferred = self.stopping = None
+        self.launched_at = self.started_at = self.first_step = self.progressed_at = self.deferred = self.stopping = None
         self.settled = self.killed = self.flat = False
         self.growth = Growth()
+        self.ticks = self.ticks_then = 0
         self.step_s = None
 
     def ran_until(self, now: float) -> float:
@@ -196,6 +205,35 @@ class Trial:
         if self.first_step is None:
             self.first_step = step
         self.step, self.value, self.progressed_at = step, value, now
+        self.ticks_then = self.ticks
+
+    @property
+    def within_epoch(self) -> float | None:
+        """The part of the present epoch that is done, by the steps that those before took; None before the first."""
+        if self.epochs < 1 or self.ticks_then < 1:
+            return None
+        return min(0.99, (self.ticks - self.ticks_then) * self.epochs / self.ticks_then)
+
+    @property
+    def epochs(self) -> int:
+        """How many it has finished in the present attempt; where its reports do not count from 1, their span."""
+        return 0 if self.first_step is None else self.step - self.first_step + 1
+
+    def took(self, now: float, outcome: Outcome) -> Took:
+        """Return what its end says of how long others will take."""
+        epochs = max(outcome.epochs, self.epochs, int(outcome.reason is ExitReason.COMPLETED))
+        size = self.footprint.host_bytes if self.footprint.is_known else int(1.5 * (outcome.peak_bytes or 0))
+        since = now if self.launched_at is None else self.launched_at
+        return Took(epochs=epochs, seconds=self.ran_s + now - since, size_bytes=size)
+
+    def under(self, now: float) -> Under:
+        """Return how far it is."""
+        ran_s = 0.0 if self.launched_at is None else now - self.launched_at
+        if self.progressed_at is None or self.launched_at is None or self.epochs < 1:
+            return Under(epochs=self.step, ran_s=ran_s)
+        pace_s = (self.progressed_at - self.launched_at) / self.epochs
+        done = max(self.step, self.epochs)
+        return Under(epochs=done, ran_s=ran_s, pace_s=pace_s, behind_s=now - self.progressed_at)
 
     def expected_end(self) -> float | None:
         """When it will be over if it trains all its epochs at the pace of those it has done; None before the first.

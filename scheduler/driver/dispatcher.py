@@ -423,4 +423,5 @@ def _vitals(worker: str, said: letters.Vitals) -> m.WorkerVitals:
         used_bytes={m.AttemptId.parse(name): size for name, size in said.used_bytes.items()},
         peak_bytes={m.AttemptId.parse(name): size for name, size in said.peak_bytes.items()},
         step_s={m.AttemptId.parse(name): seconds for name, seconds in said.step_s.items()},
+        ticks={m.AttemptId.parse(name): count for name, count in said.ticks.items()},
     )

@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,21 @@ from scheduler.cluster.credentials import Security
 from scheduler.cluster.dashboard import PageFeed
 from scheduler.core import ending
 from scheduler.core.fault import RetryPolicy
+from scheduler.core.forecast import Forecast
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
-from scheduler.driver import decisions, journal, recovery, run_folder
+from scheduler.driver import decisions, history, journal, recovery, run_folder
 from scheduler.driver.caller import Caller
 from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said
 from scheduler.driver.fleet import Fleet
+from scheduler.driver.forecaster import Forecaster
 from scheduler.driver.lock import DriverLock
 from scheduler.driver.recorder import Recorder
 from scheduler.driver.recording import Recording
 from scheduler.driver.run_files import RunFiles
 from scheduler.host import vitals
 from scheduler.host.agent_folder import ProcessIdentity
-from scheduler.host.attempt_folder import attempts_of
+from scheduler.host.attempt_folder import KILL, AttemptFolder, attempts_of
 from scheduler.host.registry import HostRegistry
 from scheduler.masking import masked
 from scheduler.model import letters
@@ -50,8 +53,9 @@ from scheduler.model.journal_events import JournalEvent
 from scheduler.settings.schema import Settings
 from scheduler.study import choice
 from scheduler.study.store import Functions, OpenedStudy, StudyStore, StudyUnavailable
-from scheduler.ui import log, report, view
+from scheduler.ui import log, report, story, view
 from scheduler.ui.console import View
+from scheduler.ui.snapshot import Happening
 from scheduler.worker import trial_process
 from scheduler.worker.trial_process import Witness, conclude
 from scheduler.workload import functions as training_side
@@ -66,6 +70,8 @@ CLUSTER_FACTS_TIMEOUT_S = 10.0
 CLUSTER_IMPORT_S = trial_process.CHECK_TIMEOUT_S + 10.0
 STORAGE_START_TIMEOUT_S = 60.0  # at the start only; once it runs, a run waits for its database without end
 CLOSE_TIMEOUT_S = 30.0
+MOST_HAPPENINGS = 40
+FORECAST_NOTED_EVERY_S = 600.0
 CLOSE_TIMEOUT_AT_ONCE_S = 2.0  # the user has asked twice
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
 
@@ -127,6 +133,11 @@ class _Driver:
         self.page: PageFeed | None = None
         self.recording: Recording | None = None
         self.unusable: dict[str, str] = {}  # Dask worker -> why
+        self.happenings: deque[Happening] = deque(maxlen=MOST_HAPPENINGS)
+        self.refused = {each.spec.name: each.refusal for each in plan_.studies if each.refusal is not None}
+        self.forecaster = Forecaster(history.past(settings), self._foreseen, self._not_foreseen)
+        self._noted_at = 0.0
+        self._asked_to_quit: str | None = None
         self.preload = settings.training.preload
         if settings.objective is not None and self.preload is None:
             self.preload = objective_workload.preload(settings.objective)
@@ -147,6 +158,11 @@ class _Driver:
         finally:
             lock.release()
 
+    def _may_go_on(self) -> None:
+        """Between two stages of the start: leave when somebody has asked for it. Raises StoppedAtStart."""
+        if self._asked_to_quit is not None:
+            raise StoppedAtStart(f"stopped by {self._asked_to_quit} before anything was started")
+
     # -- the stages -----------------------------------------------------------------------------------------------
 
     def _run(self, folder: Path, registry: HostRegistry) -> int:
@@ -154,8 +170,10 @@ class _Driver:
         if self.journal.was_torn:
             self.log(JournalEvent.JOURNAL_TORN, path=str(self.journal.path))
         self.log(JournalEvent.BATCH_STARTED, durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
+        self._may_go_on()
         cluster, fleet = self._cluster(folder), None
         try:
+            self._may_go_on()
             self.dashboard = cluster.dashboard
             if self.dashboard:
                 self.page = PageFeed(cluster, key=self.topic, log=self.log)
@@ -163,6 +181,7 @@ class _Driver:
                 self.log(JournalEvent.DASHBOARD_READY, url=self.dashboard)
             fleet = self._fleet(cluster)
             joined = self._agents(cluster, fleet, folder)
+            self._may_go_on()
             store = self._store(folder)
             ends = decisions.ends(journal.read(self.journal.path))
             evidence = recovery.Evidence(registry=registry, start_time=vitals.start_time, ends=ends)
@@ -421,6 +440,7 @@ class _Driver:
         self.log(JournalEvent.WORKER_UNUSABLE, durable=True, worker=worker, why=why)
 
     def _quit(self, source: str) -> None:
+        self._asked_to_quit = source
         self.inbox.put(m.QuitRequested(source=source))
 
     def _watch(self, brain: BatchState, folder: Path) -> None:
@@ -437,21 +457,48 @@ class _Driver:
             for study in brain.studies.values():
                 if study.stopped is None and study.closed is None:
                     self.inbox.put(m.StudyStopped(study=study.spec.name, source="its time limit"))
+        self.forecaster.look(brain, now)
         picture = view.snapshot(
             brain,
             run=self.settings.name,
             now=now,
             elapsed_s=now - self.started,
             dashboard=self.dashboard,
+            forecast=self.forecaster.latest,
+            refused=self.refused,
+            happenings=tuple(self.happenings),
         )
         self.view.update(picture)
         if self.page is not None:
             self.page.update(picture)
 
     def log(self, event: JournalEvent, durable: bool = False, **fields: Any) -> None:
-        """One event to the journal as JSON and to the user as a readable line."""
+        """One event to the journal as JSON, and to the user as a readable line or a sentence."""
         self.journal.write(event, durable=durable, **fields)
-        log.show(event, fields)
+        told = story.tell(event, fields, self.settings.name, time.time(), self._story)
+        if told is not None:
+            self.happenings.append(told)
+            self.view.happened(told)
+        if event not in self.view.shows:
+            log.show(event, fields)
+
+    def _story(self, attempt: m.AttemptId) -> str | None:
+        """Return where a kill is told, None where that lies on another host."""
+        path = AttemptFolder.of(self.settings.run_folder, attempt).path / KILL
+        readable = path.with_suffix(".txt")
+        return str(readable if readable.exists() else path) if path.exists() else None
+
+    def _foreseen(self, found: Forecast) -> None:
+        """Keep a forecast now and then, so that it can be compared with what came."""
+        if time.monotonic() - self._noted_at < FORECAST_NOTED_EVERY_S and self._noted_at:
+            return
+        self._noted_at = time.monotonic()
+        whole, now = found.whole, time.time() - (time.monotonic() - found.at)
+        ends = {f"{k}_unix": round(now + v) for k, v in dataclasses.asdict(whole).items()}
+        self.journal.write(JournalEvent.BATCH_FORECAST, **{k.replace("_s_unix", "_unix"): v for k, v in ends.items()})
+
+    def _not_foreseen(self, error: str) -> None:
+        self.log(JournalEvent.BATCH_NO_FORECAST, error=error)
 
 
 def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: recovery.Evidence, folder: Path) -> m.Outcome:

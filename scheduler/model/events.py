@@ -46,7 +46,7 @@ class WorkerLost:
 class WorkerVitals:
     """One sample of a worker's host, about once a second. used_bytes: attempt -> footprint now.
 
-    step_s: attempt -> longest pause it lately made between two signs of life.
+    step_s: attempt -> longest pause it lately made between two signs of life; ticks: its steps so far.
     others_unclaimed_bytes: promised to other runs' attempts on this host and not yet taken by them.
     available_bytes: None when the probe failed. closed_reason: the watchdog closed the host (an unkillable victim).
     """
@@ -59,6 +59,7 @@ class WorkerVitals:
     used_bytes: Mapping[AttemptId, int] = field(default_factory=dict)
     peak_bytes: Mapping[AttemptId, int] = field(default_factory=dict)
     step_s: Mapping[AttemptId, float] = field(default_factory=dict)
+    ticks: Mapping[AttemptId, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

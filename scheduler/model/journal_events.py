@@ -22,6 +22,14 @@ class JournalEvent(enum.StrEnum):
     BATCH_STARTED = "batch.started", "a driver began, for the first time or again"
     BATCH_QUIT = "batch.quit", "somebody, or a loss, asked it to stop"
     BATCH_DRAINING = "batch.draining", "running trials have so long to checkpoint and leave"
+    BATCH_FORECAST = (
+        "batch.forecast",
+        "when it will end: low, middle and high, four times in five between the outer two",
+    )
+    BATCH_NO_FORECAST = (
+        "batch.no_forecast",
+        "the forecast failed and is left out from here on; trials are not concerned",
+    )
     BATCH_ENDED = "batch.ended", "the driver leaves, with this exit code"
     JOURNAL_TORN = "journal.torn", "the last line of the journal was cut off, by a power cut or a full disk"
     RUN_FILES_LOST = "run.files_lost", "the run folder or the study's database was removed, moved or replaced"

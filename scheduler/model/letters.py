@@ -108,6 +108,7 @@ class Vitals:
 
     available_bytes: None when the probe failed. closed_reason: why nothing may start here. others_unclaimed_bytes:
     promised to other runs' attempts and not yet taken. step_s: the longest pause between two signs of life lately.
+    ticks: steps so far.
     tree_bytes: of all our processes there.
     """
 
@@ -118,6 +119,7 @@ class Vitals:
     used_bytes: Mapping[str, int] = field(default_factory=dict)
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
     step_s: Mapping[str, float] = field(default_factory=dict)
+    ticks: Mapping[str, int] = field(default_factory=dict)
     tree_bytes: int | None = None
 
 

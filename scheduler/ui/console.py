@@ -1,6 +1,7 @@
 """What the user sees while a batch runs: a live view on a terminal, plain lines without one; both on stderr.
 
-Draws a `Snapshot` and log lines; decides nothing and asks nobody. Results are `report`'s, single keys are `keys`'.
+Shows a `Snapshot` (drawn by `picture`), what happened, and log lines; decides nothing and asks nobody. Results are
+`report`'s, single keys are `keys`'.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from scheduler.model.journal_events import JournalEvent
+from scheduler.ui import picture
 from scheduler.ui.keys import KeyReader
-from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
+from scheduler.ui.snapshot import Happening, Snapshot
 from scheduler.units import duration, gib
 
 PLAIN_EVERY_S = 60.0  # without a terminal: a line a minute, and one whenever a trial has ended
-MOST_TRIALS = 12  # rows of running trials that are drawn; the rest is counted
+REDRAW_S = 0.5  # on a terminal; a picture takes some 10 ms
 OnQuit = Callable[[str], None]
 
 
@@ -31,11 +33,19 @@ class View:
     """Plain lines. Thread-safe; a context manager around the run.
 
     on_quit("key q") is called from another thread for each `q` the user presses.
+    shows: events of which the view itself tells, so that no log line has to.
     """
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    shows: frozenset[JournalEvent] = frozenset()
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        unix: Callable[[], float] = time.time,
+    ) -> None:
         self._stream = stream or sys.stderr
-        self._clock = clock
+        self._clock, self._unix = clock, unix
         self._lock = threading.Lock()
         self._last_at: float | None = None
         self._last_done = -1
@@ -44,7 +54,13 @@ class View:
     def start(self, on_quit: OnQuit | None = None) -> None:
         """Begin; reads keys where standard input is a terminal."""
         if on_quit is not None:
-            self._keys = KeyReader(lambda key: on_quit("key q") if key in "qQ" else None)
+
+            def pressed(key: str) -> None:
+                if key in "qQ":
+                    self.asked_to_quit()
+                    on_quit("key q")
+
+            self._keys = KeyReader(pressed)
             self._keys.start()
 
     def stop(self) -> None:
@@ -58,13 +74,22 @@ class View:
         with self._lock, contextlib.suppress(OSError, ValueError):
             print(text, file=self._stream, flush=True)
 
+    def happened(self, what: Happening) -> None:
+        """Tell of a kill, since it must be found among hundreds of lines; of anything else a log line tells."""
+        if what.tone == "bad":
+            self.line(f"{picture.clock(what.unix)} {what.text}")
+
+    def asked_to_quit(self) -> None:
+        """Answer the key at once: what follows may take its time."""
+        self.line(f"{picture.clock(self._unix())} q: stopping; q again stops at once")
+
     def update(self, snapshot: Snapshot) -> None:
         """Show the batch's state, as often as one likes."""
-        now, done = self._clock(), sum(study.done for study in snapshot.studies)
-        due = self._last_at is None or done != self._last_done or now - self._last_at >= PLAIN_EVERY_S
+        now = self._clock()
+        due = self._last_at is None or snapshot.done != self._last_done or now - self._last_at >= PLAIN_EVERY_S
         if due:
-            self._last_at, self._last_done = now, done
-            self.line(plain(snapshot))
+            self._last_at, self._last_done = now, snapshot.done
+            self.line(f"{picture.clock(self._unix())} {plain(snapshot)}")
 
     def __enter__(self) -> View:
         return self
@@ -76,29 +101,42 @@ class View:
 
 
 class LiveView(View):
-    """The same on a terminal: log lines scroll above tables that are drawn in place."""
+    """The same on a terminal: what happened scrolls above a picture that is drawn in place."""
+
+    shows = frozenset({JournalEvent.ATTEMPT_LAUNCHED, JournalEvent.ATTEMPT_ENDED, JournalEvent.STUDY_CLOSED})
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__()
         self._console = console or Console(stderr=True)
+        self._glyphs = picture.UNICODE if "utf" in self._console.encoding.lower() else picture.ASCII
         self._live: Live | None = None
         self._snapshot = Snapshot(run="")
+        self._taken_at = self._clock()
+        self._asked = 0
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def start(self, on_quit: OnQuit | None = None) -> None:
         super().start(on_quit)
-        # Redrawing four times a second costs some 1 % of a core; stdout is left alone for the results.
+        # Redrawn by a thread of our own, so that a key is answered although the driver is busy; stdout is left alone
+        # for the results.
         self._live = Live(
-            get_renderable=lambda: draw(self._snapshot, self._console.height),
+            get_renderable=self._picture,
             console=self._console,
-            refresh_per_second=4,
+            auto_refresh=False,
             transient=True,
             redirect_stdout=False,
         )
-        self._live.start()
+        self._live.start(refresh=True)
+        self._thread = threading.Thread(target=self._redraw, args=(self._live,), name="terminal", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         live, self._live = self._live, None
+        self._wake.set()
         try:
+            if self._thread is not None:
+                self._thread.join(timeout=5)
             if live is not None:
                 with contextlib.suppress(OSError, ValueError):
                     live.stop()
@@ -106,112 +144,66 @@ class LiveView(View):
             super().stop()
 
     def line(self, text: str) -> None:
-        with self._lock, contextlib.suppress(OSError, ValueError):  # a window that was closed: the batch drains
-            self._console.print(Text(text), soft_wrap=True)
+        self._above(text, "")
+
+    def happened(self, what: Happening) -> None:
+        self._above(f"{picture.clock(what.unix)} {what.text}", picture.STYLES[what.tone])
+
+    def asked_to_quit(self) -> None:
+        self._asked += 1
+        self._wake.set()
 
     def update(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+        self._snapshot, self._taken_at = snapshot, self._clock()
+        self._wake.set()
+
+    def _redraw(self, live: Live) -> None:
+        while self._live is not None:
+            with contextlib.suppress(OSError, ValueError):  # a window that was closed: the batch drains
+                live.refresh()
+            self._wake.wait(REDRAW_S)
+            self._wake.clear()
+
+    def _picture(self) -> RenderableType:
+        shot, size = self._snapshot, self._console.size
+        note = ""
+        if self._asked and not shot.draining:
+            note = "q: stopping; no new trial starts, those that run checkpoint and leave; q again stops at once"
+        elif self._asked > 1:
+            note = "q q: stopping at once"
+        return picture.draw(shot, size.width, size.height, glyphs=self._glyphs, note=note, unix=self._unix())
+
+    def _above(self, text: str, style: str) -> None:
+        """Fold it ourselves: a line that the terminal wraps is drawn over when its window changes."""
+        width = max(20, self._console.width - 1)
+        with self._lock, contextlib.suppress(OSError, ValueError):  # a window that was closed: the batch drains
+            for part in text.splitlines() or [""]:
+                for each in picture.fold(part, width):
+                    self._console.print(Text(self._plain(each), style=style, no_wrap=True, overflow="ignore"))
+
+    def _plain(self, text: str) -> str:
+        """Return what the terminal's encoding can show of it."""
+        if self._glyphs is picture.UNICODE:
+            return text
+        return text.encode(self._console.encoding, "replace").decode(self._console.encoding, "replace")
 
 
 def choose(stream: TextIO | None = None) -> View:
     """Choose the live view where stderr is a terminal that can draw, else plain lines."""
-    console = Console(file=stream, stderr=stream is None)
+    console = Console(file=stream, stderr=stream is None, highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveView(console)
     return View(stream)
 
 
-# -- drawing ---------------------------------------------------------------------------------------------------------
-
-
 def plain(snapshot: Snapshot) -> str:
     """Tell the batch in one line."""
-    done, quota = sum(s.done for s in snapshot.studies), sum(s.quota for s in snapshot.studies)
-    reserved, capacity = sum(w.reserved_bytes for w in snapshot.workers), snapshot.capacity_bytes
-    used = sum(w.used_bytes or 0 for w in snapshot.workers)
+    eta = snapshot.eta
+    ends = f", ends in about {picture.about(eta)} ({picture.span(eta)})" if eta else ""
     waiting = next((f" waiting: {s.name}: {s.waiting}" for s in snapshot.studies if s.waiting), "")
     return (
-        f"{duration(snapshot.elapsed_s)} {done}/{quota} trials done, {len(snapshot.trials)} running, "
-        f"memory {gib(reserved)} reserved of {gib(capacity)}, {gib(used)} used"
+        f"{duration(snapshot.elapsed_s)} {snapshot.done}/{snapshot.quota} trials done, "
+        f"{len(snapshot.trials)} running, memory {gib(snapshot.reserved_bytes)} reserved of "
+        f"{gib(snapshot.capacity_bytes)}, {gib(snapshot.used_bytes)} used{ends}"
         f"{', draining' if snapshot.draining else ''}{waiting}"
     )
-
-
-def draw(snapshot: Snapshot, height: int = 40) -> RenderableType:
-    """Draw the tables, cut to a terminal of `height` lines."""
-    if not snapshot.studies:
-        return Text("starting the workers …", style="dim")
-    rows = max(3, min(MOST_TRIALS, height - len(snapshot.studies) - len(snapshot.workers) - 12))
-    parts: list[RenderableType] = [_studies(snapshot.studies), _workers(snapshot.workers)]
-    if snapshot.trials:
-        parts.append(_trials(snapshot.trials, rows))
-    state = "q: stop"
-    if snapshot.draining:
-        wait = "" if snapshot.drain_s is None else f", {duration(snapshot.drain_s)} at most"
-        state = f"draining: running trials finish their step, checkpoint and leave{wait}; q again stops at once"
-    board = f" · dashboard {snapshot.dashboard}" if snapshot.dashboard else ""
-    parts.append(Text(f"{snapshot.run} · {duration(snapshot.elapsed_s)} · {state}{board}", style="dim"))
-    return Group(*parts)
-
-
-def _studies(studies: tuple[StudyLine, ...]) -> Table:
-    table = _table("study", "done", "running", "best", "waiting")
-    for study in studies:
-        best = "" if study.best is None else f"{study.best:.4f}"
-        note = study.closed or study.waiting or ""
-        table.add_row(study.name, f"{study.done}/{study.quota}", str(study.running or ""), best, note)
-    return table
-
-
-def _workers(workers: tuple[WorkerLine, ...]) -> Table:
-    table = _table("worker", "capacity", "reserved", "used", "headroom", "slots free", "state")
-    for worker in workers:
-        state = worker.closed_reason or worker.pressure
-        table.add_row(
-            worker.host,
-            gib(worker.capacity_bytes),
-            gib(worker.reserved_bytes),
-            "?" if worker.used_bytes is None else gib(worker.used_bytes),
-            gib(worker.headroom_bytes),
-            f"{worker.free_slots}/{worker.slots}",
-            Text(state, style="" if state == "normal" else "yellow"),
-        )
-    return table
-
-
-def _trials(trials: tuple[TrialLine, ...], most: int) -> Table:
-    table = _table("running", "epoch", "loss", "used", "reserved", "time")
-    for trial in trials[:most]:
-        over = trial.used_bytes > trial.reserved_bytes
-        table.add_row(
-            trial.attempt,
-            f"{trial.epoch}/{trial.epochs}" if trial.epochs else str(trial.epoch),
-            "" if trial.value is None else f"{trial.value:.4f}",
-            Text(gib(trial.used_bytes), style="yellow" if over else ""),
-            gib(trial.reserved_bytes),
-            duration(trial.running_s),
-        )
-    if len(trials) > most:
-        table.add_row(f"and {len(trials) - most} more")
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(columns):
-        right = number > 0 and name not in ("waiting", "state")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True, overflow="ellipsis")
-    return table
-
-
-__all__ = [
-    "LiveView",
-    "Snapshot",
-    "StudyLine",
-    "TrialLine",
-    "View",
-    "WorkerLine",
-    "choose",
-    "draw",
-    "plain",
-]

@@ -79,6 +79,7 @@ class AttemptRun:
     observed: bool = False  # the watchdog has said that it would have ended it
     complained: bool = False  # it was noted that a message of its was not understood
     family: set[tuple[int, float]] = field(default_factory=set)  # (pid, start time) of every descendant ever sampled
+    ticks: int = 0  # its steps so far
     heard_at: float | None = None  # its last sign of life after it had started
     gaps: deque[float] = field(default_factory=lambda: deque(maxlen=GAPS))
     leave_by: float | None = None  # asked to leave by the agent itself: ended at this instant
@@ -293,6 +294,7 @@ class Agent:
             used_bytes=used,
             peak_bytes=peaks,
             step_s={run.attempt: round(s, 1) for run in runs if (s := run.step_s(memory.at)) is not None},
+            ticks={run.attempt: run.ticks for run in runs if run.ticks},
             tree_bytes=tree_bytes,
         )
 
@@ -597,6 +599,7 @@ class Agent:
                 self._tick(run, step, now)
                 self._pass_on(run, message)
             case messages.Ticked(n=n):
+                run.ticks = n
                 self._tick(run, n, now)
             case messages.Saved(path=path, step=step):
                 seen.checkpoint, run.saved_at = path, now

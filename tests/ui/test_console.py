@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scheduler.ui import console, log
+from scheduler.ui import console, log, picture
 from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
 from scheduler.units import GIB
 
@@ -62,7 +63,7 @@ def snapshot(done: int = 3, **extra: Any) -> Snapshot:
 def drawn(shown: Snapshot, width: int = 120, height: int = 40) -> str:
     """The live view's picture as text."""
     text = io.StringIO()
-    Console(file=text, width=width).print(console.draw(shown, height))
+    Console(file=text, width=width).print(picture.draw(shown, width, height))
     return text.getvalue()
 
 
@@ -79,7 +80,7 @@ def test_the_live_view_keeps_the_four_numbers_of_memory_apart() -> None:
 def test_the_live_view_shows_studies_trials_and_the_key() -> None:
     """Progress of each study, why one waits, each running trial with epoch and loss, and how to stop."""
     text = drawn(snapshot())
-    for words in ("3/50", "0.4321", "waits for memory (needs 31.2 GiB)", "night_2M_h1/7/1", "4/50", "0.6543", "2m05s"):
+    for words in ("3/50", "0.4321", "waits for memory (needs 31.2 GiB)", "2M_h1 #7", "4/50", "0.6543", "2m05s"):
         assert words in text
     assert "q: stop" in text
     assert "draining" in drawn(snapshot(draining=True))
@@ -98,13 +99,16 @@ def test_plain_output_is_a_line_per_change() -> None:
     """Without a terminal: a line at the start, when a trial has ended, and once a minute; no control characters."""
     now = [0.0]
     text = io.StringIO()
-    view = console.View(text, clock=lambda: now[0])
+    view = console.View(text, clock=lambda: now[0], unix=lambda: 0.0)
     for at, done in ((0, 3), (1, 3), (2, 4), (30, 4), (63, 4)):
         now[0] = at
         view.update(snapshot(done))
     lines = text.getvalue().splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith("2h05m 3/100 trials done, 1 running, memory 80.0 GiB reserved of 100 GiB, 60.0 GiB used")
+    assert re.match(r"\d\d:\d\d:\d\d ", lines[0]), "a line in a log file needs its time of day"
+    assert lines[0][9:].startswith(
+        "2h05m 3/100 trials done, 1 running, memory 80.0 GiB reserved of 100 GiB, 60.0 GiB used"
+    )
     assert "\x1b" not in text.getvalue()
 
 
@@ -226,10 +230,10 @@ def test_the_live_view_draws_on_a_terminal_and_lets_lines_pass_above() -> None:
         view.update(snapshot())
         view.line("12:00:00 attempt.ended")
         deadline = time.monotonic() + 10
-        while "night_2M_h1" not in text.getvalue() and time.monotonic() < deadline:
+        while "2M_h1 #7" not in text.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
     assert "attempt.ended" in text.getvalue()
-    assert "night_2M_h1" in text.getvalue()
+    assert "2M_h1 #7" in text.getvalue()
 
 
 def test_a_person_sees_the_fields_that_matter() -> None:

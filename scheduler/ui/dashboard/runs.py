@@ -9,9 +9,9 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from scheduler.model import Json
-from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
+from scheduler.ui.snapshot import Eta, Happening, Snapshot, StudyLine, TrialLine, WaitingLine, WorkerLine
 
-VERSION = 2  # of the message; a page left by another version of ours shows nothing rather than nonsense
+VERSION = 3  # of the message; a page left by another version of ours shows nothing rather than nonsense
 SILENT_AFTER_S = 10.0
 HISTORY_S = 1800.0
 HISTORY_STEP_S = 5.0
@@ -111,8 +111,14 @@ class Board:
 
 def _snapshot(data: Json) -> Snapshot:
     parts = {
-        "studies": tuple(StudyLine(**line) for line in data["studies"]),
+        "studies": tuple(StudyLine(**_with_eta(line, "eta")) for line in data["studies"]),
         "workers": tuple(WorkerLine(**line) for line in data["workers"]),
         "trials": tuple(TrialLine(**line) for line in data["trials"]),
+        "waiting": tuple(WaitingLine(**_with_eta(line, "still")) for line in data["waiting"]),
+        "happenings": tuple(Happening(**line) for line in data["happenings"]),
     }
-    return Snapshot(**{**data, **parts})
+    return Snapshot(**{**_with_eta(data, "eta"), **parts})
+
+
+def _with_eta(line: Json, key: str) -> Json:
+    return {**line, key: None if line[key] is None else Eta(**line[key])}
