@@ -22,7 +22,17 @@ MAGIC = "headroom-checkpoint"
 VERSION = 2  # 1 was a zip
 # What may differ between two attempts of one trial: how it is computed, not what.
 EXECUTION_KEYS = frozenset(
-    {"micro_batch", "accumulation_steps", "threads", "allocator", "device", "max_steps", "training_search_space"}
+    {
+        "micro_batch",
+        "accumulation_steps",
+        "threads",
+        "allocator",
+        "device",
+        "max_steps",
+        "training_search_space",
+        "checkpoint_every_minutes",
+        "drain_timeout_s",
+    }
 )
 
 

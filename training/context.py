@@ -16,7 +16,8 @@ class Context:
 
     n_rows, n_columns: of the data file; None: those of the built-in sample. runtime_bytes: what a ready trial process
     holds where it will run; None: what one of the installed torch holds where it was measured. environments: names of
-    the heaps and builds it may run in (`runtime.in_force`); none: one that was measured.
+    the heaps and builds it may run in (`runtime.in_force`); none: one that was measured. checkpoint_every_minutes: None
+    for one after each epoch; drain_timeout_s: what a trial that is asked to leave has for one.
     """
 
     budget: str = ""
@@ -25,12 +26,13 @@ class Context:
     max_epochs: int | None = None
     max_steps: int | None = None
     device: str = "cpu"
-    precision: str = "fp32"
-    optimizer: str = "adamw"
+    recipe: str = "fp32_adamw"
     threads: int = 1
     allocator: str = "auto"
     target_effective_batch: int = 256
     seed: int = 0
+    checkpoint_every_minutes: float | None = None
+    drain_timeout_s: float | None = None
     context_length: int = 60
     patch_length: int = 10
     stride: int = 5

@@ -43,6 +43,7 @@ from typing import Any
 from training import runtime
 from training.arch_grid import param_count, token_count
 from training.context import Context
+from training.recipe import FP32_ADAMW, Recipe, held, named
 from training.table import is_parquet
 
 MIB = 2**20
@@ -74,6 +75,7 @@ FEW_ROWS = 16
 # (eight trials, the smallest lacks most), retuned ones were under by up to 1.1 %: some MiB, and a share.
 MEASURED_IN = frozenset(f"torch-2.13.0+{build}/{runtime.STACK}" for build in ("cpu", "cu130"))
 UNMEASURED_BYTES, UNMEASURED = 4 * MIB, 0.01  # the share is of all above the ready process
+RANDOM_STATE_BYTES = 5056  # of torch's generator on CPU: kept for each layer that runs again
 CUDA_CONTEXT_BYTES = 600 * MIB  # the driver's own, on the device, and about as much on the host
 
 
@@ -95,6 +97,7 @@ class Shape:
     days: int
     columns: int
     is_parquet: bool
+    recipe: Recipe
 
     @classmethod
     def of(cls, params: Mapping[str, Any], context: Context) -> Shape:
@@ -113,11 +116,22 @@ class Shape:
             days=context.n_rows or SAMPLE_ROWS,
             columns=context.n_columns or SAMPLE_COLUMNS,
             is_parquet=is_parquet(context.data or ""),
+            recipe=named(context.recipe),
         )
 
     @property
     def rows(self) -> int:
         return self.batch * token_count(self.length, self.patch, self.stride)
+
+    @property
+    def layer_matrices(self) -> int:
+        """Parameters of one layer's matrices."""
+        return 4 * self.d * self.d + 2 * self.d * self.f
+
+    @property
+    def product(self) -> int:
+        """Bytes of a number that comes out of a matrix product."""
+        return 2 if self.recipe.compute == "bf16" else 4
 
     @property
     def params(self) -> int:
@@ -127,7 +141,16 @@ class Shape:
 def layer_bytes(s: Shape) -> int:
     """Return what one encoder layer keeps for backward."""
     masks = s.rows * (2 * s.d + s.f) if s.dropout else 0
-    return 4 * s.rows * (8 * s.d + 2 * s.f) + masks + 16 * s.rows + 4 * s.rows * s.heads
+    stream, kept = 4 * s.rows * 2 * s.d, s.product * s.rows * (6 * s.d + 2 * s.f)
+    casts = s.product * s.layer_matrices if s.recipe.compute == "bf16" and s.recipe.weights == "fp32" else 0
+    return stream + kept + casts + masks + 16 * s.rows + 4 * s.rows * s.heads
+
+
+def kept_bytes(s: Shape) -> int:
+    """Return what all layers keep at the most: where layers run again, their inputs and one of them whole."""
+    if not s.recipe.recompute:
+        return s.layers * layer_bytes(s)
+    return s.layers * (4 * s.rows * s.d + RANDOM_STATE_BYTES) + layer_bytes(s)
 
 
 def input_bytes(s: Shape) -> int:
@@ -171,14 +194,12 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     device, heap = known.device, runtime.allocator(context)
     ready_bytes = known.runtime_bytes or runtime.ready_bytes()
     is_measured = MEASURED_IN.issuperset(known.environments)
-    weights, reader = 4 * s.params, PARQUET_BYTES if s.is_parquet else 0
+    reader = PARQUET_BYTES if s.is_parquet else 0
     components = {
         "runtime": ready_bytes + FIRST_STEP_BYTES + THREAD_BYTES * (s.threads - 1),
         "data": data_bytes(s) + reader,
-        "weights": weights,
-        "gradients": weights,
-        "optimizer_state": 2 * weights,
-        "activations": input_bytes(s) + s.layers * layer_bytes(s),
+        **held(s.recipe, s.d, s.layers, s.f, s.params),
+        "activations": input_bytes(s) + kept_bytes(s),
         "workspace": workspace_bytes(s),
     }
     if s.rows < FEW_ROWS:
@@ -191,8 +212,8 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     holes += UNNAMED_ACTIVATIONS * components["activations"]
     components["heap"] = int(holes + LAYER_OBJECTS_BYTES * s.layers + share * live)
     # Before there is a model; on a device of its own it leaves no room here.
-    held = components["data"] if device == "cuda" else sum(components.values()) - components["runtime"]
-    if (loading := loading_bytes(s) + reader - held) > 0:
+    before = components["data"] if device == "cuda" else sum(components.values()) - components["runtime"]
+    if (loading := loading_bytes(s) + reader - before) > 0:
         components["loading"] = loading
     if device == "cpu" and heap == runtime.STACK and not is_measured:
         above = sum(components.values()) - ready_bytes
@@ -203,7 +224,9 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
         "device_bytes": on_device,
         "runtime_bytes": ready_bytes,
         "components": components,
-        "family": f"patchtst/{device}/{heap}" + ("/unmeasured" if "unmeasured" in components else ""),
+        "family": f"patchtst/{device}/{heap}"
+        + ("" if s.recipe is FP32_ADAMW else f"/{s.recipe.name}")
+        + ("/unmeasured" if "unmeasured" in components else ""),
     }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import arch_grid, batch_size
+from training import arch_grid, batch_size, recipe
 from training.context import Context
 from training.errors import CheckpointRejected, DoesNotFit, TrainingInputError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SEARCH_SPACE_FILE = Path(__file__).resolve().parent.parent / "configs" / "hpo" / "architectural_search.yaml"
 CHECKPOINT = "checkpoint.safetensors"  # in the attempt's folder
+DEVICES = ("cpu", "cuda", "mps")
 TARGET_EFFECTIVE_BATCH = 256
 DROPOUT_WHEN_NOT_SEARCHED = 0.1
 DEFAULTS = {
@@ -136,7 +137,7 @@ def sample(
     micro_batch = fit(params)
     if micro_batch is None:
         raise DoesNotFit(params, _smallest_footprint(params, context))
-    return params | batch_size.batch_config(micro_batch, known.target_effective_batch)
+    return params | {"recipe": known.recipe} | batch_size.batch_config(micro_batch, known.target_effective_batch)
 
 
 def sample_architecture(trial: Any, architectures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Train one trial in this process and return its result.
 
     task: `params`, `context`, `folder` (checkpoints go there), `resume_from`, `threads`. The result has `value` (best
-    validation loss), `epochs`, `best_epoch`, `stop_reason`, `model` (its file) and `metrics`. Raises
+    validation loss), `epochs`, `best_epoch`, `stop_reason`, `recipe`, `model` (its file) and `metrics`. Raises
     TrainingInputError, NonFiniteLoss.
     """
     import torch
@@ -179,10 +180,11 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     from training.trainer import Trainer
 
     params, context = task["params"], Context.of(task["context"])
+    chosen = recipe.named(context.recipe)
     torch.set_num_threads(int(task.get("threads") or 1))
     torch.manual_seed(context.seed)
     dataset = data.load(context.data, context.horizon, context.context_length)
-    device = _device(context)
+    device, every = _device(context), context.checkpoint_every_minutes
     trainer = Trainer(
         build_model(params, task["context"], dataset.n_features),
         samples(dataset, dataset.train, device),
@@ -198,8 +200,11 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         max_steps=context.max_steps,
         seed=context.seed,
         device=device,
+        recipe=chosen,
         progress=progress,
         checkpoint_path=Path(task["folder"]) / CHECKPOINT if task.get("folder") else None,
+        checkpoint_every_s=None if every is None else 60 * every,
+        drain_s=context.drain_timeout_s,
         task=checkpoint.task_digest(params, task["context"], dataset.fingerprint),
         model_facts={
             "params": dict(params),
@@ -229,7 +234,7 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     }
     model = trainer.model_path if trainer.model_path is not None and trainer.model_path.exists() else None
     result = {key: found[key] for key in ("value", "epochs", "best_epoch", "stop_reason")}
-    return result | {"model": None if model is None else str(model), "metrics": metrics}
+    return result | {"recipe": context.recipe} | {"model": None if model is None else str(model), "metrics": metrics}
 
 
 # -- parts of the objective -----------------------------------------------------------------------------------------
@@ -237,6 +242,7 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
 def build_model(params: Mapping[str, Any], context: Mapping[str, Any], n_features: int) -> torch.nn.Module:
     """Build the PatchTST of these parameters, with as many features as the data has."""
+    from training import computing
     from training.patchtst import PatchTST, PatchTSTConfig
 
     known = Context.of(context)
@@ -252,7 +258,8 @@ def build_model(params: Mapping[str, Any], context: Mapping[str, Any], n_feature
             d_ff=params["d_ff"],
             dropout=params["dropout"],
             head_dropout=known.head_dropout,
-        )
+        ),
+        computing.storage(recipe.named(known.recipe)),
     )
 
 
@@ -269,9 +276,8 @@ def samples(dataset: Dataset, part: Part, device: str) -> tuple[torch.Tensor, to
 
 
 def _device(context: Context) -> str:
-    for key, known in (("device", ("cpu", "cuda", "mps")), ("precision", ("fp32",)), ("optimizer", ("adamw",))):
-        if getattr(context, key) not in known:
-            raise TrainingInputError(f"{key} is {getattr(context, key)!r}: choose from {', '.join(known)}")
+    if context.device not in DEVICES:
+        raise TrainingInputError(f"device is {context.device!r}: choose from {', '.join(DEVICES)}")
     return context.device
 
 

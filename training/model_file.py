@@ -28,10 +28,10 @@ VERSION = 1
 class TrainedModel:
     """A model that can be used.
 
-    module: on the CPU, in eval mode; from windows (batch, context_length, n_features) of normalised features to one
-    logit each: that the price rises within `context["horizon"]` days. params, context: of the trial. features: names in
-    the module's order; normalised is (raw - mean) / std, each (n_features,). epoch: whose weights these are, from 1;
-    value: its validation loss.
+    module: on the CPU, in fp32 whatever it was trained in, in eval mode; from windows (batch, context_length,
+    n_features) of normalised features to one logit each: that the price rises within `context["horizon"]` days. params,
+    context: of the trial. features: names in the module's order; normalised is (raw - mean) / std, each (n_features,).
+    epoch: whose weights these are, from 1; value: its validation loss.
     """
 
     module: nn.Module
@@ -71,7 +71,7 @@ def load_model(path: str | os.PathLike[str]) -> TrainedModel:
     except tensor_file.Damaged as error:
         raise TrainingInputError(f"{path}: {error}") from error
     return TrainedModel(
-        module=module.eval(),
+        module=module.float().eval(),
         params=facts["params"],
         context=facts["context"],
         features=tuple(facts["features"]),

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.computing import recomputed, stored_in
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchTSTConfig:
@@ -70,6 +72,14 @@ def drop_(x: Tensor, probability: float) -> Tensor:
     return x.masked_fill_(dropped, 0.0).mul_(1 / (1 - probability))
 
 
+def joined(branch: Tensor, stream: Tensor) -> Tensor:
+    """Return the stream with this branch added. branch: nothing else may hold it, its memory becomes the stream's.
+
+    The stream is fp32 also where products are bf16: of hundreds of layers, each adds less than bf16 can tell apart.
+    """
+    return branch.add_(stream) if branch.dtype == stream.dtype else stream + branch
+
+
 class EncoderLayer(nn.Module):
     """Pre-norm: x + drop(attention(norm(x))), then x + drop(feed_forward(norm(x)))."""
 
@@ -88,9 +98,9 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B * T, d) -> (B * T, d)."""
-        x = self._drop_(self.out(self._attend(self.qkv(self.norm1(x))))).add_(x)
+        x = joined(self._drop_(self.out(self._attend(self.qkv(self.norm1(x))))), x)
         hidden = self._drop_(F.gelu(self.up(self.norm2(x))))
-        return self._drop_(self.down(hidden)).add_(x)
+        return joined(self._drop_(self.down(hidden)), x)
 
     def _attend(self, qkv: Tensor) -> Tensor:
         rows, width = qkv.shape
@@ -103,15 +113,21 @@ class EncoderLayer(nn.Module):
 
 
 class PatchTST(nn.Module):
-    """(B, context_length, n_features) -> (B,) logits. All features of a patch are embedded together."""
+    """(B, context_length, n_features) -> (B,) logits. All features of a patch are embedded together.
 
-    def __init__(self, config: PatchTSTConfig) -> None:
+    matrices: what the layers' are stored in; all else is fp32. recompute: a layer keeps its input alone for backward,
+    and runs again there.
+    """
+
+    recompute = False
+
+    def __init__(self, config: PatchTSTConfig, matrices: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config = config
         d, t = config.d_model, config.n_patches
         self.embedding = nn.Linear(config.n_features * config.patch_length, d)
         self.positions = nn.Parameter(torch.empty(t, d))
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(stored_in(matrices, EncoderLayer(config)) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(d)
         self.head = nn.Linear(t * d, 1)
         self._initialise()
@@ -127,9 +143,18 @@ class PatchTST(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name.endswith(("out.weight", "down.weight")):
-                nn.init.normal_(parameter, std=residual_std)
+                self._draw(parameter, residual_std)
             elif parameter.dim() == 2 and name != "positions":
-                nn.init.normal_(parameter, std=0.02)
+                self._draw(parameter, 0.02)
+
+    @staticmethod
+    @torch.no_grad()
+    def _draw(parameter: Tensor, std: float) -> None:
+        """Draw in fp32 whatever the parameter is stored in: the same seed gives the same weights, rounded."""
+        if parameter.dtype == torch.float32:
+            nn.init.normal_(parameter, std=std)
+        else:
+            parameter.copy_(torch.empty_like(parameter, dtype=torch.float32).normal_(std=std))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the up class. x: (B, context_length, n_features), normalised."""
@@ -139,11 +164,11 @@ class PatchTST(nn.Module):
         used = (c.n_patches - 1) * c.stride + c.patch_length
         days = x[:, c.context_length - used :]
         patches = days.unfold(1, c.patch_length, c.stride).reshape(-1, c.n_features * c.patch_length)
-        x = self.embedding(patches).add_(self.positions.repeat(len(days), 1))
+        x = joined(self.embedding(patches), self.positions.repeat(len(days), 1))
         if self.training and c.dropout:
             x = drop_(x, c.dropout)
         for layer in self.layers:
-            x = layer(x)
+            x = recomputed(layer, x) if self.recompute and torch.is_grad_enabled() else layer(x)
         flat = self.norm(x).view(-1, c.n_patches * c.d_model)
         if self.training and c.head_dropout:
             flat = F.dropout(flat, c.head_dropout)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 METADATA = "headroom"  # the key of our own entry in the header's __metadata__, which holds strings only
 CHUNK_BYTES = 2**24
+TRIED_BYTES = 2**27
 HEADER_LIMIT_BYTES = 100 * 10**6  # the format's own
 DTYPES = {
     "torch.float64": "F64",
@@ -179,6 +181,25 @@ def _pieces(tensor: Tensor) -> Iterator[memoryview]:
 
     whole = tensor.reshape(-1).view(torch.uint8).numpy().data
     return (whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES))
+
+
+def try_disk(folder: Path) -> float:
+    """Return the bytes a second that writing a file there takes, its checksum and the way to the disk included.
+
+    Writes TRIED_BYTES. Raises OSError.
+    """
+    path, piece = folder / f"disk.{os.getpid()}.tmp", bytes(CHUNK_BYTES)
+    began = time.monotonic()
+    try:
+        with path.open("wb") as file:
+            for _ in range(TRIED_BYTES // CHUNK_BYTES):
+                zlib.crc32(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+    return TRIED_BYTES / max(1e-6, time.monotonic() - began)
 
 
 def sync_folder(folder: Path) -> None:

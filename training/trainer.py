@@ -1,4 +1,4 @@
-"""The training loop: AdamW, warm-up, gradient accumulation, early stopping, stop requests, checkpoints.
+"""The training loop: a recipe's optimizer, warm-up, gradient accumulation, early stopping, stop requests, checkpoints.
 
 Read it top to bottom: `train` runs epochs, `_train_epoch` runs groups of micro-batches, one optimizer step each. Does
 not know Optuna, files of market data, or the scheduler; it talks to the outside through `progress`.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training import checkpoint, model_file
-from training.adamw import AdamW
+from training import checkpoint, computing, model_file, optimizers, tensor_file
 from training.errors import NonFiniteLoss, TrainingInputError
+from training.recipe import FP32_ADAMW, Recipe
 
 # Memory is flat once the second group is through: its backward pass meets gradients, moments and a used heap.
 SETTLE_STEPS = 2
+WORTH_SAYING_BYTES = 2**30  # of a checkpoint: smaller ones are written in seconds
 
 Samples = tuple[Tensor, Tensor]
 
@@ -73,7 +75,10 @@ class Trainer:
     batch_size: samples per forward pass; accumulation_steps: passes per optimizer step.
     early_stopping_patience: epochs without an improvement of `early_stopping_min_delta`, None for never.
     warmup_steps: optimizer steps over which the learning rate rises to `lr`. max_steps: optimizer steps in all.
-    checkpoint_path: written after each epoch and on "drain"; None for none. task: see `checkpoint.task_digest`.
+    checkpoint_path: written after each epoch and on "drain"; None for none. checkpoint_every_s: after a step instead
+    (also within an epoch), so many seconds after the one before; None: after each epoch. drain_s: what there is for one
+    on "drain", None where nobody says. task: see `checkpoint.task_digest`.
+    recipe: types and optimizer; the model is prepared for it in place.
     model_facts: what `model_file` keeps beside the weights; given, the best epoch's model lies beside the checkpoint.
     """
 
@@ -94,8 +99,11 @@ class Trainer:
         max_steps: int | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
+        recipe: Recipe = FP32_ADAMW,
         progress: Progress | None = None,
         checkpoint_path: Path | None = None,
+        checkpoint_every_s: float | None = None,
+        drain_s: float | None = None,
         task: str = "",
         model_facts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -109,7 +117,8 @@ class Trainer:
         if len(train[0]) == 0:
             raise TrainingInputError("there are no training samples")
         self.device = torch.device(device)
-        self.model = model.to(self.device)
+        self.recipe = recipe
+        self.model = computing.prepare(model, recipe).to(self.device)
         self.train_samples = train
         self.val_samples = val
         self.epochs = epochs
@@ -117,13 +126,15 @@ class Trainer:
         self.accumulation_steps = accumulation_steps
         self.lr = lr
         self.warmup_steps = warmup_steps
-        self.optimizer = AdamW(self.model.parameters(), lr=lr, weight_decay=weight_decay)
+        self.optimizer = optimizers.make(recipe, self.model, lr=lr, weight_decay=weight_decay)
         self.early_stopping_patience = early_stopping_patience
         self.early_stopping_min_delta = early_stopping_min_delta
         self.max_steps = max_steps
         self.seed = seed
         self.progress: Progress = progress or Silent()
         self.checkpoint_path = checkpoint_path
+        self.checkpoint_every_s = checkpoint_every_s
+        self.drain_s = drain_s
         self.task = task
         self.model_facts = model_facts
 
@@ -142,6 +153,8 @@ class Trainer:
         self._steps_here = 0  # optimizer steps in this process
         self._settled = False
         self._saved_at: tuple[int, int] | None = None
+        self._saved_s = time.monotonic()
+        self._bytes_per_s: float | None = None  # of the disk, once it was tried
         self._group_rng: dict[str, Tensor] | None = None
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -153,6 +166,7 @@ class Trainer:
         `stop_reason` (completed, early_stopping, max_steps, pruned, interrupted), `steps`, `train_losses`,
         `val_losses`. Raises NonFiniteLoss.
         """
+        self._say_checkpoint()
         if self._patience_is_over():  # resumed from the checkpoint of the very epoch that ended it
             return self._result("early_stopping")
         while self.epoch < self.epochs and not (self._out_of_steps() and self.position == 0):
@@ -170,7 +184,8 @@ class Trainer:
             if verbose:
                 print(f"epoch {self.epoch}: train {train_loss:.6f} validation {value:.6f}", flush=True)
             self._save_model()
-            self._save_checkpoint()
+            if self._is_checkpoint_due(within_epoch=False) or stop_early:
+                self._save_checkpoint()
             if stop_early:
                 return self._result("early_stopping")
         return self._result("completed" if self.epoch >= self.epochs else "max_steps")
@@ -195,7 +210,7 @@ class Trainer:
                 if self.progress.stop_requested:
                     self._drop_group()
                     return self._epoch_loss()
-                logits = self.model(x[picked].to(self.device))
+                logits = self._logits(x[picked])
                 loss = F.binary_cross_entropy_with_logits(logits, y[picked].to(self.device), reduction="sum")
                 (loss / len(group)).backward()
                 loss_sum += loss.detach()
@@ -203,7 +218,15 @@ class Trainer:
             self._add_loss(float(loss_sum), len(group))
             self._optimizer_step()
             self.position += len(group)
+            if self._is_checkpoint_due(within_epoch=True):
+                self._save_checkpoint()
         return self._epoch_loss()
+
+    def _logits(self, windows: Tensor) -> Tensor:
+        """Return the model's answer for these windows, computed as the recipe has it, in fp32."""
+        with computing.products(self.recipe, self.device):
+            logits: Tensor = self.model(windows.to(self.device))
+        return logits.float()
 
     def _optimizer_step(self) -> None:
         self.optimizer.lr = self._learning_rate()
@@ -239,7 +262,7 @@ class Trainer:
         for start in range(0, len(x), self.batch_size):
             if self.progress.stop_requested:
                 return None
-            logits = self.model(x[start : start + self.batch_size].to(self.device))
+            logits = self._logits(x[start : start + self.batch_size])
             labels = y[start : start + self.batch_size].to(self.device)
             total += F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         return float(total) / max(1, len(x))
@@ -268,6 +291,7 @@ class Trainer:
         if reason == "prune":
             return self._result("pruned")
         if self._saved_at != (self.epoch, self.position):
+            self._say_checkpoint(leaving=True)
             self._save_checkpoint()
         return self._result("interrupted")
 
@@ -330,6 +354,37 @@ class Trainer:
         "val_losses",
     )
 
+    def _is_checkpoint_due(self, *, within_epoch: bool) -> bool:
+        if self.checkpoint_every_s is None:
+            return not within_epoch
+        return time.monotonic() - self._saved_s >= self.checkpoint_every_s
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one, but for its header."""
+        return sum(tensor.nbytes for tensor in self._tensors().values())
+
+    def _say_checkpoint(self, *, leaving: bool = False) -> None:
+        """Say what a large checkpoint takes, and when a drain has no time for it: before it is waited for."""
+        size = self.checkpoint_bytes
+        if self.checkpoint_path is None or size < WORTH_SAYING_BYTES:
+            return
+        try:
+            self._bytes_per_s = self._bytes_per_s or tensor_file.try_disk(self.checkpoint_path.parent)
+        except OSError as error:
+            self.progress.note(f"checkpoints cannot be written: {error}")
+            return
+        takes_s = size / self._bytes_per_s
+        said = f"a checkpoint is {size / 2**30:.1f} GiB and takes some {takes_s:.0f} s"
+        if not leaving:
+            every = "epoch" if self.checkpoint_every_s is None else f"{self.checkpoint_every_s / 60:g} minutes"
+            said += f", one every {every}"
+        if self.drain_s is not None and takes_s > self.drain_s:
+            said += f": a drain of {self.drain_s:g} s may not finish one (drain_timeout_s), and the one before is kept"
+        elif leaving:
+            return
+        self.progress.note(said)
+
     def _save_checkpoint(self) -> None:
         """Write all it takes to go on as if nothing had happened. A full disk costs the checkpoint, not the run."""
         if self.checkpoint_path is None:
@@ -341,6 +396,8 @@ class Trainer:
         except OSError as error:
             self.progress.note(f"checkpoint not written, the one before is kept: {error}")
             return
+        finally:
+            self._saved_s = time.monotonic()
         self._saved_at = (self.epoch, self.position)
         self.progress.checkpoint(str(self.checkpoint_path), self.epoch)
 

@@ -21,6 +21,7 @@ from scheduler.host import facts as host_facts
 from scheduler.host import runtimes
 from scheduler.host.registry import host_folder
 from scheduler.model import UsageError
+from scheduler.settings.study_keys import RECIPES
 from scheduler.units import gib, parse_size
 from training import arch_grid, batch_size, data, footprint, runtime
 from training.errors import TrainingInputError
@@ -51,6 +52,9 @@ Examples:
 @click.option("--memory", metavar="SIZE", help="What the trial may take, e.g. 100GiB (default: 90 % of this machine).")
 @click.option("--device-memory", metavar="SIZE", help="The device's own pool (cuda), or Metal's cap (mps: 3/4).")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True)
+@click.option(
+    "--recipe", type=click.Choice(RECIPES), default=RECIPES[0], show_default=True, help="What it is computed in."
+)
 @click.option("--effective-batch", type=click.IntRange(1), default=256, show_default=True, metavar="N")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, metavar="N")
 @click.option("--data", metavar="FILE", help="Of daily bars: its rows and columns count (default: built-in sample).")
@@ -198,7 +202,10 @@ def _one(params: dict[str, Any], context: dict[str, Any], limits: Limits, given:
         table.add_row("device", f"{estimate['device_bytes']:,}", gib(estimate["device_bytes"]), "")
     console = _console()
     console.print(table)
-    answer = "nothing fits, not even micro-batch 1" if fitting is None else f"micro-batch {fitting} fits"
+    answer = f"micro-batch {fitting} fits"
+    if fitting is None:
+        recipe = next((name for name in RECIPES if limits.fitting(params, {**context, "recipe": name})), None)
+        answer = "nothing fits, not even micro-batch 1" + (f"; it would with --recipe {recipe}" if recipe else "")
     asked = "" if given is None else f"; {given} {'fits' if fits else 'does not'}"
     console.print(f"limit {limits}: {answer}{asked}", highlight=False)
     console.print(f"runtime: {gib(estimate['runtime_bytes'])}, {context['runtime_of']}", highlight=False)

@@ -88,6 +88,7 @@ def _argument(*names: str, key: str | None = None, **extra: Any) -> Callable[[Co
 @_argument("--runs-dir", metavar="DIR", help="Where run folders are (default: runs).")
 @_argument("--max-epochs", metavar="N", help="At most so many epochs per trial.")
 @_argument("--max-steps", metavar="N", help="At most so many optimizer steps per trial.")
+@_argument("--recipe", metavar="NAME", help="What the training is computed in (default: auto, the first that fits).")
 @_argument("--pruner", metavar="NAME", help="median (default), hyperband, none; with --objective module:function too.")
 @_argument("--device", metavar="NAME", help="auto (default), cpu, mps or cuda.")
 @_argument("--seed", metavar="N", help="Seed of samplers and trials (default: 0).")
@@ -152,15 +153,17 @@ def command(
 
 def make_plan(settings: Settings) -> Plan:
     """Make the plan for the cluster's workers, or for this machine. Raises HeadroomError; writes nothing."""
+    from scheduler.driver import run_folder
     from scheduler.host import facts as host_facts
     from scheduler.host import registry, runtimes
     from scheduler.workload import functions, plan, studies
 
+    begun = run_folder.recipes(settings)
     if settings.cluster is None:
         key = runtimes.key(settings.training.preload, settings.heap)
         environment = runtimes.known(registry.host_folder(), key)
         device = host_facts.resolve_device(settings.device)
-        made = plan.make(settings, [host_facts.facts(device, settings.total_slots, environment)])
+        made = plan.make(settings, [host_facts.facts(device, settings.total_slots, environment)], begun)
         check_objective(settings)
         return made
     # The quick and usual mistakes first: functions and data, then whether anybody answers, then what the workers have.
@@ -171,7 +174,7 @@ def make_plan(settings: Settings) -> Plan:
     client.check(settings.cluster, security)
     from scheduler.driver import driver
 
-    return plan.make(settings, driver.cluster_facts(settings, settings.cluster, security, to_import(settings)))
+    return plan.make(settings, driver.cluster_facts(settings, settings.cluster, security, to_import(settings)), begun)
 
 
 def to_import(settings: Settings) -> ToImport | None:
@@ -226,8 +229,8 @@ def run(settings: Settings, plan: Plan) -> int:
 
     view = console.choose()
     log.configure(settings.log_level, view.line)
-    for refusal in plan.refusals:
-        view.line(refusal)
+    for line in (*plan.recipes, *plan.refusals):
+        view.line(line)
     with view:
         code = driver.run(settings, plan, view, is_last=True)  # shows the results itself: the study is open there
     if code in (STOPPED, TIMED_OUT):

@@ -144,7 +144,8 @@ class _Driver:
 
     def run(self, is_last: bool) -> int:
         registry = HostRegistry.default()
-        folder = run_folder.prepare(self.settings)
+        recipes = {each.spec.name: each.recipe for each in self.plan.studies if each.recipe and not each.refusal}
+        folder = run_folder.prepare(self.settings, recipes)
         with _readable(folder):
             lock = DriverLock(folder / "driver.lock")
         try:

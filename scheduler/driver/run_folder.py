@@ -35,6 +35,8 @@ def check(settings: Settings) -> None:
         before = known.get(study)
         if before is None:
             continue
+        if now.get("recipe") == "auto":  # it keeps the one it has
+            now["recipe"] = before.get("recipe", "auto")
         for key in sorted({*before, *now}):
             old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
             if old != new:
@@ -44,8 +46,16 @@ def check(settings: Settings) -> None:
                 )
 
 
-def prepare(settings: Settings) -> Path:
+def recipes(settings: Settings) -> dict[str, str]:
+    """Return the recipe of each study that was begun in this run folder. Raises UsageError as `check` does."""
+    known = _read_meaning(settings.run_folder / "meaning.json")
+    return {study: each["recipe"] for study, each in known.items() if each.get("recipe", "auto") != "auto"}
+
+
+def prepare(settings: Settings, recipes: Mapping[str, str] | None = None) -> Path:
     """Check, then make the run folder with its settings.yaml and meaning.json; returns its absolute path.
+
+    recipes: of the studies, where the settings leave it to the plan.
 
     Raises UsageError: the trials would mean something else, or the folder cannot be written.
     """
@@ -55,7 +65,10 @@ def prepare(settings: Settings) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)  # one that is shared on purpose stays as it is
         attempts_of(folder).mkdir(mode=0o700, exist_ok=True)
-        known = {**_read_meaning(folder / "meaning.json"), **meaning(settings)}
+        now = meaning(settings)
+        for study, name in (recipes or {}).items():
+            now[study]["recipe"] = name
+        known = {**_read_meaning(folder / "meaning.json"), **now}
         write(folder / "meaning.json", json.dumps(known, indent=1, sort_keys=True) + "\n", durable=True)
         text = HEAD + (LEFT_OUT if has_secret(settings) else "") + as_yaml(settings.resolved())
         write(folder / "settings.yaml", text, durable=True)
@@ -96,6 +109,9 @@ def _read_meaning(path: Path) -> dict[str, Mapping[str, Any]]:
         raise UsageError(f"cannot read {path} ({why}); remove it to take the present settings for it") from None
     if not isinstance(data, dict) or not all(isinstance(each, dict) for each in data.values()):
         raise UsageError(f"{path} holds no study; remove it to take the present settings for it")
+    for each in data.values():  # before there were recipes, there was one, under two names
+        if (each.pop("precision", None), each.pop("optimizer", None)) == ("fp32", "adamw"):
+            each.setdefault("recipe", "fp32_adamw")
     return data
 
 

@@ -176,6 +176,7 @@ class Settings(StudyKeys):
     watchdog: Watchdog = Watchdog()
     trial_timeout: Seconds | None = None
     timeout: Seconds | None = None
+    checkpoint_every_minutes: Annotated[Number, Field(gt=0)] | None = None
     drain_timeout_s: Annotated[Number, Field(gt=0)] = 20.0
     keep_checkpoints: Literal["best", "all", "none"] = "best"
     lease_s: Annotated[Number, Field(ge=1)] = 300.0

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+# What the built-in training is computed and stored in, in order of faithfulness to the first (training/recipe.py).
+RECIPES = ("fp32_adamw", "fp32_recompute", "bf16_autocast", "adam8bit", "bf16_adam8bit", "bf16_adafactor")
 BUDGETS = {"2M": 2_000_000, "20M": 20_000_000, "200M": 200_000_000, "2B": 2_000_000_000}
 
 
@@ -53,6 +55,12 @@ def _horizons(value: Any) -> Any:
             raise ValueError(f"has the horizon {part!r}: must be whole days from 1 to 250")
         days.append(int(part))
     return list(dict.fromkeys(days))
+
+
+def _recipe(value: str) -> str:
+    if value not in ("auto", *RECIPES):
+        raise ValueError(f"must be auto or one of {', '.join(RECIPES)}")
+    return value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
@@ -112,6 +120,5 @@ class StudyKeys(Frozen):
     target_effective_batch: Annotated[Whole, Field(ge=1, le=2**20)] = 256
     training_search_space: dict[str, SearchParameter] | None = None  # None: from the file `hpo`
     early_stopping: EarlyStopping | None = None  # None, and keys it lacks: from the file `hpo`
-    precision: Literal["fp32"] = "fp32"
-    optimizer: Literal["adamw"] = "adamw"
+    recipe: Annotated[str, AfterValidator(_recipe)] = "auto"
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0

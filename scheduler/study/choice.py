@@ -126,6 +126,18 @@ def check_directions(study: optuna.Study, spec: StudySpec) -> None:
         )
 
 
+def check_recipe(spec: StudySpec, context: Mapping[str, Any]) -> None:
+    """Raise UsageError when the study that is there trains by another recipe: its values would not be comparable.
+
+    context: the one it was created with.
+    """
+    there, now = context.get("recipe", "fp32_adamw"), spec.context.get("recipe")
+    if now is not None and there != now:
+        raise UsageError(
+            f"study {spec.name!r} exists with recipe {there}, now it is {now}: give --recipe {there}, or another --name"
+        )
+
+
 def chosen(settings: Settings) -> Choice:
     """Sampler, pruner and sizes as the settings name them. Raises UsageError, one line, for what cannot be used."""
     sampler, pruner = settings.sampler, settings.pruner

@@ -50,7 +50,7 @@ from scheduler.model.parameters import PeakObservation
 from scheduler.model.plain import plain
 from scheduler.study import optuna_private
 from scheduler.study.ask import begun_trial, make_sampler
-from scheduler.study.choice import Choice, check_directions
+from scheduler.study.choice import Choice, check_directions, check_recipe
 from scheduler.study.distributions import space
 from scheduler.study.live import LiveTrials
 from scheduler.study.plain_storage import PlainStorage
@@ -76,6 +76,7 @@ from scheduler.study.transactions import (
     is_storage_error,
     translated,
 )
+from scheduler.workload.phase6a import HOW
 
 __all__ = ["Functions", "LeftTrial", "NotOurs", "OpenedStudy", "StudyStore", "StudyUnavailable", "check"]
 
@@ -209,7 +210,8 @@ class StudyStore:
                     f"the present list of {len(given)} differs: use another --name for it"
                 )
             context = rdb.remember(study_id, "context", clean(spec.context))
-            changed = sorted(k for k, v in clean(spec.context).items() if context.get(k, v) != v)
+            check_recipe(spec, context)
+            changed = sorted(k for k, v in clean(spec.context).items() if k not in HOW and context.get(k, v) != v)
             if changed:
                 notes.append(f"{spec.name} was created with other values of {', '.join(changed)}: results are mixed")
             rdb.remember(study_id, "headroom", {**spec.shown.labels, "version": 1})

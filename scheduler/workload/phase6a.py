@@ -14,6 +14,8 @@ from scheduler.settings.study_keys import BUDGETS, EarlyStopping, StudyKeys
 
 # Below some 10^8 parameters a second thread makes a step hardly faster, but takes a core from another trial.
 THREADS = {"2M": 1, "20M": 1, "200M": 2, "2B": 4}
+# Of a context: how trials run, not what they compute.
+HOW = ("device", "threads", "allocator", "checkpoint_every_minutes", "drain_timeout_s")
 # What its trials have, in the order in which a reader wants it.
 COLUMNS = (
     "d_model",
@@ -23,6 +25,7 @@ COLUMNS = (
     "param_count",
     "micro_batch",
     "accumulation_steps",
+    "recipe",
     "learning_rate",
     "weight_decay",
     "warmup_steps",
@@ -61,12 +64,13 @@ def _study(settings: Settings, keys: StudyKeys, budget: str, horizon: int) -> St
         "max_epochs": keys.max_epochs,
         "max_steps": keys.max_steps,
         "device": resolve_device(settings.device),
-        "precision": keys.precision,
-        "optimizer": keys.optimizer,
+        "recipe": keys.recipe,
         "threads": threads,
         "allocator": settings.heap,
         "target_effective_batch": keys.target_effective_batch,
         "seed": keys.seed,
+        "checkpoint_every_minutes": settings.checkpoint_every_minutes,
+        "drain_timeout_s": settings.drain_timeout_s,
         "context_length": 60,
         "patch_length": 10,
         "stride": 5,
@@ -101,7 +105,7 @@ def _smaller(budget: str) -> str:
 def _flat(context: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in context.items():
-        if key in ("device", "threads", "allocator", "budget", "horizon"):
+        if key in (*HOW, "budget", "horizon"):
             continue
         if key == "data":
             flat["data"] = None if value is None else layers.content_hash(Path(value))

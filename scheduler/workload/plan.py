@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scheduler.core import admission
 from scheduler.model import Json, StudySpec, UsageError, WorkerFacts
-from scheduler.settings.schema import Settings
+from scheduler.settings.schema import Settings, Training
+from scheduler.settings.study_keys import RECIPES
 from scheduler.units import GIB, gib
 from scheduler.workload import functions as training_side
+from scheduler.workload import recipes
 from scheduler.workload.functions import Function
 from scheduler.workload.studies import studies as studies_of
 
@@ -52,7 +54,8 @@ class StudyPlan:
     smallest_bytes: the least any architecture needs, at micro-batch 1; runtime_bytes: the part of each footprint that
     is the process itself, None where the estimator does not tell it apart. at_once: with the largest, with the smallest
     footprint. refusal: why the study cannot run at all, a line without its name; None when it can. architectures:
-    those that fit, in the order of the candidates.
+    those that fit, in the order of the candidates. recipe_why: how the recipe in the spec's context was chosen, in
+    words; others: at_once under the recipes that would let more trials run at once.
     """
 
     spec: StudySpec
@@ -64,12 +67,26 @@ class StudyPlan:
     smallest_bytes: int | None = None
     runtime_bytes: int | None = None
     refusal: str | None = None
+    recipe_why: str = ""
+    others: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     architectures: tuple[Mapping[str, Any], ...] = ()
 
+    @property
+    def recipe(self) -> str | None:
+        """What its trainings are computed in; None where that is not the built-in training's affair."""
+        found: str | None = self.spec.context.get("recipe")
+        return found
+
     def to_json(self) -> Json:
+        told = {
+            "recipe": self.recipe,
+            "recipe_why": self.recipe_why,
+            "more_at_once": {name: _span("min", "max", pair) for name, pair in self.others.items()},
+        }
         return {
             "study": self.spec.name,
             **self.spec.shown.labels,
+            **(told if self.recipe else {}),
             "trials": self.spec.quota,
             "slots_per_trial": self.spec.slots,
             "architectures_fit": self.fits,
@@ -116,6 +133,22 @@ class Plan:
             lines = [f"{gib(told)}, as known of the installed torch; no trial process was measured here yet"]
         return tuple(f"runtime of a trial: {line}" for line in sorted(lines)) if told else ()
 
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """A line for each recipe and why it was taken; and one for each that would let more trials run at once."""
+        lines: dict[str, list[str]] = {}
+        for study in self.studies:
+            if study.recipe is None or study.refusal is not None:
+                continue
+            why = f" ({study.recipe_why})" if study.recipe_why else ""
+            lines.setdefault(f"recipe {study.recipe}{why}", []).append(study.spec.name)
+            for name, at_once in study.others.items():
+                now = "" if study.at_once is None else f" instead of {_range(*study.at_once)}"
+                lines.setdefault(f"with --recipe {name} {_range(*at_once)} trials{now} run at once", []).append(
+                    study.spec.name
+                )
+        return tuple(f"{_listing(names)}: {line}" for line, names in lines.items())
+
     def to_json(self) -> Json:
         workers = [
             {
@@ -137,8 +170,11 @@ class Plan:
         return {"run": self.name, "memory_budget": self.memory_budget, "workers": workers, "studies": studies}
 
 
-def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
-    """Make the plan for these workers. Raises UsageError: budget above what exists, bad data file, unknown function."""
+def make(settings: Settings, workers: Sequence[WorkerFacts], begun: Mapping[str, str] | None = None) -> Plan:
+    """Make the plan for these workers. begun: the recipe that a study has, where it was begun before.
+
+    Raises UsageError: budget above what exists, bad data file, unknown function.
+    """
     budget = settings.memory_budget
     rooms = tuple(_room(budget, facts, workers) for facts in workers)
     if settings.objective is not None:
@@ -150,10 +186,13 @@ def make(settings: Settings, workers: Sequence[WorkerFacts]) -> Plan:
     studies = []
     for spec in specs:
         # Studies that differ by horizon alone need the same memory: size the grid once.
-        key = repr(sorted((k, v) for k, v in spec.context.items() if k != "horizon")) + str(spec.slots)
+        before = (begun or {}).get(spec.name)
+        key = repr(sorted((k, v) for k, v in spec.context.items() if k != "horizon")) + f"{spec.slots} {before}"
         if key not in sized:
-            sized[key] = _study(spec, rooms, settings, functions)
-        studies.append(dataclasses.replace(sized[key], spec=spec))
+            sized[key] = _with_recipe(spec, rooms, settings, functions, before)
+        planned = sized[key]
+        own = spec if planned.recipe is None else recipes.having(spec, planned.recipe)
+        studies.append(dataclasses.replace(planned, spec=own))
     return Plan(name=settings.name, rooms=rooms, studies=tuple(studies), memory_budget=budget.text)
 
 
@@ -182,6 +221,20 @@ def with_data_facts(specs: Sequence[StudySpec], check: Function | None) -> tuple
             seen[key] = check(*key)
         done.append(dataclasses.replace(spec, context={**spec.context, **seen[key]}))
     return tuple(done)
+
+
+def _with_recipe(
+    spec: StudySpec,
+    rooms: Sequence[Room],
+    settings: Settings,
+    functions: Mapping[str, Function | None],
+    begun: str | None,
+) -> StudyPlan:
+    if settings.training.estimate != Training().estimate or functions["candidates"] is None:
+        # Somebody else's training, or one that nobody can size: there is nothing to choose by.
+        asked = spec.context["recipe"]
+        return _study(recipes.having(spec, RECIPES[0] if asked == "auto" else asked), rooms, settings, functions)
+    return recipes.planned(spec, lambda each: _study(each, rooms, settings, functions), begun)
 
 
 def _study(
@@ -313,6 +366,10 @@ def _refusal(spec: StudySpec, params: Mapping[str, Any], needed: int, room: Room
         f"trial (memory budget {budget.text} of {gib(limit)}, less what others and the worker itself hold); what would "
         f"help: {' or '.join(helps)}"
     )
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _listing(names: Sequence[str]) -> str:

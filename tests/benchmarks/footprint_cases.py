@@ -45,6 +45,7 @@ def case(
     accumulation_steps: int = 1,
     threads: int = 1,
     shape: dict[str, int] | None = None,
+    recipe: str | None = None,
     **extra: Any,
 ) -> Case:
     """One trial of the built-in training."""
@@ -61,6 +62,8 @@ def case(
     }
     context = {"device": "cpu", "threads": threads, "allocator": "auto", "horizon": 1, **shape}
     context["target_effective_batch"] = micro_batch * accumulation_steps
+    if recipe is not None:
+        context["recipe"] = recipe
     return {"group": group, "params": params, "context": context, **extra}
 
 

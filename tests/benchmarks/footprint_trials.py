@@ -62,7 +62,7 @@ def measure(case: Case, folder: Path, python: str = sys.executable) -> dict[str,
             "n_columns": 6 + context["n_features"] - 25,
         }  # the date, OHLCV and what further there is
     steps = steps_of(case)
-    context |= {"max_steps": steps, "max_epochs": steps, "seed": 0, "precision": "fp32", "optimizer": "adamw"}
+    context |= {"max_steps": steps, "max_epochs": steps, "seed": 0}
     params |= {"epochs": steps, "learning_rate": 1e-4, "weight_decay": 1e-3, "warmup_steps": 100}
     attempt = tempfile.mkdtemp(dir=folder)
     task = {

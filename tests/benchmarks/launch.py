@@ -29,8 +29,8 @@ from training import arch_grid, runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT: dict[str, Any] = {
-    "budget": "2M", "horizon": 1, "data": None, "max_epochs": 1, "max_steps": 1, "device": "cpu", "precision": "fp32",
-    "optimizer": "adamw", "threads": 1, "allocator": "auto", "target_effective_batch": 256, "seed": 0,
+    "budget": "2M", "horizon": 1, "data": None, "max_epochs": 1, "max_steps": 1, "device": "cpu",
+    "recipe": "fp32_adamw", "threads": 1, "allocator": "auto", "target_effective_batch": 256, "seed": 0,
     "context_length": 60, "patch_length": 10, "stride": 5, "n_features": 25, "head_dropout": 0.0,
     "early_stopping": {"patience": 10, "min_delta": 0.001},
 }  # fmt: skip

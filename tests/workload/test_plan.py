@@ -10,6 +10,7 @@ import pytest
 
 from scheduler.model import DevicePool, UsageError, WorkerFacts
 from scheduler.settings.load import load
+from scheduler.settings.study_keys import RECIPES
 from scheduler.units import GIB, MIB
 from scheduler.workload import plan
 
@@ -30,8 +31,9 @@ def worker(gib: float, slots: int = 4, **extra: Any) -> WorkerFacts:
 
 
 def made(workers: list[WorkerFacts], **arguments: Any) -> plan.Plan:
-    """The plan of these arguments for these workers, on the CPU."""
-    return plan.make(load({"device": "cpu", "horizons": "1", **arguments}, environ={}), workers)
+    """The plan of these arguments for these workers, on the CPU, in fp32 where they name no recipe."""
+    given = {"device": "cpu", "horizons": "1", "recipe": "fp32_adamw", **arguments}
+    return plan.make(load(given, environ={}), workers)
 
 
 def test_a_budget_that_cannot_fit_is_refused_and_the_others_run() -> None:
@@ -40,8 +42,86 @@ def test_a_budget_that_cannot_fit_is_refused_and_the_others_run() -> None:
     assert [spec.shown.labels["budget"] for spec in found.runnable] == ["2M", "20M", "200M"]
     (line,) = found.refusals
     assert "\n" not in line
-    for words in ("phase6a_2B_h1", "smallest trial", "needs 2", "21.6 GiB", "90% of 24.0 GiB", "a host with", "200M"):
+    for words in (
+        "phase6a_2B_h1",
+        "--recipe ",
+        "smallest trial",
+        "needs 2",
+        "21.6 GiB",
+        "90% of 24.0 GiB",
+        "a host with",
+        "200M",
+    ):
         assert words in line, line
+
+
+# -- recipes --------------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_most_faithful_recipe_that_holds_every_architecture() -> None:
+    """fp32 AdamW where it fits; on 24 GiB a 2B study gets another, which the plan names with the reason."""
+    found = made([worker(24)], recipe="auto")
+    chosen = {study.spec.shown.labels["budget"]: study for study in found.studies}
+    assert {budget: study.recipe for budget, study in chosen.items()} == {
+        "2M": "fp32_adamw",
+        "20M": "fp32_adamw",
+        "200M": "fp32_adamw",
+        "2B": "bf16_adam8bit",
+    }
+    large = chosen["2B"]
+    assert large.refusal is None and large.never == 0 and large.fits == 75
+    for name in RECIPES[: RECIPES.index("bf16_adam8bit")]:
+        assert made([worker(24)], budgets="2B", recipe=name).studies[0].never > 0
+    (line,) = [line for line in found.recipes if "2B" in line and "auto" in line]
+    assert "phase6a_2B_h1: recipe bf16_adam8bit" in line and "fp32_adamw holds 0 of 75" in line
+    data = large.to_json()
+    assert data["recipe"] == "bf16_adam8bit" and data["recipe_why"].startswith("auto: ")
+
+
+def test_a_named_recipe_is_taken_and_the_trials_hear_of_it() -> None:
+    """What was asked for is in the study's context, also where a more faithful one fits."""
+    (study,) = made([worker(24)], budgets="2M", recipe="bf16_autocast").studies
+    assert study.recipe == study.spec.context["recipe"] == "bf16_autocast"
+
+
+def test_a_refusal_names_the_recipe_that_would_fit() -> None:
+    """What the line says helps: with that recipe the study can run."""
+    (line,) = made([worker(24)], budgets="2B").refusals
+    name = line.rsplit("--recipe ", 1)[1].split()[0]
+    assert made([worker(24)], budgets="2B", recipe=name).runnable
+
+
+def test_what_no_recipe_holds_is_refused_by_the_smallest() -> None:
+    """On 2 GiB a 2B study names the least it would need under any."""
+    (study,) = made([worker(2)], budgets="2B", recipe="auto").studies
+    assert study.refusal is not None and study.smallest_bytes is not None
+    assert study.smallest_bytes < 8 * GIB
+
+
+def test_a_large_host_hears_how_many_more_would_run_at_once() -> None:
+    """On 128 GiB, where fp32 fits: the recipes under which more 2B trials run together."""
+    found = made([worker(128, slots=64)], budgets="2B", recipe="auto")
+    (study,) = found.studies
+    assert study.recipe == "fp32_adamw" and study.at_once is not None
+    assert study.others["bf16_adam8bit"][1] > study.at_once[1]
+    assert any("with --recipe bf16_adam8bit" in line and "instead of" in line for line in found.recipes)
+
+
+def test_a_study_keeps_the_recipe_it_was_begun_with() -> None:
+    """Resumed on a larger host, where auto would choose another."""
+    settings = load({"device": "cpu", "horizons": "1", "budgets": "2B"}, environ={})
+    (study,) = plan.make(settings, [worker(128)], {"phase6a_2B_h1": "bf16_adam8bit"}).studies
+    assert study.recipe == "bf16_adam8bit" and study.recipe_why == "as the study was begun"
+
+
+def test_somebody_elses_estimator_knows_no_recipe() -> None:
+    """With a user's own the first recipe stands, and nothing is sized by others."""
+    settings = load({"device": "cpu", "budgets": "2M", "horizons": "1"}, environ={"HEADROOM_TRAINING_ESTIMATE": "null"})
+    (study,) = plan.make(settings, [worker(24)]).studies
+    assert study.recipe == "fp32_adamw"
+
+
+# -- what does not fit ----------------------------------------------------------------------------------------------
 
 
 def test_studies_refused_for_one_reason_share_a_line() -> None:
