@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from bisect import insort
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import pstdev
 
+from scheduler.core.point_sample import Point, PointSample
 from scheduler.model import Correction, Environment, Footprint, FootprintSource, Observation
 
 MIB = 2**20
 Key = tuple[str, str]  # family, environment
-Point = tuple[float, float]  # predicted, observed: bytes above the runtime
 Line = tuple[float, float]  # offset in bytes, slope
 LEAST_SLOPE = 0.05  # a larger trial never needs less
 
@@ -57,9 +56,10 @@ class Corrections:
 
     def __init__(self, caution: Caution | None = None) -> None:
         self._caution = caution or Caution()
-        self._seen: dict[Key, list[Point]] = defaultdict(list)
-        self._at_least: dict[Key, list[Point]] = defaultdict(list)
+        self._seen: defaultdict[Key, PointSample] = defaultdict(PointSample)
+        self._at_least: defaultdict[Key, PointSample] = defaultdict(PointSample)
         self._known: dict[Key, Correction] = {}  # each placement asks for them
+        self._here: dict[tuple[str, Environment | None], Correction] = {}
 
     def observe(self, observation: Observation) -> None:
         """Take in one finished or killed attempt. One without a prediction or a peak teaches nothing."""
@@ -69,22 +69,34 @@ class Corrections:
         if predicted <= 0 or observed <= 0:
             return
         key = observation.family, observation.environment
-        # Kept sorted: sums of floats depend on the order, and a restart reads the study back in another one.
-        insort((self._at_least if observation.at_least else self._seen)[key], (predicted, observed))
-        self._known.pop(key, None)
+        points = (self._at_least if observation.at_least else self._seen)[key]
+        if points.add((predicted, observed)):
+            self._known.pop(key, None)
+            self._here.clear()
 
     def of(self, family: str, environment: Environment | None = None) -> Correction:
-        """Return what a prediction of this family is corrected with there: not at all while nothing was observed."""
-        key = family, "" if environment is None else environment.name
+        """Return what a prediction of this family is corrected with there: not at all while nothing was observed.
+
+        The same object while it is the same correction.
+        """
+        found = self._here.get((family, environment))
+        if found is None:
+            known = self._learnt((family, "" if environment is None else environment.name))
+            runtime_bytes = 0 if environment is None else environment.runtime_bytes
+            found = dataclasses.replace(known, runtime_bytes=runtime_bytes)
+            self._here[family, environment] = found
+        return found
+
+    def _learnt(self, key: Key) -> Correction:
         if key not in self._known:
-            seen = self._seen.get(key, [])
-            found = learnt(seen, self._caution)
+            seen, killed = self._seen.get(key, PointSample()), self._at_least.get(key, PointSample())
+            found = learnt(seen.points, self._caution)
             # One killed below what others reached, a victim of somebody else's memory, teaches nothing.
-            if raising := [(x, y) for x, y in self._at_least.get(key, []) if y > found.host_bytes(int(x), 0)]:
-                found = learnt(sorted(seen + raising), self._caution)
-            self._known[key] = found
-        known = self._known[key]
-        return known if environment is None else dataclasses.replace(known, runtime_bytes=environment.runtime_bytes)
+            raising = [(x, y) for x, y in killed.points if y > found.host_bytes(int(x), 0)]
+            if raising:
+                found = learnt(sorted(seen.points + raising), self._caution)
+            self._known[key] = dataclasses.replace(found, capped=found.capped and seen.capped)
+        return self._known[key]
 
 
 def observed(

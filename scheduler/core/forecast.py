@@ -1,7 +1,7 @@
 """When it will all be over: the queue and what runs, played forward by the real placement on a simulated clock.
 
 `work` takes what is needed out of the brain, `forecast` plays it forward a number of times, each time with durations
-drawn anew (`durations`), and sums up. Uses `placement.place` and the `Ledger` as a run does, so that backfill, fair
+drawn anew (`durations`), and sums up. Uses `placement` and the `Ledger` as a run does, so that backfill, fair
 share and shared memory count as they will. Does not foresee kills, lost hosts, studies that close early, or what other
 programs will take: their memory stays as it is now. Pure: the caller brings time and chance.
 """
@@ -9,7 +9,7 @@ programs will take: their memory stays as it is now. Pure: the caller brings tim
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from scheduler import model as m
@@ -155,7 +155,7 @@ class _Play:
         self._under = {t.trial: t.under for t in work.trials if t.worker is None}
         self._ledger = Ledger()
         for row, capacity in work.rows:
-            self._ledger.join(replace(row, reservations={}, _view=None), capacity)
+            self._ledger.join(replace(row, reservations={}), capacity)
         for trial in work.trials:
             self._take_up(trial, work.now)
 
@@ -240,14 +240,14 @@ class _Play:
             for name, study in self._studies.items():
                 if self._left[name] and not self._waiting[name]:
                     self._waiting[name].append(self._ask(study))
-            if not any(row.view().free_slots for row in self._ledger):  # most of the time; placement costs more
+            if not self._ledger.rooms.has_slots(1):  # most of the time; placement costs more
                 return
             for name, queue in self._waiting.items():
                 self._share(name, queue)
             waiting = [trial for queue in self._waiting.values() for trial in queue]
             if not waiting:
                 return
-            plan = placement.place(waiting, self._running(), self._ledger.views(), self.now)
+            plan = placement.place_in(waiting, self._running_on, self._ledger.rooms, self.now)
             if not plan.starts:
                 return
             for start in plan.starts:
@@ -273,17 +273,18 @@ class _Play:
             if trial.share != share:
                 queue[index] = replace(trial, share=share)
 
-    def _running(self) -> Iterator[m.Running]:
-        for row in self._ledger:
-            for attempt, held in row.reservations.items():
-                yield m.Running(
-                    attempt=attempt,
-                    worker=row.facts.address,
-                    reserved_bytes=held.host_bytes,
-                    device_reserved_bytes=held.device_bytes,
-                    slots=held.slots,
-                    expected_end=self._active[attempt].expected_end(self.now),
-                )
+    def _running_on(self, address: str) -> list[m.Running]:
+        return [
+            m.Running(
+                attempt=held.attempt,
+                worker=address,
+                reserved_bytes=held.host_bytes,
+                device_reserved_bytes=held.device_bytes,
+                slots=held.slots,
+                expected_end=self._active[held.attempt].expected_end(self.now),
+            )
+            for held in self._ledger.running_on(address)
+        ]
 
     def _start(self, start: placement.Start) -> None:
         name = start.trial.study

@@ -2,16 +2,18 @@
 
 One row per worker (its slots, its own bound), one domain per memory that workers share (a host, or the cgroup that
 bounds them there), one reservation per attempt: it is charged to the row and to the domain. Covers reserving, resizing
-and releasing, what each attempt was last seen to use, and the view that admission and placement decide on. Decides
-nothing itself.
+and releasing, what each attempt was last seen to use, and the views that admission and placement decide on, in an index
+that follows what changes. Decides nothing itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from scheduler.model import AttemptId, Pressure, WorkerFacts, WorkerView
+from scheduler.core import admission
+from scheduler.core.rooms import Rooms
+from scheduler.model import AttemptId, Environment, Pressure, WorkerFacts, WorkerView
 
 
 class LedgerError(RuntimeError):
@@ -27,7 +29,13 @@ class Reservation:
     device_bytes: int
     slots: int
     used_bytes: int = 0
-    peak_bytes: int = 0
+    peak_bytes: int = 0  # at least what is used
+
+    def saw(self, used_bytes: int | None, peak_bytes: int | None) -> None:
+        """Note what the attempt was seen to use."""
+        if used_bytes is not None:
+            self.used_bytes = used_bytes
+        self.peak_bytes = max(self.peak_bytes, used_bytes or 0, peak_bytes or 0)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -78,16 +86,14 @@ class Row:
     vitals_at: float | None = None
     reservations: dict[AttemptId, Reservation] = field(default_factory=dict)
     domain: Domain = field(default_factory=lambda: Domain(name="", capacity_bytes=0))
-    _view: WorkerView | None = None
+    changed: set[str] = field(default_factory=set)  # the ledger's: whose view is to be built anew
 
     def touch(self) -> None:
-        """Something changed: the next `view` of each worker that shares the memory is built anew.
+        """Something changed: the view of each worker that shares the memory is built anew before it is next read.
 
         With a thousand workers building dominates otherwise.
         """
-        self._view = None
-        for row in self.domain.rows.values():
-            row._view = None
+        self.changed.update(self.domain.rows)
 
     @property
     def capacity_bytes(self) -> int:
@@ -107,33 +113,54 @@ class Row:
         return self.facts.overhead_bytes + sum(r.host_bytes for r in self.reservations.values())
 
     def view(self) -> WorkerView:
-        if self._view is not None:
-            return self._view
-        held, domain = self.reservations.values(), self.domain
+        """Return the row as admission and placement see it."""
+        domain, facts = self.domain, self.facts
         shared = len(domain.rows) > 1
-        unified = shared and self.facts.device is not None and self.facts.device.unified
-        on_device = (r for row in domain.rows.values() for r in row.reservations.values()) if unified else held
-        self._view = WorkerView(
-            address=self.facts.address,
+        unified = shared and facts.device is not None and facts.device.unified
+        reserved, unclaimed, device, slots = facts.overhead_bytes, 0, 0, 0
+        for held in self.reservations.values():
+            reserved += held.host_bytes
+            unclaimed += max(0, held.host_bytes - held.used_bytes)
+            device += held.device_bytes
+            slots += held.slots
+        if unified:
+            device = sum(r.device_bytes for row in domain.rows.values() for r in row.reservations.values())
+        return WorkerView(
+            address=facts.address,
             capacity_bytes=self.capacity_bytes,
-            reserved_bytes=self.reserved_bytes,
+            reserved_bytes=reserved,
             available_bytes=self.available_bytes,
-            unclaimed_bytes=domain.unclaimed_bytes + self.others_unclaimed_bytes,
+            unclaimed_bytes=(domain.unclaimed_bytes if shared else unclaimed) + self.others_unclaimed_bytes,
             reserve_bytes=self.reserve_bytes,
-            free_slots=self.facts.slots - sum(r.slots for r in held),
-            slots=self.facts.slots,
+            free_slots=facts.slots - slots,
+            slots=facts.slots,
             pressure=self.pressure,
             closed_reason=self.closed_reason,
             device_capacity_bytes=self.device_capacity_bytes,
-            device_reserved_bytes=sum(r.device_bytes for r in on_device),
+            device_reserved_bytes=device,
             device_is_shared=unified,
             domain=domain.name if shared else "",
             domain_headroom_bytes=domain.capacity_bytes - domain.reserved_bytes if shared else None,
-            domain_idle=domain.is_idle,
+            domain_idle=domain.is_idle if shared else not self.reservations,
             limit_bytes=self.limit_bytes,
-            host=self.facts.host,
+            host=facts.host,
         )
-        return self._view
+
+    def has(self, need_bytes: int) -> bool:
+        """Whether a slot and so much memory are free there now: what a view would say, for less."""
+        held, domain = self.reservations.values(), self.domain
+        return (
+            self.closed_reason is None
+            and self.available_bytes is not None
+            and self.pressure < Pressure.ELEVATED
+            and sum(r.slots for r in held) < self.facts.slots
+            and need_bytes
+            <= min(
+                self.capacity_bytes - self.reserved_bytes,
+                domain.capacity_bytes - domain.reserved_bytes,
+                self.available_bytes - domain.unclaimed_bytes - self.others_unclaimed_bytes - self.reserve_bytes,
+            )
+        )
 
 
 class Ledger:
@@ -143,6 +170,9 @@ class Ledger:
         self._rows: dict[str, Row] = {}
         self._domains: dict[str, Domain] = {}
         self._where: dict[AttemptId, str] = {}
+        self._rooms = Rooms()
+        self._changed: set[str] = set()
+        self._environments: dict[str, Environment | None] | None = {}  # None: to be looked up again
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.values())
@@ -171,12 +201,16 @@ class Ledger:
         if (old := self._rows.get(address)) is not None:
             row.reservations.update(old.reservations)
             self._leave_domain(old)
+            self._environments = None
         name = row.facts.domain or address
         domain = self._domains.setdefault(name, Domain(name=name, capacity_bytes=domain_capacity_bytes))
         if domain.is_idle:
             domain.capacity_bytes = domain_capacity_bytes
         row.domain, domain.rows[address] = domain, row
+        row.changed = self._changed
         self._rows[address] = row
+        if self._environments is not None:
+            _meet(self._environments, row.facts.environment)
         row.touch()
 
     def _leave_domain(self, row: Row) -> None:
@@ -190,6 +224,8 @@ class Ledger:
     def leave(self, address: str) -> None:
         if (row := self._rows.get(address)) is not None:
             row.gone = True
+            self._environments = None
+            row.touch()
             self._drop_if_empty(row)
 
     def row(self, address: str) -> Row | None:
@@ -205,12 +241,9 @@ class Ledger:
     def saw(self, attempt: AttemptId, *, used_bytes: int | None = None, peak_bytes: int | None = None) -> None:
         """Note what an attempt was seen to use; unknown attempts (already ended) are ignored."""
         held = self.reservation(attempt)
-        if held is None:
-            return
-        if used_bytes is not None:
-            held.used_bytes = used_bytes
-        held.peak_bytes = max(held.peak_bytes, used_bytes or 0, peak_bytes or 0)
-        self._rows[self._where[attempt]].touch()
+        if held is not None:
+            held.saw(used_bytes, peak_bytes)
+            self._rows[self._where[attempt]].touch()
 
     def reserve(self, address: str, reservation: Reservation) -> None:
         """Hold the bytes. Raises LedgerError when they do not fit: admission must have asked before."""
@@ -249,9 +282,52 @@ class Ledger:
         self._drop_if_empty(row)
         return reservation
 
+    @property
+    def rooms(self) -> Rooms:
+        """The workers that are here, for admission and placement. Not to be kept: it follows what changes."""
+        for address in self._changed:
+            if (row := self._rows.get(address)) is None or row.gone:
+                self._rooms.drop(address)
+            else:
+                self._rooms.put(row.view())
+        self._changed.clear()
+        return self._rooms
+
+    def opens(self, row: Row, need_bytes: int) -> bool:
+        """Whether somebody who needs so much could start there by what is known of it now, and when the index was last
+        read could not."""
+        if not row.has(need_bytes):
+            return False
+        before = self._rooms.views.get(row.facts.address)
+        return (
+            before is None
+            or admission.closed(before) is not None
+            or before.free_slots <= 0
+            or admission.room(before) < need_bytes
+        )
+
     def views(self) -> list[WorkerView]:
-        """Return the rows of workers that are here, for admission and placement."""
-        return [row.view() for row in self._rows.values() if not row.gone]
+        """Return the rows of workers that are here."""
+        return list(self.rooms.views.values())
+
+    @property
+    def environments(self) -> list[Environment | None]:
+        """Those of the workers that are here, one of each name; None where one has not said.
+
+        Of the workers of one environment the one whose processes hold most stands for all: by some MiB.
+        """
+        if self._environments is None:
+            self._environments = {}
+            for row in self._rows.values():
+                if not row.gone:
+                    _meet(self._environments, row.facts.environment)
+        known = self._environments
+        return [*filter(None, known.values()), *([None] if "" in known else [])]
+
+    def running_on(self, address: str) -> Iterable[Reservation]:
+        """Return what is held there, whoever it runs for."""
+        row = self._rows.get(address)
+        return () if row is None else row.reservations.values()
 
     def check(self) -> None:
         """Re-check the invariants (tests call this after each event). Raises LedgerError."""
@@ -267,6 +343,8 @@ class Ledger:
         for name, domain in self._domains.items():
             if name != domain.name or any(row.domain is not domain for row in domain.rows.values()):
                 raise LedgerError(f"the workers of {name} think otherwise of whose memory they share")
+            if any(row.view() != self.rooms.views.get(address) for address, row in domain.rows.items() if not row.gone):
+                raise LedgerError(f"a worker of {name} is not what the index has of it")
             rooms = {row.view().domain_headroom_bytes for row in domain.rows.values()}
             if len(domain.rows) > 1 and rooms != {domain.capacity_bytes - domain.reserved_bytes}:
                 raise LedgerError(f"the workers of {name} see different room in the memory they share: {rooms}")
@@ -275,3 +353,11 @@ class Ledger:
         if row.gone and not row.reservations:
             del self._rows[row.facts.address]
             self._leave_domain(row)
+
+
+def _meet(known: dict[str, Environment | None], found: Environment | None) -> None:
+    """Note one more worker's."""
+    name = "" if found is None else found.name
+    same = known.get(name)
+    if found is None or same is None or found.runtime_bytes > same.runtime_bytes:
+        known[name] = found

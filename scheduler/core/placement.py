@@ -1,20 +1,23 @@
 """Which waiting trials start now, and where: one pure function of (waiting, running, workers, now).
 
 Covers the order (fair share, size, duration, age), the choice of a worker (the host that has its checkpoint, then the
-tightest fit) and backfill round the head: the first trial in order that waits for something of ours, for which one
-worker is held, and with it the memory that the worker shares with others of its host. Does not decide whether one
-trial fits one worker (`admission`) nor what may pass the head (`backfill`).
+tightest fit), the smaller form of a trial that would wait for memory, and backfill round the head: the first trial in
+order that waits for something of ours, for which one worker is held, and with it the memory that the worker shares
+with others of its host. Does not decide whether one trial fits one worker (`admission`) nor what may pass the head
+(`backfill`).
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from scheduler.core import admission, backfill
+from scheduler.core.rooms import Place, Rooms
 from scheduler.model import Admit, AttemptId, Defer, DeferReason, Reject, Running, TrialId, Waiting, WorkerView
 
 # Studies whose fair shares differ by less than this are equals, among which the largest goes first: large before small
@@ -22,16 +25,24 @@ from scheduler.model import Admit, AttemptId, Defer, DeferReason, Reject, Runnin
 SHARE_STEP = 0.05
 # A wait this long is worth a whole share: whatever keeps arriving with a smaller share, each trial gets its turn.
 AGEING_S = 86_400.0
+# A hold is looked for on so many workers, those with most room: on a thousand alike the head does not wait long.
+HOLD_CHOICE = 64
+
+RunningOn = Callable[[str], Sequence[Running]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Start this trial there and reserve these bytes."""
+    """Start this trial there and reserve these bytes.
+
+    form: 0 as it was asked, else the smaller form of that number (from 1).
+    """
 
     trial: TrialId
     worker: str
     host_bytes: int
     device_bytes: int
+    form: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,40 +62,53 @@ def place(
 ) -> Placement:
     """Start what may start now. The result does not depend on the order of its inputs.
 
-    `running` is read only when something waits while something else could start: hand in a generator.
+    `running` is read only when something waits while something else could start.
     """
-    board = _Board(workers, running, now)
+
+    def running_on(address: str) -> Sequence[Running]:
+        if not grouped:
+            for run in running:
+                grouped[run.worker].append(run)
+        return grouped[address]
+
+    grouped: defaultdict[str, list[Running]] = defaultdict(list)
+    return place_in(waiting, running_on, Rooms(workers), now)
+
+
+def place_in(waiting: Iterable[Waiting], running_on: RunningOn, rooms: Rooms, now: float) -> Placement:
+    """As `place`, for whoever has the workers in an index and what runs by worker. Changes neither."""
+    board = _Board(rooms, running_on, now)
     starts: list[Start] = []
     deferred: dict[TrialId, Defer] = {}
     blocked: list[Waiting] = []  # in order, while no worker is held: the first with something to wait for is the head
     hold: backfill.Hold | None = None
     held: dict[str, TrialId] = {}
     for trial in _ordered(waiting, now):
-        view = board.tightest(trial, hold)
-        if view is not None and hold is None and blocked:
+        found = board.tightest(trial, hold)
+        if found is not None and hold is None and blocked:
             hold = next(filter(None, map(board.hold, blocked)), None)
             blocked.clear()
-            view = board.tightest(trial, hold)
-        if view is not None and trial.prefer_host not in (None, view.host):
-            view = board.tightest(trial, hold, trial.prefer_host) or view
-            if view.host != trial.prefer_host and now < trial.prefer_until:
+            found = board.tightest(trial, hold)
+        if found is not None and trial.prefer_host not in (None, found.view.host):
+            found = board.tightest(trial, hold, trial.prefer_host) or found
+            if found.view.host != trial.prefer_host and now < trial.prefer_until:
                 deferred[trial.trial] = Defer(
                     DeferReason.CHECKPOINT_ELSEWHERE, {"wait_s": math.ceil(trial.prefer_until - now)}
                 )
                 continue
-        if view is None and hold is not None and (beside := board.beside(trial, hold)) is not None:
+        if found is None and hold is not None and (beside := board.beside(trial, hold)) is not None:
             held[hold.worker] = hold.head.trial
-            if not hold.lets(trial, beside.address, now):
-                deferred[trial.trial] = hold.defer(trial, now)
+            found = next((option for option in beside if hold.lets(option.trial, option.view.address, now)), None)
+            if found is None:
+                deferred[trial.trial] = hold.defer(beside[-1].trial, now)
                 continue
-            hold.take(trial, beside.address, now)
-            view = beside
-        if view is None:
+            hold.take(found.trial, found.view.address, now)
+        if found is None:
             deferred[trial.trial] = board.why_not(trial)
             if hold is None:
                 blocked.append(trial)
         else:
-            starts.append(board.start(trial, view))
+            starts.append(board.start(found))
     return Placement(starts=tuple(starts), deferred=deferred, held=held)
 
 
@@ -107,57 +131,78 @@ def _ordered(waiting: Iterable[Waiting], now: float) -> list[Waiting]:
     return sorted(trials, key=key)
 
 
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A trial, in one of its forms, where it could start."""
+
+    trial: Waiting
+    form: int
+    view: WorkerView
+
+
+def _forms(trial: Waiting) -> Iterator[tuple[int, Waiting]]:
+    """Yield the trial as it was asked, then each smaller form of it."""
+    yield 0, trial
+    for number, footprint in enumerate(trial.smaller, 1):
+        yield number, replace(trial, footprint=footprint, smaller=())
+
+
 class _Board:
-    """The workers while one call hands out starts; the open ones sorted by the room they have."""
+    """The workers while one call hands out starts: the index as it was, and beside it those that are charged by now."""
 
-    def __init__(self, workers: Iterable[WorkerView], running: Iterable[Running], now: float) -> None:
-        self.views = {view.address: view for view in workers}
+    def __init__(self, rooms: Rooms, running_on: RunningOn, now: float) -> None:
+        self._rooms, self._charged = rooms, Rooms()
         self._now = now
-        self._unread = running
-        self._running: defaultdict[str, list[Running]] = defaultdict(list)
-        self._together: defaultdict[str, list[str]] = defaultdict(list)  # by the memory they share
-        for view in self.views.values():
-            self._together[view.domain or view.address].append(view.address)
-        usable = (view for view in self.views.values() if view.free_slots > 0 and admission.closed(view) is None)
-        self._rooms = sorted((admission.room(view), view.address) for view in usable)
-        self._best: WorkerView | None = None
+        self._running_on = running_on
+        self._started: defaultdict[str, list[Running]] = defaultdict(list)
 
-    def admits(self, trial: Waiting, address: str) -> bool:
-        return isinstance(admission.admit(trial, self.views[address]), Admit)
+    def _view(self, address: str) -> WorkerView:
+        return self._charged.views.get(address) or self._rooms.views[address]
 
-    def together(self, address: str) -> list[str]:
-        """Return the workers that share its memory, itself among them."""
-        return self._together[self.views[address].domain or address]
+    def _all(self, before: Iterator[WorkerView], charged: Iterator[WorkerView], **order: bool) -> Iterator[WorkerView]:
+        """Both, in their common order, each worker as it is now."""
+        if not self._charged.views:
+            return before
+        unchanged = (view for view in before if view.address not in self._charged.views)
+        return heapq.merge(unchanged, charged, key=_place, **order)
 
-    def beside(self, trial: Waiting, hold: backfill.Hold) -> WorkerView | None:
-        """Where it could start in the memory that is held: on the held worker, or on one that shares it."""
-        others = (address for address in sorted(self.together(hold.worker)) if address != hold.worker)
-        return next((self.views[a] for a in (hold.worker, *others) if self.admits(trial, a)), None)
-
-    def tightest(self, trial: Waiting, hold: backfill.Hold | None, host: str | None = None) -> WorkerView | None:
-        """Return the worker (of that host) with the least room that admits it, what is held aside.
+    def tightest(self, trial: Waiting, hold: backfill.Hold | None, host: str | None = None) -> _Option | None:
+        """Return the worker (of that host) with the least room that admits it, what is held aside, in the largest of
+        its forms that any admits.
 
         Large rooms stay whole for the large.
         """
-        held = () if hold is None else self.together(hold.worker)
-        need = trial.footprint.host_bytes if trial.footprint.is_known else 1
-        for index in range(bisect_left(self._rooms, (need, "")), len(self._rooms)):
-            address = self._rooms[index][1]
-            if host is not None and self.views[address].host != host:
-                continue
-            if address not in held and self.admits(trial, address):
-                return self.views[address]
+        held: set[str] = set() if hold is None else self._rooms.together(hold.worker)
+        for number, form in _forms(trial):
+            need = form.footprint.host_bytes if form.footprint.is_known else 1
+            views = self._all(
+                self._rooms.from_tightest(need, form.slots), self._charged.from_tightest(need, form.slots)
+            )
+            for view in views:
+                if view.address not in held and (host is None or view.host == host) and _admits(form, view):
+                    return _Option(form, number, view)
         return None
 
-    def start(self, trial: Waiting, view: WorkerView) -> Start:
+    def beside(self, trial: Waiting, hold: backfill.Hold) -> list[_Option] | None:
+        """In which forms, the largest first, it could start in the memory that is held, and where: on the held worker,
+        or on one that shares its memory; None: in none."""
+        others = sorted(address for address in self._rooms.together(hold.worker) if address != hold.worker)
+        found = []
+        for number, form in _forms(trial):
+            views = (self._view(address) for address in (hold.worker, *others))
+            if (view := next((view for view in views if _admits(form, view)), None)) is not None:
+                found.append(_Option(form, number, view))
+        return found or None
+
+    def start(self, option: _Option) -> Start:
         """Charge the start, so that the next trial sees what is left. Nothing of it is used yet: all is unclaimed."""
+        trial, view = option.trial, option.view
         admitted = admission.admit(trial, view)
         assert isinstance(admitted, Admit), (trial, admitted)
         host_bytes, device_bytes = admitted.host_bytes, admitted.device_bytes
-        for address in self.together(view.address):
-            self._charge(self.views[address], host_bytes, device_bytes, trial.slots, here=address == view.address)
-        self._best = None
-        self._running[view.address].append(
+        for address in self._rooms.together(view.address):
+            self._charge(self._view(address), host_bytes, device_bytes, trial.slots, here=address == view.address)
+        self._started[view.address].append(
             Running(
                 attempt=AttemptId(trial.trial, 0),
                 worker=view.address,
@@ -167,49 +212,63 @@ class _Board:
                 expected_end=None if trial.expected_s is None else self._now + trial.expected_s,
             )
         )
-        return Start(trial=trial.trial, worker=view.address, host_bytes=host_bytes, device_bytes=device_bytes)
+        return Start(
+            trial=trial.trial,
+            worker=view.address,
+            host_bytes=host_bytes,
+            device_bytes=device_bytes,
+            form=option.form,
+        )
 
     def _charge(self, view: WorkerView, host_bytes: int, device_bytes: int, slots: int, *, here: bool) -> None:
         """One of the workers whose memory a start takes; here: the one that it takes the slots of, too."""
-        place = bisect_left(self._rooms, (admission.room(view), view.address))
-        listed = place < len(self._rooms) and self._rooms[place][1] == view.address
         left = view.domain_headroom_bytes
-        after = replace(
-            view,
-            reserved_bytes=view.reserved_bytes + host_bytes * here,
-            unclaimed_bytes=view.unclaimed_bytes + host_bytes,
-            device_reserved_bytes=view.device_reserved_bytes + device_bytes * (here or view.device_is_shared),
-            free_slots=view.free_slots - slots * here,
-            domain_headroom_bytes=None if left is None else left - host_bytes,
-            domain_idle=False,
+        self._charged.put(
+            replace(
+                view,
+                reserved_bytes=view.reserved_bytes + host_bytes * here,
+                unclaimed_bytes=view.unclaimed_bytes + host_bytes,
+                device_reserved_bytes=view.device_reserved_bytes + device_bytes * (here or view.device_is_shared),
+                free_slots=view.free_slots - slots * here,
+                domain_headroom_bytes=None if left is None else left - host_bytes,
+                domain_idle=False,
+            )
         )
-        self.views[view.address] = after
-        if listed:
-            self._rooms.pop(place)
-            if after.free_slots > 0:
-                insort(self._rooms, (admission.room(after), after.address))
 
-    def hold(self, head: Waiting) -> backfill.Hold | None:
-        for run in self._unread:
-            self._running[run.worker].append(run)
-        self._unread = ()
+    def hold(self, trial: Waiting) -> backfill.Hold | None:
+        """Keep a worker for it: the one where its smallest form can start first."""
+        *_, (_, head) = _forms(trial)
+        views = self._all(self._rooms.from_roomiest(), self._charged.from_roomiest(), reverse=True)
+        able = (view for view in views if admission.never(head.footprint, head.slots, view) is None)
         options = (
-            (view, [run for address in self.together(view.address) for run in self._running.get(address, ())])
-            for view in self.views.values()
+            (view, [run for other in self._rooms.together(view.address) for run in self._running(other)])
+            for view in islice(able, HOLD_CHOICE)
         )
         return backfill.earliest(head, options, self._now)
+
+    def _running(self, address: str) -> Sequence[Running]:
+        return [*self._running_on(address), *self._started.get(address, ())]
 
     def why_not(self, trial: Waiting) -> Defer:
         """Return the reason on the worker that comes nearest: the roomiest open one, unless it can never take the
         trial."""
-        if not self.views:
+        near = (self._rooms.nearest(without=self._charged.views), self._charged.nearest())
+        views = [self._view(view.address) for view in near if view is not None]
+        if not views:
             return Defer(DeferReason.NO_WORKER)
-        if self._best is None:
-            full = ((admission.closed(view) is None, address) for address, view in self.views.items())
-            self._best = self.views[self._rooms[-1][1] if self._rooms else max(full)[1]]
-        decision = admission.admit(trial, self._best)
+        *_, (_, trial) = _forms(trial)
+        nearest = max(views, key=lambda view: (admission.closed(view) is None, view.free_slots > 0, *_place(view)))
+        decision = admission.admit(trial, nearest)
         if isinstance(decision, Defer):
             return decision
-        others = (admission.admit(trial, self.views[address]) for address in sorted(self.views))
+        others = (admission.admit(trial, self._view(address)) for address in sorted(self._rooms.views))
         numbers = decision.numbers if isinstance(decision, Reject) else {}
         return next((other for other in others if isinstance(other, Defer)), Defer(DeferReason.NO_WORKER_FITS, numbers))
+
+
+def _admits(trial: Waiting, view: WorkerView) -> bool:
+    return isinstance(admission.admit(trial, view), Admit)
+
+
+def _place(view: WorkerView) -> Place:
+    return admission.room(view), view.address

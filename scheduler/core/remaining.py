@@ -85,5 +85,4 @@ def _emptied(row: Row) -> Row:
         pressure=Pressure.NORMAL,
         closed_reason=None,
         gone=False,
-        _view=None,
     )

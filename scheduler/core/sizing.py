@@ -6,6 +6,7 @@ taught (`parameter_sizing`). Pure like the brain it is a part of.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from scheduler.core.correction import Corrections, correct, observed
@@ -55,8 +56,11 @@ class Sizing:
 
     def correction(self, study: str, environments: Environments) -> Correction:
         """Return what a prediction for this study's next trial is corrected with, wherever of these it will run."""
-        family = self._family.get(study, "")
-        return Correction.largest(self._corrections.of(family, environment) for environment in environments)
+        return self._correction(self._family.get(study, ""), environments)
+
+    def _correction(self, family: str, environments: Environments) -> Correction:
+        found = tuple(self._corrections.of(family, environment) for environment in environments)
+        return found[0] if len(found) == 1 else _largest(found)
 
     def size(
         self,
@@ -73,7 +77,7 @@ class Sizing:
         """
         self._family[study] = family
         if prior.is_known and prior.source is not FootprintSource.GIVEN:
-            return correct(prior, self.correction(study, environments))
+            return correct(prior, self._correction(family, environments))
         given = prior.host_bytes if prior.source is FootprintSource.GIVEN else None
         params, space = asked or ({}, {})
         found = self._learnt[study].predict(
@@ -132,6 +136,11 @@ class Sizing:
             )
         )
         return True
+
+
+@functools.lru_cache(maxsize=64)
+def _largest(corrections: tuple[Correction, ...]) -> Correction:
+    return Correction.largest(corrections)
 
 
 def _base_bytes(environments: Environments) -> int:

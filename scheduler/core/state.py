@@ -7,22 +7,27 @@ runs in production and in the simulator (tests/simulator.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 from scheduler import model as m
 from scheduler.core import admission, ending, fault, placement
+from scheduler.core.asking import Asking
 from scheduler.core.attributes import FLAT_AFTER, final_attrs
-from scheduler.core.leaving import allowance_s
+from scheduler.core.expectation import Expectation
+from scheduler.core.leaving import Leaving
 from scheduler.core.ledger import Ledger, Reservation, Row
+from scheduler.core.outlook import Outlook
 from scheduler.core.reservation import grown, tightened
-from scheduler.core.resume import Saved, patience_s
+from scheduler.core.resume import Saved
 from scheduler.core.sizing import Sizing
 from scheduler.core.trial import IllegalTransition, Rules, Study, Trial
 
 VITALS_STALE_S = 15.0  # they come every second; a worker that is busy for some seconds is not silent
+# Vitals that open no room to anybody who waits may still move a hold: placed again at most so often. With a thousand
+# workers they come a thousand times a second.
+REPLACE_S = 0.25
 
 
 class BatchState:
@@ -38,34 +43,54 @@ class BatchState:
         self.sizing = Sizing()
         self.studies: dict[str, Study] = {}
         self.trials: dict[m.TrialId, Trial] = {}
-        self.draining: str | None = None
+        self._expectation = Expectation()
+        self._leaving = Leaving(rules, self.ledger)
+        self._asking = Asking(self.ledger, self.sizing, self.trials)
+        self._outlook = Outlook(self.ledger, self.sizing, self._expectation, self.trials)
         self.failed = False
         self.timed_out = False
-        self.at_once = False  # do not even wait for the study: what it has not heard, the next start tells it
         self.ended = False
         self.held: Mapping[str, m.TrialId] = {}  # worker -> the trial that placement last held it for
-        self._drain_since = 0.0
         self._began: float | None = None
         self._now = 0.0
         self._out: list[m.Command] = []
         self._stale = True  # something changed that could let a waiting trial start
-        self._environments: list[m.Environment | None] = []  # of the workers that are here, one of each name
+        self._placed_at = 0.0
+        self._least_bytes: int | None = None  # that any trial which waits for memory could do with
+
+    @property
+    def draining(self) -> str | None:
+        """Who asked to stop."""
+        return self._leaving.source
+
+    @property
+    def at_once(self) -> bool:
+        """Not even the study is waited for: what it has not heard, the next start tells it."""
+        return self._leaving.at_once
+
+    @property
+    def drain_ends(self) -> float | None:
+        """The instant at which the last trial has left or is ended; None while nothing drains."""
+        return self._leaving.ends(self.trials.values())
 
     def handle(self, event: m.Event, now: float) -> list[m.Command]:
         """Take one event at instant `now` (monotonic seconds); return what is to be done, in order."""
         self._now, self._out = now, []
         self._began = now if self._began is None else self._began
         match event:
+            case m.WorkerVitals():
+                self._on_vitals(event)
+                if not self._stale:  # a thousand workers send them every second, and nothing follows
+                    return self._out
+            case m.AttemptProgress():
+                self._on_progress(event)
             case m.StudyOpened():
                 self._on_study_opened(event)
             case m.WorkerJoined():
                 self._on_worker_joined(event)
             case m.WorkerLost(worker=worker):
                 self.ledger.leave(worker)
-                self._look_at_environments()
                 self._stale = True
-            case m.WorkerVitals():
-                self._on_vitals(event)
             case m.TrialAsked():
                 self._on_asked(event)
             case m.ParametersAsked():
@@ -84,15 +109,13 @@ class BatchState:
                 self._on_started(event)
             case m.AttemptRestarted():
                 self._on_restarted(event)
-            case m.AttemptProgress():
-                self._on_progress(event)
             case m.AttemptSettled():
                 self._on_settled(event)
             case m.AttemptEnded():
                 self._on_ended(event)
             case m.PruneAdvised(attempt=attempt):
                 if (trial := self._current(attempt)) is not None:
-                    self._stop(trial, "prune")
+                    self._out += self._leaving.stop(trial, "prune", now)
             case m.TrialTold(trial=trial_id):
                 self.studies[trial_id.study].untold -= 1
             case m.TrialTaken():
@@ -100,10 +123,7 @@ class BatchState:
             case m.QuitRequested():
                 self._on_quit(event)
             case m.Tick():
-                self._stale = True
-                self._expire_vitals()
-                self._end_overdue()
-                self._end_those_who_stay()
+                self._on_tick()
         self._advance()
         return self._out
 
@@ -142,17 +162,7 @@ class BatchState:
             ),
             admission.capacity(budget, facts, beside),
         )
-        self._look_at_environments()
         self._stale = True
-
-    def _look_at_environments(self) -> None:
-        """Of the workers of one environment the one whose processes hold most stands for all: by some MiB."""
-        largest: dict[str, m.Environment] = {}
-        here = [row.facts.environment for row in self.ledger if not row.gone]
-        for each in here:
-            if each is not None and each.runtime_bytes >= largest.get(each.name, each).runtime_bytes:
-                largest[each.name] = each
-        self._environments = [*largest.values(), *([None] if None in here else [])]
 
     def _on_vitals(self, event: m.WorkerVitals) -> None:
         row = self.ledger.row(event.worker)
@@ -170,10 +180,12 @@ class BatchState:
             if (trial := self._current(attempt)) is not None:
                 trial.step_s = step_s
         for attempt, used in event.used_bytes.items():
-            if self.ledger.worker_of(attempt) == event.worker:
-                self.ledger.saw(attempt, used_bytes=used, peak_bytes=event.peak_bytes.get(attempt))
-                self._grow(attempt)
-        self._stale = True
+            if (held := row.reservations.get(attempt)) is not None:
+                held.saw(used, event.peak_bytes.get(attempt))
+                self._grow(held)
+        if self._least_bytes is not None and not self._stale:
+            due = self._now - self._placed_at >= REPLACE_S
+            self._stale = due or self.ledger.opens(row, self._least_bytes)
 
     def _expire_vitals(self) -> None:
         """Forget what a host had free when no news of it comes: nothing is admitted there until it speaks again."""
@@ -197,11 +209,12 @@ class BatchState:
             retries=event.retries,
             ran_s=event.ran_s,
             since=self._now,
+            smaller=tuple(event.smaller),
             space=event.space,
             ahead=event.ahead,
             story=[f"asked at {self._now:.1f}"],
         )
-        trial.footprint = self._sized(trial, self._environments)
+        trial.footprint = self._outlook.sized(trial)
         self.trials[trial.id] = trial
         study.live.add(trial.id)
         study.pending.add(trial.id)
@@ -218,7 +231,7 @@ class BatchState:
         if trial.state is m.TrialState.PENDING or worker is None or held is None:
             return
         row = self.ledger.row(worker)
-        found = self._sized(trial, self._environments if row is None else [row.facts.environment])
+        found = self._outlook.sized(trial, row)
         if found.is_guess:
             trial.footprint, trial.flat = found, False
             self._resize(event.attempt, max(found.host_bytes, held.used_bytes, held.peak_bytes), "parameters")
@@ -239,10 +252,11 @@ class BatchState:
         if trial is None:
             return
         trial.progressed(self._now, event.step, event.value)
+        self._expectation.progressed(self.studies[trial.id.study], trial)
         self._out.append(m.ReportValue(attempt=event.attempt, step=event.step, value=event.value))
         self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
-        self._grow(event.attempt)
         held = self.ledger.reservation(event.attempt)
+        self._grow(held)
         if held is None or not held.peak_bytes:  # nobody has looked yet
             return
         trial.growth.reported(held.peak_bytes)
@@ -304,7 +318,7 @@ class BatchState:
         if trial.state is m.TrialState.PENDING:
             self._forget(trial, "taken over")
         else:
-            self._kill(trial, "taken over by another driver")
+            self._out += self._leaving.kill(trial, "taken over by another driver")
 
     def _close_host(self, worker: str, reason: str) -> None:
         """Nothing more starts there until its agent has looked and says otherwise: with its next vitals."""
@@ -317,40 +331,30 @@ class BatchState:
             row.touch()
             self._out.append(m.NoteHost(worker=row.facts.address, reason=reason))
 
-    def _end_overdue(self) -> None:
-        """Ask whoever is over its time limit to leave; who does not leave in time is ended."""
-        whole_s, each_s = self.rules.timeout_s, self.rules.trial_timeout_s
+    def _on_tick(self) -> None:
+        self._stale = True
+        self._expire_vitals()
+        whole_s = self.rules.timeout_s
         if whole_s is not None and not self.draining and self._now - (self._began or 0.0) > whole_s:
             self.timed_out = True
             self._on_quit(m.QuitRequested(source="its time limit (--timeout)"))
-        for trial in self.trials.values():
-            if each_s is None or trial.state is not m.TrialState.RUNNING or trial.ran_until(self._now) <= each_s:
-                continue
-            if trial.stopping is None:
-                self._stop(trial, "timeout")
-            elif self._now > trial.leave_by:
-                self._kill(trial, "timeout")
-
-    def _end_those_who_stay(self) -> None:
-        """Kill what has had time enough to leave: for it the drain is over."""
-        for trial in self.trials.values() if self.draining else ():
-            if self._now > max(trial.leave_by, self._drain_since + self.rules.drain_timeout_s):
-                self._kill(trial, "drain_timeout")
+        self._out += self._leaving.overdue(self.trials.values(), self._now)
 
     def _on_quit(self, event: m.QuitRequested) -> None:
         again = self.draining is not None
         self.failed |= event.failed
         if not again:
-            self.draining, self._drain_since = event.source, self._now
+            self._leaving.drain(event.source, self._now)
             for trial in list(self.trials.values()):
                 if trial.state is m.TrialState.PENDING:
                     self._requeue(trial, reason="not started", outcome=None)
                 else:
-                    self._stop(trial, "drain")
-            self._note_drain()
+                    self._out += self._leaving.stop(trial, "drain", self._now)
+            self._out += self._leaving.note_drain(self.trials.values(), self._now)
         if again or event.now:
-            self.at_once = True
-            self._kill_all(event.source)
+            self._leaving.at_once = True
+            for trial in self.trials.values():
+                self._out += self._leaving.kill(trial, event.source)
 
     # -- what follows -----------------------------------------------------------------------------------------------
 
@@ -364,67 +368,45 @@ class BatchState:
         for study in self.studies.values():
             if study.closed is None and study.complete:
                 self._close(study, study.stopped or "quota reached", early=study.closed_early)
-            elif fresh and self._wants_trial(study):
-                self._ask(study)
+            elif fresh and not self.draining and (ask := self._asking.ask(study, self.studies.values())) is not None:
+                self._out.append(ask)
         self._end_if_done()
 
-    def _wants_trial(self, study: Study) -> bool:
-        return (
-            not self.draining
-            and study.closed is None
-            and study.stopped is None
-            and not study.asking
-            and not study.pending
-            and study.counted + len(study.live) < study.spec.quota
-        )
-
-    def _is_early(self, study: Study, views: Sequence[m.WorkerView]) -> bool:
-        """Whether a trial drawn now would only wait for a slot, and know less than one drawn when that is free.
-
-        Of several studies each shows its next trial beforehand: placement compares them.
-        """
-        alone = all(other is study or other.closed is not None for other in self.studies.values())
-        # A trial that no worker has slots enough for is drawn on an empty one, and found not to fit.
-        return alone and not any(view.free_slots >= min(study.spec.slots, view.slots) for view in views)
-
-    def _ask(self, study: Study) -> None:
-        """Ask only when some worker is here: the micro-batch is sized for the largest of them."""
-        views = self.ledger.views()
-        if not views or self._is_early(study, views):
-            return
-        largest = max(self.ledger, key=lambda row: -1 if row.gone else row.limit_bytes)
-        study.asking = True
-        self._out.append(
-            m.AskTrial(
-                study=study.spec.name,
-                limit_bytes=largest.limit_bytes,
-                correction=self.sizing.correction(study.spec.name, self._environments),
-                environments=tuple(sorted(each.name for each in self._environments if each is not None)),
-                device_limit_bytes=largest.device_capacity_bytes,
-            )
-        )
-
     def _place(self) -> None:
-        views = self.ledger.views()
+        self._placed_at = self._now
         waiting = []
         for study in self.studies.values():
             for trial in self._pending(study):
+                line = self._outlook.waiting(study, trial)
                 # A waiting trial profits from what others have taught meanwhile.
-                trial.footprint = self._sized(trial, self._environments)
-                if (never := admission.feasible(trial.footprint, views, study.spec.slots)) is not None:
+                trial.footprint = line.footprint
+                if (never := self._never(study, line)) is not None:
                     self._misfit(study, trial, never)
                 elif trial.not_before > self._now:
                     self._defer(trial, m.Defer(m.DeferReason.RETRY_DELAY, {"attempt": trial.attempt}))
                 else:
-                    waiting.append(self.waiting(study, trial))
+                    waiting.append(line)
+        self._least_bytes = None
         if not waiting:
             return
-        plan = placement.place(waiting, self._running(), views, self._now)
+        plan = placement.place_in(waiting, self._outlook.running_on, self.ledger.rooms, self._now)
         self.held = plan.held
         for start in plan.starts:
             self._launch(start)
         for trial_id, defer in plan.deferred.items():
             self._defer(self.trials[trial_id], defer)
+        self._least_bytes = min((line.least_bytes for line in waiting if line.trial in plan.deferred), default=None)
+
+    def _never(self, study: Study, line: m.Waiting) -> m.Reject | None:
+        """Why no worker could take it, in any of its forms."""
+        sizes = (line.footprint, *line.smaller)
+        rejects = []
+        for each in sizes:
+            reject = admission.feasible(each, self.ledger.rooms.by_limit(), study.spec.slots)
+            if reject is None:
+                return None
+            rejects.append(reject)
+        return rejects[-1]
 
     def _defer(self, trial: Trial, defer: m.Defer) -> None:
         trial.wait = defer
@@ -437,8 +419,10 @@ class BatchState:
         study = self.studies[trial.id.study]
         row = self.ledger.row(start.worker)
         assert row is not None  # placement saw its view
+        if start.form:
+            self._out.append(m.ReshapeTrial(trial=trial.id, form=trial.reshape(start.form)))
         # Placed by what it would need anywhere; here it needs what it does here.
-        here = self._sized(trial, [row.facts.environment])
+        here = self._outlook.sized(trial, row)
         host_bytes = start.host_bytes
         if here.is_known:
             trial.footprint, host_bytes = here, min(host_bytes, here.host_bytes)
@@ -488,8 +472,7 @@ class BatchState:
         study.ended.append(trial.took(self._now, outcome))
         if state is m.FinalState.COMPLETE:
             study.completed += 1
-            study.durations_s.append(outcome.duration_s)
-            study.expected_s = median(study.durations_s)
+            self._expectation.finished(study, trial, outcome.duration_s)
         attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak)
         if trial.started_over is not None:
             attrs["started_over"] = trial.started_over
@@ -591,14 +574,6 @@ class BatchState:
 
     # -- small things -----------------------------------------------------------------------------------------------
 
-    def _sized(self, trial: Trial, environments: list[m.Environment | None]) -> m.Footprint:
-        """Return what to reserve for it, wherever of these it will run."""
-        if trial.alone:
-            return m.Footprint.unknown()
-        asked = None if trial.space is None else (trial.params, trial.space)
-        room = max((row.limit_bytes for row in self.ledger if not row.gone), default=0)
-        return self.sizing.size(trial.id.study, trial.prior, trial.family, environments, asked, room)
-
     def _current(self, attempt: m.AttemptId) -> Trial | None:
         """Return the trial whose present attempt this is; None for late news of an attempt that has already ended."""
         trial = self.trials.get(attempt.trial)
@@ -609,64 +584,11 @@ class BatchState:
 
     def waiting(self, study: Study, trial: Trial) -> m.Waiting:
         """Return a pending trial as placement sees it."""
-        return m.Waiting(
-            trial=trial.id,
-            footprint=trial.footprint,
-            slots=study.spec.slots,
-            since=trial.since,
-            share=study.share,
-            expected_s=study.expected_s,
-            prefer_host=trial.saved[0].host if trial.saved else None,
-            prefer_until=max(trial.since, trial.not_before) + patience_s(trial.ran_s),
-        )
+        return self._outlook.waiting(study, trial)
 
-    def _running(self) -> Iterator[m.Running]:
-        for row in self.ledger:
-            for attempt, held in row.reservations.items():
-                yield m.Running(
-                    attempt=attempt,
-                    worker=row.facts.address,
-                    reserved_bytes=held.host_bytes,
-                    device_reserved_bytes=held.device_bytes,
-                    slots=held.slots,
-                    expected_end=None if (trial := self._current(attempt)) is None else trial.expected_end(),
-                )
-
-    def _stop(self, trial: Trial, reason: str) -> None:
-        worker = self.ledger.worker_of(trial.attempt_id)
-        if worker is not None and trial.stopping is None:
-            trial.stopping = reason
-            trial.leave_by = self._now + allowance_s(self.rules.drain_timeout_s, trial.step_s)
-            self._out.append(m.StopAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
-
-    def _note_drain(self) -> None:
-        last = max(self.trials.values(), key=lambda trial: trial.leave_by, default=None)
-        if last is not None and last.step_s and last.leave_by > self._now + self.rules.drain_timeout_s:
-            wait_s = last.leave_by - self._now
-            self._out.append(m.NoteDrain(attempt=last.attempt_id, wait_s=wait_s, step_s=last.step_s))
-
-    @property
-    def drain_ends(self) -> float | None:
-        """The instant at which the last trial has left or is ended; None while nothing drains."""
-        if not self.draining:
-            return None
-        least = self._drain_since + self.rules.drain_timeout_s
-        return max((trial.leave_by for trial in self.trials.values()), default=least)
-
-    def _kill_all(self, reason: str) -> None:
-        for trial in self.trials.values():
-            self._kill(trial, reason)
-
-    def _kill(self, trial: Trial, reason: str) -> None:
-        worker = self.ledger.worker_of(trial.attempt_id)
-        if worker is not None and not trial.killed:
-            trial.killed = True
-            self._out.append(m.KillAttempt(attempt=trial.attempt_id, worker=worker, reason=reason))
-
-    def _grow(self, attempt: m.AttemptId) -> None:
-        held = self.ledger.reservation(attempt)
-        if held is not None and max(held.used_bytes, held.peak_bytes) > held.host_bytes:
-            self._resize(attempt, grown(max(held.used_bytes, held.peak_bytes)), "over_reservation")
+    def _grow(self, held: Reservation | None) -> None:
+        if held is not None and held.peak_bytes > held.host_bytes:
+            self._resize(held.attempt, grown(held.peak_bytes), "over_reservation")
 
     def _tighten(self, attempt: m.AttemptId, reason: str, device_bytes: int | None = None) -> None:
         held = self.ledger.reservation(attempt)

@@ -22,6 +22,7 @@ from scheduler.model import (
     ExitReason,
     Footprint,
     FootprintSource,
+    Form,
     Outcome,
     StudySpec,
     TrialId,
@@ -111,6 +112,7 @@ class Trial:
     attempt: int
     max_epochs: int | None
     since: float
+    smaller: tuple[Form, ...] = ()  # what it can be instead, largest first, until it has something to go on from
     space: Space | None = None
     ahead: Mapping[str, Any] = field(default_factory=dict)
     alone: bool = False  # what it was guessed to need was wrong: it gets all there is
@@ -170,6 +172,17 @@ class Trial:
         return (
             self.growth.over_after(outcome.peak_bytes) if whole and self.by_parameters and outcome.peak_bytes else None
         )
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The smaller ones that it may still take: a training goes on as it began, or its losses would differ."""
+        return () if self.saved else self.smaller
+
+    def reshape(self, number: int) -> Form:
+        """Become its smaller form of that number, counted from 1. What is larger is gone for good."""
+        form = self.smaller[number - 1]
+        self.params, self.prior, self.smaller = dict(form.params), form.footprint, self.smaller[number:]
+        return form
 
     @property
     def resume_from(self) -> str | None:

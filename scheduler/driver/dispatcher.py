@@ -211,6 +211,10 @@ class Dispatcher:
         match command:
             case m.AskTrial() | m.ReportValue():
                 self.recorder.submit(command)
+            case m.ReshapeTrial(trial=trial, form=form):
+                size = form.footprint.host_bytes
+                self._log(JournalEvent.TRIAL_RESHAPED, trial=str(trial), predicted_bytes=size, params=dict(form.params))
+                self.recorder.submit(command)
             case m.TellTrial() | m.EnqueueRetry():
                 # Durable before the study hears of it: if we die in between, the next start tells it instead.
                 name, fields = decisions.write(command)

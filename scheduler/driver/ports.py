@@ -14,7 +14,7 @@ from scheduler.model import letters
 from scheduler.model.calls import CallStudy
 from scheduler.model.messages import Task
 
-Recordable = m.AskTrial | m.ReportValue | m.TellTrial | m.EnqueueRetry | CallStudy
+Recordable = m.AskTrial | m.ReshapeTrial | m.ReportValue | m.TellTrial | m.EnqueueRetry | CallStudy
 
 
 class Connection(Protocol):

@@ -1,9 +1,10 @@
 """The thread between the brain and the study database: the brain never waits for storage.
 
-Takes AskTrial, ReportValue, TellTrial and EnqueueRetry in order, carries them out on a StudyStore, and posts the events
-that follow. A storage error is retried, 0.5 s to 30 s apart, for as long as it lasts: progress meanwhile is held here
-(and in the journal, which is written before a command arrives), reports of one attempt merged. Any other error ends
-that command at once. Keeps the driver's lease and takes over trials of drivers that are gone. Does not decide.
+Takes AskTrial, ReshapeTrial, ReportValue, TellTrial and EnqueueRetry in order, carries them out on a StudyStore, and
+posts the events that follow. A storage error is retried, 0.5 s to 30 s apart, for as long as it lasts: progress
+meanwhile is held here (and in the journal, which is written before a command arrives), reports of one attempt merged.
+Any other error ends that command at once. Keeps the driver's lease and takes over trials of drivers that are gone. Does
+not decide.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from scheduler.model import (
     PruneAdvised,
     QuotaReached,
     ReportValue,
+    ReshapeTrial,
     StudyStopped,
     TellTrial,
     TrialTaken,
@@ -57,7 +59,7 @@ class Reports:
         return [ReportValue(attempt=self.attempt, step=s, value=v) for s, v in self.values.items()]
 
 
-_Queued = AskTrial | Reports | TellTrial | EnqueueRetry | CallStudy
+_Queued = AskTrial | ReshapeTrial | Reports | TellTrial | EnqueueRetry | CallStudy
 
 
 class Recorder:
@@ -236,6 +238,9 @@ class Recorder:
             case Reports(attempt=attempt, values=values):
                 stop = self._store.report(attempt, values)
                 return [PruneAdvised(attempt=attempt, step=max(values))] if stop else []
+            case ReshapeTrial():
+                self._store.reshape(command)
+                return []
             case CallStudy():
                 answer, events = self._store.call(command)
                 return [answer, *events]
@@ -251,9 +256,11 @@ class Recorder:
         return self._store.is_stopped(study)
 
     @staticmethod
-    def _taken(command: Reports | TellTrial | EnqueueRetry | CallStudy) -> list[Told]:
+    def _taken(command: Reports | ReshapeTrial | TellTrial | EnqueueRetry | CallStudy) -> list[Told]:
         if isinstance(command, Reports | CallStudy):
             return [TrialTaken(trial=command.attempt.trial)]
+        if isinstance(command, ReshapeTrial):
+            return [TrialTaken(trial=command.trial)]
         told = command.state if isinstance(command, TellTrial) else None
         return [TrialTold(trial=command.trial, state=FinalState.FAIL), TrialTaken(trial=command.trial, told=told)]
 
@@ -261,8 +268,8 @@ class Recorder:
     def _rejected(command: _Queued, why: str) -> list[Told]:
         if isinstance(command, CallStudy):
             return [Answer(attempt=command.attempt, number=command.number, body={"error": why, "kind": "RuntimeError"})]
-        if isinstance(command, Reports):
-            return []  # the curve has a gap; the trial itself is sound
+        if isinstance(command, Reports | ReshapeTrial):
+            return []  # the curve has a gap, or an attribute is missing; the trial itself is sound
         failed: list[Told] = [AskFailed(study=_study(command), detail=why)]
         if isinstance(command, AskTrial):
             return failed
@@ -333,6 +340,6 @@ def _study(command: _Queued) -> str:
 
 def _story(command: _Queued) -> dict[str, Any]:
     subject = command.study if isinstance(command, AskTrial) else getattr(command, "attempt", None)
-    if isinstance(command, TellTrial | EnqueueRetry):
+    if isinstance(command, TellTrial | EnqueueRetry | ReshapeTrial):
         subject = command.trial
     return {"command": type(command).__name__, "subject": str(subject)}

@@ -18,6 +18,7 @@ from scheduler.model.commands import (
     NoteDrain,
     NoteHost,
     ReportValue,
+    ReshapeTrial,
     ResizeReservation,
     StopAttempt,
     TellTrial,
@@ -66,7 +67,7 @@ from scheduler.model.outcome import (
     Outcome,
     TrialState,
 )
-from scheduler.model.queue import Admit, Decision, Defer, DeferReason, Reject, Running, Waiting
+from scheduler.model.queue import Admit, Decision, Defer, DeferReason, Form, Reject, Running, Waiting
 from scheduler.model.study import Json, Presentation, StudySpec
 
 __all__ = [
@@ -97,6 +98,7 @@ __all__ = [
     "FinalState",
     "Footprint",
     "FootprintSource",
+    "Form",
     "HeadroomError",
     "Json",
     "KillAttempt",
@@ -116,6 +118,7 @@ __all__ = [
     "QuotaReached",
     "Reject",
     "ReportValue",
+    "ReshapeTrial",
     "ResizeReservation",
     "Running",
     "StopAttempt",

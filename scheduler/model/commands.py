@@ -9,7 +9,7 @@ from typing import Any
 from scheduler.model.ids import AttemptId, TrialId
 from scheduler.model.memory import Correction, Footprint
 from scheduler.model.outcome import FinalState
-from scheduler.model.queue import DeferReason
+from scheduler.model.queue import DeferReason, Form
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +43,17 @@ class LaunchAttempt:
     older: tuple[str, ...] = ()
     retries: int = 0  # spent so far
     ran_s: float = 0.0  # in attempts before this one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReshapeTrial:
+    """The trial is to run in this form in the place of a larger one, since there is room for it now.
+
+    Its study must know before it runs: who resumes it goes on with the same parameters.
+    """
+
+    trial: TrialId
+    form: Form
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +178,7 @@ class EndBatch:
 Command = (
     AskTrial
     | LaunchAttempt
+    | ReshapeTrial
     | NoteDeferral
     | NoteDrain
     | NoteHost

@@ -10,6 +10,7 @@ from scheduler.model.ids import AttemptId, TrialId
 from scheduler.model.memory import Footprint, Observation, Pressure, WorkerFacts
 from scheduler.model.outcome import FinalState, Outcome
 from scheduler.model.parameters import PeakObservation, Space
+from scheduler.model.queue import Form
 from scheduler.model.study import StudySpec
 
 
@@ -71,6 +72,7 @@ class TrialAsked:
     retries, ran_s: those it spent, and how long it ran, under earlier drivers.
     space: where its parameters come from, by which it is sized where nobody has a formula; None: not known. ahead: of
     a trial that asks while it runs, what it is answered before it asks.
+    smaller: forms of it that need less memory, largest first, where its training is the same with them.
     """
 
     trial: TrialId
@@ -85,6 +87,7 @@ class TrialAsked:
     ran_s: float = 0.0
     space: Space | None = None
     ahead: Mapping[str, Any] = field(default_factory=dict)
+    smaller: Sequence[Form] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,7 @@ class JournalEvent(enum.StrEnum):
 
     TRIAL_ASKED = "trial.asked", "a trial was sampled, with this predicted footprint"
     TRIAL_DEFERRED = "trial.deferred", "it waits, for this reason (told when the reason changes)"
+    TRIAL_RESHAPED = "trial.reshaped", "it runs in a form that needs less memory, since there is room for that now"
     TRIAL_CALL_FAILED = "trial.call_failed", "what a running trial told its study was refused"
     TRIAL_ENDED = "trial.ended", "its final state is decided; durable before the study hears of it"
     TRIAL_REQUEUED = "trial.requeued", "it will be run again as another trial, from its checkpoint; durable likewise"

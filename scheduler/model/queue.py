@@ -5,9 +5,21 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from scheduler.model.ids import AttemptId, TrialId
 from scheduler.model.memory import Footprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """The parameters of a trial and what it is predicted to need with them.
+
+    Of one trial there may be several, which train to the same end and differ in the memory that they take.
+    """
+
+    params: Mapping[str, Any]
+    footprint: Footprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +28,7 @@ class Waiting:
 
     share: its study's part of the fair share already used (finished and running trials over quota); smaller first.
     expected_s: predicted duration, None when nothing is known yet.
+    smaller: what it can do with instead, largest first: the same trial, trained with less memory.
     prefer_host: the host that has its checkpoint; until the instant prefer_until it waits for room there.
     """
 
@@ -25,8 +38,15 @@ class Waiting:
     since: float
     share: float
     expected_s: float | None = None
+    smaller: tuple[Footprint, ...] = ()
     prefer_host: str | None = None
     prefer_until: float = 0.0
+
+    @property
+    def least_bytes(self) -> int:
+        """What it could do with; 1 when nobody knows what it needs."""
+        smallest = self.smaller[-1] if self.smaller else self.footprint
+        return smallest.host_bytes if smallest.is_known else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,13 +25,11 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from scheduler.core.correction import correct
 from scheduler.files.pinned import Pinned
 from scheduler.host.registry import boot_id
 from scheduler.model import (
     AskTrial,
     AttemptId,
-    Correction,
     EnqueueRetry,
     FinalState,
     Footprint,
@@ -40,6 +38,7 @@ from scheduler.model import (
     Observation,
     ParametersAsked,
     QuotaReached,
+    ReshapeTrial,
     StudySpec,
     TellTrial,
     TrialAsked,
@@ -64,6 +63,7 @@ from scheduler.study.rows import (
     peak_observations,
     row,
 )
+from scheduler.study.sampling import CUT, Functions, Sampling, predicted
 from scheduler.study.siblings import beginning
 from scheduler.study.transactions import (
     Begun,
@@ -83,23 +83,6 @@ __all__ = ["Functions", "LeftTrial", "NotOurs", "OpenedStudy", "StudyStore", "St
 MAX_MISFITS = 20  # proposals in a row that fit nowhere before asking is given up
 DEAD_GRACE_S = 60.0  # a driver known dead on this host: time for its own restart to settle its trials first
 LEASE_S = 300.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Functions:
-    """The training's side of sampling (dotted paths of the settings, resolved).
-
-    sample(trial, context, architectures, fit) -> params. micro_batch(params, context, limit_bytes,
-    device_limit_bytes=, target_effective_batch=) -> int | None, or None where there is no estimator.
-    estimate(params, context) -> {"host_bytes", "device_bytes", "runtime_bytes", "components", "family"}, or None.
-    context: the study's, with `runtime_bytes` (what a trial process holds when it is ready) and `environments` (names
-    of what it may run in) where workers have said so. What `estimate` returns as runtime_bytes is the part of its
-    host_bytes that is this; 0, or nothing, when it does not tell it apart.
-    """
-
-    sample: Callable[..., Mapping[str, Any]] | None = None  # None: no trial of the run is sampled here
-    micro_batch: Callable[..., int | None] | None = None
-    estimate: Callable[..., Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,32 +362,31 @@ class StudyStore:
         # Seeded by the trial's number: a restart or a second driver with the same seed does not repeat proposals, and
         # the same study gives the same ones.
         seed = zlib.crc32(f"{self._seed}/{opened.spec.name}/{begun.number}".encode())
+        asking = Sampling.of(self.functions, opened.spec.context, command)
         if fitting is None:
-            fitting = self._fitting(opened, command)
+            fitting = asking.fitting(opened.architectures)
         sampler = make_sampler(seed, fitting)
         trial = begun_trial(opened.spec.name, self._cached, begun, sampler=sampler, pruner=opened.study.pruner)
-        context, previous = asked_context(opened.spec.context, command), begun.attrs.get("micro_batch")
+        previous = begun.attrs.get("micro_batch")
 
         def fit(params: Mapping[str, Any]) -> int | None:
-            fits = self._micro_batch(params, context, command)
+            fits = asking.micro_batch(params)
             # A resumed training keeps its micro-batch where it can: only then are its losses the same to the bit.
             return min(fits, previous) if fits and previous else fits
 
-        # Bounded JSON from here on: what a user's sampler draws (numpy's numbers, say) must travel to the trial.
-        assert self.functions.sample is not None
-        params = plain(dict(self.functions.sample(trial, context, opened.architectures, fit)))
-        footprint, family = self._footprint(params, context, command.correction)
+        asked = asking.form(trial, opened.architectures, fit)
+        is_resumed = previous is not None or "resume_from" in begun.attrs
+        smaller = () if is_resumed else asking.smaller(asked, trial, opened.architectures)
+        params, family = asked.params, asking.family(asked.params)
         epochs = params.get("epochs")
-        limit = context.get("max_epochs")
+        limit = asking.context.get("max_epochs")
         # The architecture is in the attributes of every study, whatever it was searched by.
         shown = opened.architectures[0] if opened.architectures else {}
         attrs = {
             **{key: value for key, value in params.items() if key in shown or trial.params.get(key) != value},
             "asked_unix": time.time(),
             "attempt": begun.attrs.get("attempt", 1),
-            "footprint.predicted_bytes": footprint.host_bytes if footprint.is_known else None,
-            "footprint.prior_bytes": footprint.prior_bytes or None,
-            "footprint.prior_runtime_bytes": footprint.runtime_bytes or None,
+            **predicted(asked.footprint),
             "footprint.family": family,
         }
         assert self._rdb is not None
@@ -412,58 +394,19 @@ class StudyStore:
         return TrialAsked(
             trial=TrialId(opened.spec.name, begun.number),
             params=params,
-            footprint=footprint,
+            footprint=asked.footprint,
             family=family,
+            smaller=smaller,
             **_history(begun),
             max_epochs=min((e for e in (epochs, limit) if e), default=None),
             space=space(trial.distributions),
         )
 
-    def _micro_batch(self, params: Mapping[str, Any], context: Mapping[str, Any], command: AskTrial) -> int | None:
-        """Return the largest whose corrected footprint fits: said to the training side as a limit for its own
-        answer."""
-        if self.functions.micro_batch is None:
-            return context.get("target_effective_batch")
-        limit, device_limit = command.limit_bytes, command.device_limit_bytes
-        if self.functions.estimate is not None:
-            smallest = self.functions.estimate({**params, "micro_batch": 1}, context)
-            runtime_bytes = int(smallest.get("runtime_bytes", 0))
-            limit = command.correction.largest_prior(limit, runtime_bytes)
-            if device_limit is not None and smallest.get("device_bytes") == smallest["host_bytes"]:
-                device_limit = command.correction.largest_prior(device_limit, runtime_bytes)
-        return self.functions.micro_batch(
-            params,
-            context,
-            limit,
-            device_limit_bytes=device_limit,
-            target_effective_batch=context.get("target_effective_batch", 256),
-        )
-
-    def _footprint(
-        self, params: Mapping[str, Any], context: Mapping[str, Any], correction: Correction
-    ) -> tuple[Footprint, str]:
-        if self.functions.estimate is None:
-            return Footprint.unknown(), f"unknown/{context.get('device', 'cpu')}"
-        estimate = self.functions.estimate(params, context)
-        prior = Footprint(
-            host_bytes=int(estimate["host_bytes"]),
-            device_bytes=int(estimate.get("device_bytes", 0)),
-            runtime_bytes=int(estimate.get("runtime_bytes", 0)),
-            components=dict(estimate.get("components", {})),
-        )
-        return correct(prior, correction), str(estimate["family"])
-
-    def _fitting(
-        self, opened: _Open, command: AskTrial, params: Mapping[str, Any] | None = None
-    ) -> list[Mapping[str, Any]]:
-        """Return the study's architectures that fit with these other parameters (or none), each with its index."""
-        context = asked_context(opened.spec.context, command)
-        indexed: list[Mapping[str, Any]] = [
-            {"architecture": index, **architecture} for index, architecture in enumerate(opened.architectures)
-        ]
-        if self.functions.micro_batch is None:
-            return indexed
-        return [a for a in indexed if self._micro_batch({**(params or {}), **a}, context, command)]
+    def reshape(self, command: ReshapeTrial) -> None:
+        """Keep the parameters that the trial will run with. Raises NotOurs when it is no longer this driver's."""
+        opened, form = self._open[command.trial.study], command.form
+        attrs = {key: value for key, value in form.params.items() if key in CUT} | predicted(form.footprint)
+        self._connect().annotate(opened.id, command.trial.number, self.run, attrs)
 
     def _reject(
         self, opened: _Open, begun: Begun, command: AskTrial, misfit: Any
@@ -482,7 +425,7 @@ class StudyStore:
         self._rdb.finish(opened.id, begun.number, self.run, TrialState.PRUNED, (), attrs, excess)
         if not opened.architectures:
             return None
-        fitting = self._fitting(opened, command, params)
+        fitting = Sampling.of(self.functions, opened.spec.context, command).fitting(opened.architectures, params)
         if not fitting:
             raise HeadroomError(
                 f"none of the {len(opened.architectures)} architectures of {opened.spec.name} fits "
@@ -646,16 +589,6 @@ class StudyStore:
         """Return the row of the COMPLETE trial with the smallest value; None while there is none."""
         complete = [r for r in self.rows(study) if r["state"] == FinalState.COMPLETE.value]
         return min(complete, key=lambda r: (r["value"], r["number"]), default=None)
-
-
-def asked_context(context: Mapping[str, Any], command: AskTrial) -> dict[str, Any]:
-    """Return the study's context and where the trial may run: what the training side sizes it for."""
-    runtime_bytes = command.correction.runtime_bytes
-    return {
-        **context,
-        **({"runtime_bytes": runtime_bytes} if runtime_bytes else {}),
-        **({"environments": list(command.environments)} if command.environments else {}),
-    }
 
 
 def make_pruner(name: str) -> optuna.pruners.BasePruner:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import pytest
 
 from scheduler import model as m
+from scheduler.core import placement
 from scheduler.core.admission import parse_memory_budget
 from scheduler.core.fault import RetryPolicy
 from scheduler.core.reservation import tightened
@@ -838,3 +839,98 @@ def test_a_drain_after_a_prune_gives_the_drains_own_time() -> None:
     batch.tell(m.QuitRequested(source="q"))
     assert not kinds(batch.tell(m.Tick(), after=19.0), m.KillAttempt)
     assert kinds(batch.tell(m.Tick(), after=2.0), m.KillAttempt)
+
+
+# -- room, and what fits into it ------------------------------------------------------------------------------------
+
+
+def forms(*sizes: int) -> tuple[m.Form, ...]:
+    """Smaller forms of a trial, with so many bytes."""
+    return tuple(m.Form(params={"micro_batch": size // GIB}, footprint=b.footprint(size)) for size in sizes)
+
+
+def test_a_trial_takes_the_form_that_there_is_room_for_and_its_study_hears_first() -> None:
+    """16 of 24 GiB are taken: of 20, 10 and 5 GiB it is 5. It runs, is charged and is learnt from with that."""
+    batch = Batch()
+    batch.join()
+    batch.start(0, 16 * GIB)
+    commands = batch.tell(b.asked(1, 20 * GIB, smaller=forms(10 * GIB, 5 * GIB)))
+    kept = [command for command in commands if isinstance(command, m.ReshapeTrial | m.LaunchAttempt)]
+    assert [type(command) for command in kept] == [m.ReshapeTrial, m.LaunchAttempt]
+    launch = only(commands, m.LaunchAttempt)
+    assert (launch.params, launch.reserved_bytes) == ({"micro_batch": 5}, 5 * GIB)
+    batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=9))
+    ended = only(batch.end(launch.attempt, peak_bytes=4 * GIB), m.TellTrial)
+    assert ended.attrs["footprint.predicted_bytes"] == 5 * GIB
+
+
+def test_what_has_a_checkpoint_keeps_the_form_it_began_with() -> None:
+    """Its losses would differ in the last digits: it waits for the room that it needs as it is."""
+    batch = Batch()
+    batch.join()
+    first = batch.start(0, 16 * GIB)
+    resumed = b.asked(1, 20 * GIB, smaller=forms(5 * GIB), resume_from="/there", attempt=2)
+    assert kinds(batch.tell(resumed), m.LaunchAttempt) == []
+    launch = only(batch.end(first.attempt), m.LaunchAttempt)
+    assert (launch.attempt.trial.number, launch.reserved_bytes) == (1, 20 * GIB)
+
+
+def test_what_no_worker_could_hold_any_more_takes_a_smaller_form() -> None:
+    """The largest worker has gone: 20 GIB fit nowhere now, and it is not told that it does not fit."""
+    batch = Batch()
+    batch.join(limit_bytes=12 * GIB)
+    launch = only(batch.tell(b.asked(0, 20 * GIB, smaller=forms(10 * GIB))), m.LaunchAttempt)
+    assert launch.reserved_bytes == 10 * GIB
+
+
+def vitals(batch: Batch, worker: str, available_bytes: int, after: float) -> list[m.Command]:
+    """News of a worker."""
+    return batch.tell(m.WorkerVitals(worker=worker, available_bytes=available_bytes), after)
+
+
+def test_vitals_that_open_no_room_are_not_placed_on_again_within_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten in a row, while a trial waits for memory that other programs hold: one placement a quarter of a second; the
+    eleventh opens the room, and it starts at once."""
+    calls: list[float] = []
+    place = placement.place_in
+
+    def counted(*given: Any) -> placement.Placement:
+        calls.append(given[-1])
+        return place(*given)
+
+    monkeypatch.setattr(placement, "place_in", counted)
+    batch = Batch()
+    batch.join()
+    vitals(batch, b.WORKER, 8 * GIB, 1.0)
+    batch.tell(b.asked(0, 20 * GIB))
+    calls.clear()
+    for n in range(10):
+        vitals(batch, b.WORKER, 8 * GIB + n, 0.05)
+    assert len(calls) in (1, 2)
+    assert only(vitals(batch, b.WORKER, 24 * GIB, 0.01), m.LaunchAttempt).attempt.trial.number == 0
+
+
+def test_while_its_trial_waits_for_memory_and_a_slot_is_free_a_study_shows_three_more() -> None:
+    """Four wait at the most; with all slots taken, or one that waits for a slot, none is drawn ahead."""
+    batch = Batch(b.study(quota=20))
+    batch.join(slots=4)
+    batch.start(0, 20 * GIB)
+    for number in range(1, 5):
+        batch.tell(b.asked(number, 20 * GIB))
+    assert len(kinds(batch.log, m.AskTrial)) == 5
+    batch.tell(m.Tick())
+    assert len(kinds(batch.log, m.AskTrial)) == 5
+    full = Batch(b.study(quota=20))
+    full.join(slots=2)
+    full.start(0, 20 * GIB)
+    full.start(1, GIB)
+    assert len(kinds(full.log, m.AskTrial)) == 2
+
+
+def test_one_that_was_drawn_ahead_starts_where_it_fits() -> None:
+    """The second of a study fits beside the first, for which memory is short."""
+    batch = Batch(b.study(quota=20))
+    batch.join()
+    batch.start(0, 20 * GIB)
+    assert kinds(batch.tell(b.asked(1, 20 * GIB)), m.LaunchAttempt) == []
+    assert only(batch.tell(b.asked(2, 2 * GIB)), m.LaunchAttempt).attempt.trial.number == 2

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.backfill import PATIENCE_S
-from scheduler.core.placement import AGEING_S, Placement, Start, place
+from scheduler.core.placement import AGEING_S, Placement, Start, place, place_in
+from scheduler.core.rooms import Rooms
 from scheduler.model import Pressure, Running, TrialId, Waiting, WorkerView
 from scheduler.units import GIB
-from tests.builders import WORKER, busy, running, trial_id, waiting, worker
+from tests.builders import WORKER, busy, footprint, running, trial_id, waiting, worker
 
 
 def started(placement: Placement) -> dict[TrialId, str]:
@@ -375,3 +376,50 @@ def test_one_that_waits_for_its_host_holds_up_nobody() -> None:
     plan = place(queue, [], workers, 0.0)
     assert started(plan) == {trial_id(1): "here"}
     assert plan.deferred[trial_id(0)].reason == "checkpoint_elsewhere"
+
+
+# -- smaller forms ---------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_would_wait_for_memory_starts_in_the_largest_form_that_fits() -> None:
+    """8 GiB are free: of 20, 10, 6 and 4 it is the one of 6; with room for 20 it stays as it was asked."""
+    forms = tuple(footprint(size * GIB) for size in (10, 6, 4))
+    run = running(100, 16 * GIB)
+    (start,) = place([waiting(0, 20 * GIB, smaller=forms)], [run], [busy(run)], 0.0).starts
+    assert (start.form, start.host_bytes) == (2, 6 * GIB)
+    (start,) = place([waiting(0, 20 * GIB, smaller=forms)], [], [worker()], 0.0).starts
+    assert (start.form, start.host_bytes) == (0, 20 * GIB)
+
+
+def test_a_smaller_form_may_pass_the_head_where_the_whole_may_not() -> None:
+    """The head of 20 GiB leaves 4 over when it starts: a trial of 8 would delay it, its half does not."""
+    run = running(100, 12 * GIB, expected_end=100.0)
+    queue = [waiting(0, 20 * GIB), waiting(1, 8 * GIB, smaller=(footprint(4 * GIB),))]
+    plan = place(queue, [run], [busy(run)], 0.0)
+    assert [(start.trial, start.form) for start in plan.starts] == [(trial_id(1), 1)]
+    assert plan.held == {WORKER: trial_id(0)}
+
+
+def test_the_hold_waits_for_the_smallest_form_of_the_head() -> None:
+    """In a form of 12 GiB the head starts when the first of two runs ends: what ends later gets what it leaves."""
+    runs = [running(100, 10 * GIB, expected_end=50.0), running(101, 10 * GIB, expected_end=100.0)]
+    head = waiting(0, 20 * GIB, smaller=(footprint(12 * GIB),))
+    queue = [head, waiting(1, 3 * GIB, expected_s=60.0), waiting(2, 2 * GIB, expected_s=60.0)]
+    plan = place(queue, runs, [busy(*runs)], 0.0)
+    assert started(plan) == {trial_id(2): WORKER}
+
+
+def test_a_thousand_workers_are_not_looked_at_for_one_hold() -> None:
+    """What runs is read for the roomiest few; a head that only the fullest worker is large enough for is held there."""
+    read: set[str] = set()
+
+    def running_on(address: str) -> list[Running]:
+        read.add(address)
+        return [run] if address == "large" else []
+
+    run = running(1, 30 * GIB, worker="large", expected_end=9.0)
+    rows = [worker(f"w{n:04d}") for n in range(1000)]
+    large = busy(run, capacity_bytes=32 * GIB)
+    plan = place_in([waiting(0, 31 * GIB, since=-1.0), waiting(1)], running_on, Rooms([*rows, large]), 0.0)
+    assert list(started(plan)) == [trial_id(1)]
+    assert read == {"large"}

@@ -26,6 +26,7 @@ from scheduler.model import (
     FinalState,
     HeadroomError,
     QuotaReached,
+    ReshapeTrial,
     StudySpec,
     TellTrial,
     TrialAsked,
@@ -617,3 +618,39 @@ def test_an_observation_knows_where_it_was_made(store: StudyStore, file: Path) -
     assert seen.environment == "torch-1/glibc"
     assert (before.predicted_bytes, before.observed_bytes, before.runtime_bytes) == (400, 456, 0)
     assert before.environment == ""  # written by a release that did not know it
+
+
+# -- forms of a trial --------------------------------------------------------------------------------------------------
+
+
+def cut_sample(trial: Any, context: Any, architectures: Any, fit: Any) -> dict[str, Any]:
+    """A toy trial whose effective batch is 64, however it is cut."""
+    params = sample(trial, context, architectures, lambda params: min(64, fit(params)))
+    return {**params, "accumulation_steps": 64 // params["micro_batch"], "effective_batch": 64}
+
+
+def test_half_and_a_quarter_of_the_micro_batch_are_forms_of_the_same_trial(file: Path) -> None:
+    """Everything but the cut is equal, each needs less, nothing more is written to the study for them."""
+    functions = Functions(sample=cut_sample, micro_batch=micro_batch, estimate=estimate)
+    with contextlib.closing(store_at(file, functions=functions)) as store:
+        store.open(spec(), [{"d_model": 2}])
+        asked = ask(store, limit=1000)
+        batches = [form.params["micro_batch"] for form in asked.smaller]
+        assert (asked.params["micro_batch"], batches) == (64, [32, 16])
+        assert [form.footprint.host_bytes for form in asked.smaller] == [64, 32]
+        for form in asked.smaller:
+            assert form.params["micro_batch"] * form.params["accumulation_steps"] == 64
+            cut = ("micro_batch", "accumulation_steps")
+            assert {k: v for k, v in form.params.items() if k not in cut} == {
+                k: v for k, v in asked.params.items() if k not in cut
+            }
+        store.reshape(ReshapeTrial(trial=asked.trial, form=asked.smaller[1]))
+        store.enqueue_retry(EnqueueRetry(trial=asked.trial, attempt=2, resume_from="/there", reason="lost"))
+        again = ask(store, limit=1000)
+        assert again.resume_from == "/there"
+        assert (again.params["micro_batch"], again.smaller) == (16, ())  # as it began, and nothing else
+
+
+def test_a_sampler_that_does_not_say_what_stays_equal_is_asked_for_one_form_only(store: StudyStore) -> None:
+    """Where the micro-batch is the batch, half of it is another training."""
+    assert ask(store).smaller == ()
