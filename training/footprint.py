@@ -4,9 +4,18 @@ Covers the formula for `patchtst.PatchTST` under `trainer.Trainer`, and the larg
 arithmetic in microseconds: no torch, no I/O, so that the driver sizes a whole grid at once. The correction by observed
 peaks is not here: see scheduler/core/reservation.py.
 
-The formula (fp32; B micro-batch, T patches, d d_model, f d_ff, h heads, L layers, P parameters, N = B T rows):
+The formula (B micro-batch, T patches, d d_model, f d_ff, h heads, L layers, P parameters, N = B T rows), in fp32:
 
     peak = runtime + data + weights 4P + gradients 4P + optimizer_state 8P + activations + workspace + heap
+
+and under another recipe (training/recipe.py), whose bytes of the first three `recipe.held` has exactly:
+
+activations  what comes out of a product takes 2 bytes where products are bf16, the stream between the layers 4 always;
+             fp32 weights are then cast, and what is cast is kept like an activation (2 (4 d d + 2 d f) a layer). Where
+             layers run again, each keeps its input and the random generator's state, and one keeps all.
+workspace    a new weight gradient has the type of the products, and a copy in fp32 where the weights are.
+step         what the optimizer needs, at its step, beyond what backward has freed.
+runtime      where products are bf16 their kernels' code and buffers on top.
 
 weights, gradients, optimizer_state  all allocated before the first step (AdamW says why the gradients are); the fused
              kernel needs nothing more. So accumulation changes nothing.
@@ -51,6 +60,10 @@ MIB = 2**20
 # formula. Until a study has observed peaks of its own on that device, twice the formula is the prior.
 MPS_FACTOR = 2.0
 FIRST_STEP_BYTES = 25 * MIB
+BF16_KERNELS_BYTES = 15 * MIB  # on top, where products are in bf16: 12 to 15
+PIECES_BYTES = 6 * MIB  # of 8-bit Adam: temporaries for one piece of a matrix
+ADAFACTOR_BYTES = 4 * MIB
+ADAFACTOR_COPIES = 3  # of the largest matrix in fp32: weights, gradient, second moment
 THREAD_BYTES = int(1.35 * MIB)  # each thread after the first: stack and packing buffers in use
 DATA_BYTES = 4 * MIB
 ROW_BYTES = 16  # of data for each row beside its features: label, order, date
@@ -124,11 +137,6 @@ class Shape:
         return self.batch * token_count(self.length, self.patch, self.stride)
 
     @property
-    def layer_matrices(self) -> int:
-        """Parameters of one layer's matrices."""
-        return 4 * self.d * self.d + 2 * self.d * self.f
-
-    @property
     def product(self) -> int:
         """Bytes of a number that comes out of a matrix product."""
         return 2 if self.recipe.compute == "bf16" else 4
@@ -142,8 +150,13 @@ def layer_bytes(s: Shape) -> int:
     """Return what one encoder layer keeps for backward."""
     masks = s.rows * (2 * s.d + s.f) if s.dropout else 0
     stream, kept = 4 * s.rows * 2 * s.d, s.product * s.rows * (6 * s.d + 2 * s.f)
-    casts = s.product * s.layer_matrices if s.recipe.compute == "bf16" and s.recipe.weights == "fp32" else 0
-    return stream + kept + casts + masks + 16 * s.rows + 4 * s.rows * s.heads
+    return stream + kept + cast_bytes(s) + masks + 16 * s.rows + 4 * s.rows * s.heads
+
+
+def cast_bytes(s: Shape) -> int:
+    """Return what of them are a layer's weights, cast for its products."""
+    is_cast = s.recipe.compute == "bf16" and s.recipe.weights == "fp32"
+    return 2 * (4 * s.d * s.d + 2 * s.d * s.f) if is_cast else 0
 
 
 def kept_bytes(s: Shape) -> int:
@@ -162,9 +175,28 @@ def input_bytes(s: Shape) -> int:
 
 def workspace_bytes(s: Shape) -> int:
     """Return what backward needs at its top, beside all activations: see `workspace` above."""
-    stream, hidden, weight = 4 * s.rows * s.d, 4 * s.rows * s.f, 4 * s.d * s.f
+    stream, hidden, weight = 4 * s.rows * s.d, s.product * s.rows * s.f, s.product * s.d * s.f
+    if cast_bytes(s):
+        weight += 4 * s.d * s.f
     freed = s.rows * s.d if s.dropout else 0
     return stream + hidden + weight - freed
+
+
+def first_step_bytes(s: Shape) -> int:
+    """Return what a process holds more once it has trained: code and buffers of the kernels."""
+    return FIRST_STEP_BYTES + (BF16_KERNELS_BYTES if s.recipe.compute == "bf16" else 0)
+
+
+def step_bytes(s: Shape, freed: int) -> int:
+    """Return what the optimizer's step needs beside what it keeps, and beyond what backward has just freed."""
+    match s.recipe.optimizer:
+        case "adafactor":
+            # What is freed lies in pieces: as long as it is no more than the copies, these go on top of it.
+            copies = ADAFACTOR_COPIES * 4 * s.d * s.f
+            return max(0, copies + min(freed, copies) - freed) + ADAFACTOR_BYTES
+        case "adam8bit":
+            return max(0, PIECES_BYTES - freed)
+    return 0
 
 
 def loading_bytes(s: Shape) -> int:
@@ -196,19 +228,22 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     is_measured = MEASURED_IN.issuperset(known.environments)
     reader = PARQUET_BYTES if s.is_parquet else 0
     components = {
-        "runtime": ready_bytes + FIRST_STEP_BYTES + THREAD_BYTES * (s.threads - 1),
+        "runtime": ready_bytes + first_step_bytes(s) + THREAD_BYTES * (s.threads - 1),
         "data": data_bytes(s) + reader,
         **held(s.recipe, s.d, s.layers, s.f, s.params),
         "activations": input_bytes(s) + kept_bytes(s),
         "workspace": workspace_bytes(s),
     }
+    if step := step_bytes(s, components["activations"] + components["workspace"]):
+        components["step"] = step
     if s.rows < FEW_ROWS:
         components["few_rows"] = 4 * s.d * s.f
     live = sum(components.values()) - components["runtime"] - components["data"]
     # A device's tensors are not in the C library's heap; what Metal keeps beside them is in its factor.
     share = UNNAMED + (HEAP_SHARE[heap] if device == "cpu" else 0.0)
-    layer = layer_bytes(s)
-    holes = min(HOLES * layer + WEIGHT_HOLES * 4 * s.d * s.f, MOST_HOLES * layer)
+    layer = layer_bytes(s) - cast_bytes(s)
+    most = MOST_HOLES * (layer if s.recipe.recompute else layer_bytes(s))  # a layer's casts are among what is freed
+    holes = min(HOLES * layer + WEIGHT_HOLES * 4 * s.d * s.f, most)
     holes += UNNAMED_ACTIVATIONS * components["activations"]
     components["heap"] = int(holes + LAYER_OBJECTS_BYTES * s.layers + share * live)
     # Before there is a model; on a device of its own it leaves no room here.

@@ -28,6 +28,7 @@ from training.recipe import FP32_ADAMW, Recipe
 
 # Memory is flat once the second group is through: its backward pass meets gradients, moments and a used heap.
 SETTLE_STEPS = 2
+LONGEST_DRAIN_S = 3600.0
 WORTH_SAYING_BYTES = 2**30  # of a checkpoint: smaller ones are written in seconds
 
 Samples = tuple[Tensor, Tensor]
@@ -155,6 +156,7 @@ class Trainer:
         self._saved_at: tuple[int, int] | None = None
         self._saved_s = time.monotonic()
         self._bytes_per_s: float | None = None  # of the disk, once it was tried
+        self._stepped_s, self._longest_step_s = self._saved_s, 0.0
         self._group_rng: dict[str, Tensor] | None = None
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -166,7 +168,6 @@ class Trainer:
         `stop_reason` (completed, early_stopping, max_steps, pruned, interrupted), `steps`, `train_losses`,
         `val_losses`. Raises NonFiniteLoss.
         """
-        self._say_checkpoint()
         if self._patience_is_over():  # resumed from the checkpoint of the very epoch that ended it
             return self._result("early_stopping")
         while self.epoch < self.epochs and not (self._out_of_steps() and self.position == 0):
@@ -234,6 +235,9 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step += 1
         self._steps_here += 1
+        now = time.monotonic()
+        self._longest_step_s = max(self._longest_step_s, now - self._stepped_s)
+        self._stepped_s = now
         self.progress.tick()
         if self._steps_here == SETTLE_STEPS and self.val_samples is not None and not self._settled:
             # One batch takes the memory that a whole validation pass takes; an epoch of a large model is hours away.
@@ -327,6 +331,7 @@ class Trainer:
         if not self._settled:
             self._settled = True
             self.progress.settled()
+            self._say_checkpoint()
 
     def _result(self, stop_reason: str) -> dict[str, Any]:
         return {
@@ -365,7 +370,7 @@ class Trainer:
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
     def _say_checkpoint(self, *, leaving: bool = False) -> None:
-        """Say what a large checkpoint takes, and when a drain has no time for it: before it is waited for."""
+        """Say what a large checkpoint takes; when leaving, only that there is no time for it, before it is tried."""
         size = self.checkpoint_bytes
         if self.checkpoint_path is None or size < WORTH_SAYING_BYTES:
             return
@@ -379,8 +384,10 @@ class Trainer:
         if not leaving:
             every = "epoch" if self.checkpoint_every_s is None else f"{self.checkpoint_every_s / 60:g} minutes"
             said += f", one every {every}"
-        if self.drain_s is not None and takes_s > self.drain_s:
-            said += f": a drain of {self.drain_s:g} s may not finish one (drain_timeout_s), and the one before is kept"
+        # What whoever ends it gives it (scheduler/core/leaving.py): twice its longest step, and no less than this.
+        there_s = None if self.drain_s is None else max(self.drain_s, min(LONGEST_DRAIN_S, 2 * self._longest_step_s))
+        if there_s is not None and takes_s > there_s:
+            said += f"; a drain has {there_s:.0f} s and may not finish one (drain_timeout_s): the one before is kept"
         elif leaving:
             return
         self.progress.note(said)

@@ -13,9 +13,11 @@ from tests.benchmarks import footprint_cases, footprint_trials
 from tests.benchmarks import footprint_world as world
 from training import footprint, runtime
 from training.context import Context
+from training.recipe import RECIPES, Recipe, named
 
 torch = pytest.importorskip("torch")
 
+from training import computing  # noqa: E402
 from training.patchtst import PatchTST, PatchTSTConfig  # noqa: E402
 
 SHAPES = [
@@ -29,9 +31,9 @@ CONTEXTS = [
 ]
 
 
-def kept_bytes(params: Mapping[str, Any], context: Mapping[str, Any], layers: int, batch: int) -> int:
+def kept_bytes(params: Mapping[str, Any], context: Mapping[str, Any], layers: int, batch: int, made: Recipe) -> int:
     """Bytes of all tensors that autograd keeps for one forward pass, each storage once, weights aside."""
-    model = PatchTST(PatchTSTConfig(**params, **context, n_layers=layers))
+    model = PatchTST(PatchTSTConfig(**params, **context, n_layers=layers), computing.storage(made))
     x = torch.randn(batch, context["context_length"], context["n_features"])
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages: dict[int, Any] = {}
@@ -42,17 +44,20 @@ def kept_bytes(params: Mapping[str, Any], context: Mapping[str, Any], layers: in
             storages[storage.data_ptr()] = storage  # held, so that its address is not given to another
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, computing.products(made, torch.device("cpu")):
         model(x)
     return sum(storage.nbytes() for storage in storages.values())
 
 
 @pytest.mark.parametrize("params", SHAPES)
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_a_layer_keeps_what_the_formula_says(params: dict[str, Any], context: dict[str, Any]) -> None:
-    """One layer more keeps exactly `layer_bytes` more, to the byte."""
-    shape = footprint.Shape.of({**params, "n_layers": 1, "micro_batch": 4}, Context.of(context))
-    grown = kept_bytes(params, context, 3, 4) - kept_bytes(params, context, 2, 4)
+@pytest.mark.parametrize("name", ["fp32_adamw", "bf16_autocast", "bf16_adam8bit"])
+def test_a_layer_keeps_what_the_formula_says(params: dict[str, Any], context: dict[str, Any], name: str) -> None:
+    """One layer more keeps exactly `layer_bytes` more, to the byte: where layers run again, of the one that does."""
+    known = Context.of({**context, "recipe": name})
+    shape = footprint.Shape.of({**params, "n_layers": 1, "micro_batch": 4}, known)
+    grown = kept_bytes(params, context, 3, 4, named(name)) - kept_bytes(params, context, 2, 4, named(name))
     assert grown == footprint.layer_bytes(shape)
 
 
@@ -71,8 +76,13 @@ def test_a_layer_keeps_what_the_formula_says(params: dict[str, Any], context: di
             shape={"context_length": 40, "patch_length": 8, "stride": 4, "n_features": 29},
         ),
         footprint_cases.case("test", 1024, 2, 4, 1),
+        footprint_cases.case("test", 256, 6, 4, 32, accumulation_steps=2, recipe="fp32_recompute"),
+        footprint_cases.case("test", 256, 6, 4, 32, accumulation_steps=2, recipe="bf16_autocast"),
+        footprint_cases.case("test", 256, 6, 4, 32, accumulation_steps=2, recipe="adam8bit"),
+        footprint_cases.case("test", 256, 6, 4, 32, accumulation_steps=2, recipe="bf16_adam8bit"),
+        footprint_cases.case("test", 256, 6, 4, 32, accumulation_steps=2, recipe="bf16_adafactor"),
     ],
-    ids=["deep", "other shape", "few rows"],
+    ids=["deep", "other shape", "few rows", *(made.name for made in RECIPES[1:])],
 )
 def test_a_real_trial_stays_below_and_near(case: dict[str, Any], tmp_path: Path) -> None:
     """A fresh trial process, with either build of torch: never above its estimate, at most 6 % below, and within the
