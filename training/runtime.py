@@ -56,6 +56,7 @@ ALIASES = {
 MALLOC = "glibc.malloc."
 # 224.9 and 508.0 here, 512 to 514 for the latter on another machine.
 READY_BYTES = {"cpu": 225 * 2**20, "cuda": 514 * 2**20}
+FORKED = "/forked"  # ends the name of an environment whose processes are forked: they map less of the libraries
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 

@@ -6,8 +6,9 @@ prints go where stderr goes, a pipe that the agent reads into a log of bounded s
 `error`, a segfault leaves a stack in the log, and a child that it forked cannot speak for it. Does not train: the task
 names the function that does.
 
-It starts before its task is known (a warm spare), so what every trial needs is imported before `ready`. End of file on
-stdin means that whoever started it is gone: it exits at once, whatever it is doing.
+It starts before its task is known (a warm spare), so what every trial needs is imported before `ready`; or it is forked
+off a process that has imported it (`training.fork_server`). End of file on stdin means that whoever started it is gone:
+it exits at once, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from training.errors import AskedToLeave, NonFiniteLoss, ObjectiveNotImported, OtherProtocol, TrainingInputError
 from training.plain import MAX_TEXT, plain, text
-from training.runtime import in_force
+from training.runtime import FORKED, in_force
 from training.tensor_file import sync_folder
 
 PROTOCOL = 1
@@ -58,14 +59,24 @@ def main() -> int:
     for argument in sys.argv[1:]:
         if argument.startswith("--check="):
             return check(argument.removeprefix("--check="))
+    return _serve(lambda: preload(sys.argv[1:]))
+
+
+def run_forked() -> int:
+    """Run one attempt in a process that a fork server has forked (`training.fork_server`): all is imported."""
+    return _serve(lambda: None, how=FORKED)
+
+
+def _serve(imports: Callable[[], None], how: str = "") -> int:
+    """Get ready, wait for the task, run it. how: what the environment's name has to say of the way it began."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the driver, which drains
     faulthandler.enable(file=2, all_threads=True)
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the watchdog asks where a stalled trial is
     _adopt_orphans()
-    log_pipe, outbox, inbox = _same(2), Outbox(_private_stdout()), Inbox(_private_stdin())
+    log_pipe, outbox, inbox = _same(2), Outbox(_private_stdout()), Inbox(private_stdin())
     inbox.start()
-    _preload(sys.argv[1:])
-    environment, ready_bytes = in_force(), rss_bytes()
+    imports()
+    environment, ready_bytes = in_force() + how, rss_bytes()
     outbox.send(
         {
             "type": "ready",
@@ -445,7 +456,7 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _private_stdin() -> int:
+def private_stdin() -> int:
     """Return the protocol's own descriptor; an `input()` of the user's finds an empty stdin instead of our commands."""
     private = _private(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -454,7 +465,7 @@ def _private_stdin() -> int:
     return private
 
 
-def _preload(arguments: Sequence[str]) -> None:
+def preload(arguments: Sequence[str]) -> None:
     """Import what a trial needs (2 s, of which torch is nearly all), so that a launch costs milliseconds.
 
     arguments: `--preload=module,module` names what a user's own objective needs instead (maybe nothing).
@@ -578,10 +589,11 @@ def device_peak_bytes() -> int:
     return 0
 
 
-if __name__ == "__main__":
+def leave_with(run: Callable[[], int]) -> NoReturn:
+    """Run it and end this process with the status it returns, 1 where it raises."""
     status = 1
     try:
-        status = main()
+        status = run()
     except BaseException:
         traceback.print_exc()
     with contextlib.suppress(OSError, ValueError):
@@ -589,3 +601,7 @@ if __name__ == "__main__":
         sys.stderr.flush()
     end_children()
     os._exit(status)  # a user's thread or atexit function must not keep a finished trial
+
+
+if __name__ == "__main__":
+    leave_with(main)

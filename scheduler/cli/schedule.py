@@ -160,7 +160,7 @@ def make_plan(settings: Settings) -> Plan:
 
     begun = run_folder.recipes(settings)
     if settings.cluster is None:
-        key = runtimes.key(settings.training.preload, settings.heap)
+        key = runtimes.key(settings.training.preload, settings.heap, settings.training.fork)
         environment = runtimes.known(registry.host_folder(), key)
         device = host_facts.resolve_device(settings.device)
         made = plan.make(settings, [host_facts.facts(device, settings.total_slots, environment)], begun)

@@ -406,7 +406,7 @@ def _find(worker: Worker, topic: str) -> AgentPlugin | None:
     return cast("AgentPlugin | None", worker.plugins.get(plugin_name(topic)))
 
 
-def describe(dask_worker: Worker, *, runtime_key: tuple[tuple[str, ...] | None, str | None] = (None, None)) -> Json:
+def describe(dask_worker: Worker, *, runtime_key: tuple[Any, ...] = (None, None)) -> Json:
     """Return a worker's facts before it has an agent, for the plan; no device is known without importing torch.
 
     runtime_key: the arguments of `runtimes.key`.

@@ -103,7 +103,7 @@ def cluster_facts(
     (Where only some cannot, their hosts are closed when they try.)
     """
     cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}", security=security)
-    ask = functools.partial(describe, runtime_key=(settings.training.preload, settings.heap))
+    ask = functools.partial(describe, runtime_key=(settings.training.preload, settings.heap, settings.training.fork))
     try:
         found = [read(m.WorkerFacts, answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
         if imported is not None:
@@ -306,6 +306,7 @@ class _Driver:
             reserve_bytes=self._rules().reserve_bytes,
             dask_limit=self.settings.cluster is not None,
             preload=self.preload,
+            fork=self.settings.training.fork,
         )
         cluster.start(
             dataclasses.asdict(config),

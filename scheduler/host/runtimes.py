@@ -22,9 +22,9 @@ FILE = "runtimes.json"
 KEPT = 50
 
 
-def key(preload: Sequence[str] | None, allocator: str | None) -> str:
-    """Return what a ready process depends on: the interpreter, the torch it finds, what it imports, and who allocates
-    how."""
+def key(preload: Sequence[str] | None, allocator: str | None, fork: bool = True) -> str:
+    """Return what a ready process depends on: the interpreter, the torch it finds, what it imports, who allocates how,
+    and whether it may be forked."""
     try:
         found = importlib.util.find_spec("torch")
         torch = None if found is None or found.origin is None else (found.origin, os.stat(found.origin).st_mtime_ns)
@@ -32,7 +32,7 @@ def key(preload: Sequence[str] | None, allocator: str | None) -> str:
         torch = None
     heap = {k: v for k, v in os.environ.items() if k in ("LD_PRELOAD", "GLIBC_TUNABLES") or k.startswith("MALLOC_")}
     heap.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask sets it for its workers: it would tell the driver from the agent
-    return json.dumps([sys.executable, torch, None if preload is None else list(preload), allocator, heap])
+    return json.dumps([sys.executable, torch, None if preload is None else list(preload), allocator, heap, fork])
 
 
 def remember(folder: str, key: str, environment: str, runtime_bytes: int) -> None:

@@ -44,6 +44,7 @@ class AgentConfig:
     watchdog_mode: str
     thresholds: Mapping[str, Any] = field(default_factory=dict)
     preload: tuple[str, ...] | None = None  # what a warm spare imports; None: what the built-in training needs
+    fork: bool = True  # trial processes off a fork server, where that can be
     reserve_bytes: int = 0
     dask_limit: bool = False
     vitals_every_s: float = 1.0

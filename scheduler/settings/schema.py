@@ -93,11 +93,12 @@ class Training(Frozen):
     micro_batch: str | None = "training.batch_size:micro_batch"
     check_data: str | None = "training.data:check"
     preload: tuple[Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$")], ...] | None = None
+    fork: bool = True
 
     @property
     def functions(self) -> dict[str, str | None]:
         """The dotted paths by key."""
-        return self.model_dump(exclude={"preload"})
+        return self.model_dump(exclude={"preload", "fork"})
 
     @property
     def is_own(self) -> bool:

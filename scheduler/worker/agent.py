@@ -48,6 +48,7 @@ from scheduler.watchdog.policy.thresholds import Thresholds
 from scheduler.worker import door
 from scheduler.worker.families import Families
 from scheduler.worker.tree_peak import with_children
+from scheduler.worker.trial_maker import TrialMaker, why_not_forked
 from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, check_objective, conclude
 from scheduler.worker.warm_spare import WarmSpare
 
@@ -125,7 +126,13 @@ class Agent:
         self._runs: dict[str, AttemptRun] = {}
         self._early: dict[str, letters.Stop | letters.End] = {}  # by attempt, also before it has begun
         self._lock = threading.Lock()
-        self._spare = WarmSpare(self._new_process)
+        self._maker = TrialMaker(
+            environment=self._environment,
+            scratch=scratch,
+            preload=config.preload,
+            why_not_forked=why_not_forked(wanted=config.fork, device=config.context.get("device", "cpu")),
+        )
+        self._spare = WarmSpare(self._maker)
         self._door = door.Door(door.folders([self.scratch, Path(self.registry.root)]), self._spare.ensure)
         self._thresholds = Thresholds.from_mapping(config.thresholds)
         self._closing = threading.Event()
@@ -144,6 +151,7 @@ class Agent:
         for run in self._running():
             run.seen.ended_by = run.seen.ended_by or "orphaned"
             run.process.kill()
+        self._maker.close()
         self._spare.close()
         deadline = time.monotonic() + SWEEP_S
         while self.busy and time.monotonic() < deadline:  # what a trial has left behind is ended by whoever ran it
@@ -181,8 +189,9 @@ class Agent:
                 self._end(run, "drain_timeout")
 
     def rest(self) -> None:
-        """Nobody is there who would send a task: the spare's memory can go. The next task makes its own process."""
+        """Nobody is there who would send a task: the memory of what is warm can go. The next task makes its own."""
         self._spare.drop()
+        self._maker.drop()
 
     # -- the agent's own thread -------------------------------------------------------------------------------------
 
@@ -223,7 +232,7 @@ class Agent:
         """For the next plan on this host, which is made before a process has said anything."""
         if ready.environment is None or ready.rss_bytes is None:
             return
-        key = runtimes.key(self.config.preload, self.config.context.get("allocator"))
+        key = runtimes.key(self.config.preload, self.config.context.get("allocator"), self.config.fork)
         with contextlib.suppress(OSError):
             runtimes.remember(self.registry.root, key, ready.environment, ready.rss_bytes)
 
@@ -425,14 +434,6 @@ class Agent:
                 run.registration = self.registry.resized(run.registration, reserved_bytes)
                 with contextlib.suppress(OSError):  # a registry that was removed is made again with all registrations
                     self.registry.register(run.registration)
-
-    def _new_process(self) -> TrialProcess:
-        self.scratch.mkdir(parents=True, exist_ok=True)  # below a folder for temporary files, which get cleared away
-        return TrialProcess(
-            environment=self._environment(),
-            log=self.scratch / "spare.log",
-            preload=self.config.preload,
-        )
 
     def _environment(self) -> Mapping[str, str | None]:
         found: Mapping[str, str | None] = _resolve(self.config.environment)(self.config.context)

@@ -28,15 +28,15 @@ from scheduler.model import ExitReason, HeadroomError, Json, KillRecord, Outcome
 from scheduler.model.fields import BadMessage, finite
 from scheduler.model.messages import Last, Ready, Task, ToTrial, ready
 from scheduler.model.plain import line, plain, text
+from scheduler.worker import launch
+from scheduler.worker.fork_server import ForkedProcess
 from scheduler.worker.log_pipe import LOOK_EVERY_S, LogPipe
 from scheduler.worker.tree_peak import TreePeak, with_children
 
 CHECK_TIMEOUT_S = 120.0  # importing torch took 25 s on a cold, busy disk
 CHECK_TRIES = 3
 MAX_LINE_BYTES = 4 * 2**20  # a result at its bounds (`training.plain`) is shorter, all of it escaped
-WITHHELD = "HEADROOM_STORAGE"  # no trial needs the database, and many programs write their environment into a log
 _POLL_S = 0.25  # how soon a death is noticed whose pipe a grandchild keeps open
-_PROJECT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,34 +67,30 @@ class TrialStartError(HeadroomError):
 class TrialProcess:
     """One process, warm or at work. Its reader is one thread; `send` and `kill` may be called from any."""
 
-    def __init__(
-        self,
-        *,
-        environment: Mapping[str, str | None],
-        log: Path,
-        module: str = "training.trial",
-        preload: Sequence[str] | None = None,
-    ) -> None:
-        """Start it. environment: variables over our own; None takes one away. log: where its output goes until
-        `log_to`. preload: modules it imports before its task is known; None: what the built-in training needs."""
+    def __init__(self, child: subprocess.Popen[bytes] | ForkedProcess, *, log: Path) -> None:
+        """Take charge of it. log: where its output goes until `log_to`."""
         self.log = log
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", module, *([] if preload is None else [f"--preload={','.join(preload)}"])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_variables(environment),
-            start_new_session=True,  # the terminal's Ctrl-C is the driver's; and its own session is its own tree
-        )
+        self._popen = child
         assert self._popen.stderr is not None
         self._output = LogPipe(self._popen.stderr, BoundedLog(log))
         self.ready = Ready()  # its message of that name
         self._write = threading.Lock()
         self._closed = False
         self._buffer, self._too_long = b"", False
-        # The kernel, when it must kill for memory, should take a trial before the driver or the watchdog.
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{self.pid}/oom_score_adj").write_text("500")
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        environment: Mapping[str, str | None],
+        log: Path,
+        module: str = "training.trial",
+        preload: Sequence[str] | None = None,
+    ) -> TrialProcess:
+        """Start one. environment: variables over our own; None takes one away. preload: modules it imports before its
+        task is known; None: what the built-in training needs."""
+        pipe = subprocess.PIPE
+        return cls(launch.start(module, preload, environment, stdin=pipe, stdout=pipe, stderr=pipe), log=log)
 
     @property
     def pid(self) -> int:
@@ -366,7 +362,7 @@ def check_objective(
                 input=path.encode() if long else b"",
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env=_variables(environment or {}),
+                env=launch.variables(environment or {}),
                 start_new_session=True,
                 timeout=CHECK_TIMEOUT_S,
                 check=False,
@@ -389,14 +385,6 @@ async def why_not_imported(path: str, module: str) -> Json:
     except TrialStartError as error:
         return {"problem": str(error)}
     return {"problem": None}
-
-
-def _variables(environment: Mapping[str, str | None]) -> dict[str, str]:
-    """Return a trial process's variables: these over our own, None takes one away; it finds our modules, then the
-    user's."""
-    path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH", "")]))
-    variables = {**os.environ, "PYTHONPATH": path, WITHHELD: None, **environment}
-    return {name: value for name, value in variables.items() if value is not None}
 
 
 def describe_status(status: int | None) -> str:

@@ -1,22 +1,28 @@
 """What the scheduler itself costs: launch latency, overhead per trial, its own memory. Run by hand; prints a table.
 
-    python -m tests.benchmarks.launch [--trials 40] [--launches 7]
+    python -m tests.benchmarks.launch [--launches 7] [--few 10 --many 60 --rounds 3] [--naps 40]
 
 Launch: from the task's line on the pipe to the first training step of a real 2M trial, warm spare against cold start.
-Overhead: a batch of trials that do nothing, so that what is left is asking, launching, reporting, telling and the
-process per attempt. Memory: PSS of each process of an idle batch. Wall times depend on the machine: quote the ratios.
+One trial more: trials that do nothing, so that what is left is asking, launching, reporting, telling and the process
+per attempt; the difference of two runs, start and end left out. CPU is that of the whole tree: this process adopts what
+is orphaned and waits for it. Slots busy: the trials' own time against that of the slots, from the first launch to the
+last result told. Memory: PSS of each process. Wall times depend on the machine: quote the ratios. Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +45,11 @@ PARAMS: dict[str, Any] = {
     "warmup_steps": 100, "epochs": 1, "dropout": 0.1, "micro_batch": 256, "accumulation_steps": 1,
     "effective_batch": 256,
 }  # fmt: skip
+PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+KINDS: tuple[tuple[bool, list[str] | None, str], ...] = (
+    (True, None, "torch, forked"), (True, [], "no torch, forked"),
+    (False, None, "torch, started"), (False, [], "no torch, started"),
+)  # fmt: skip
 IDLE = "tests.benchmarks.launch"  # the functions below, by dotted path
 
 
@@ -66,7 +77,7 @@ def objective(task: dict[str, Any], progress: Any) -> dict[str, Any]:
 def launch(folder: Path, *, warm: bool) -> dict[str, float]:
     """Seconds from the task (warm) or from the start of the process (cold) to `started` and to the first step."""
     began = time.monotonic()
-    process = TrialProcess(environment=runtime.environment(CONTEXT), log=folder / "spare.log")
+    process = TrialProcess.start(environment=runtime.environment(CONTEXT), log=folder / "spare.log")
     process.wait_ready(120)
     if warm:
         began = time.monotonic()
@@ -87,11 +98,33 @@ def launch(folder: Path, *, warm: bool) -> dict[str, float]:
     return seen
 
 
-def batch(trials: int, preload: list[str] | None) -> dict[str, float]:
-    """Run a batch of idle trials; figures per trial, and the memory of its processes while it runs."""
+def nap(task: dict[str, Any], progress: Any) -> dict[str, Any]:
+    """Half a second of nothing."""
+    time.sleep(0.5)
+    return objective(task, progress)
+
+
+def long_nap(task: dict[str, Any], progress: Any) -> dict[str, Any]:
+    """Five seconds of nothing."""
+    time.sleep(5.0)
+    return objective(task, progress)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run of the command. span_s: from its first launch to the last trial told; cpu_s: of every process it had."""
+
+    span_s: float
+    cpu_s: float
+    memory: dict[str, int]
+
+
+def batch(trials: int, preload: list[str] | None, *, fork: bool, what: str = "objective", watch: bool = False) -> Run:
+    """Run that many trials, 2 slots. watch: look at its processes' memory meanwhile, which costs them something."""
     with tempfile.TemporaryDirectory() as root:
-        functions = {name: f"{IDLE}:{name}" for name in ("objective", "sample", "candidates", "estimate")}
-        training: dict[str, Any] = {**functions, "micro_batch": None, "check_data": None}
+        functions = {name: f"{IDLE}:{name}" for name in ("sample", "candidates", "estimate")}
+        training: dict[str, Any] = {**functions, "objective": f"{IDLE}:{what}", "micro_batch": None, "check_data": None}
+        training["fork"] = fork
         if preload is not None:
             training["preload"] = preload
         config = Path(root) / "settings.yaml"
@@ -101,6 +134,7 @@ def batch(trials: int, preload: list[str] | None) -> dict[str, float]:
             "--trials", str(trials), "--runs-dir", root, "--name", "bench", "--slots", "2", "--dashboard", "off",
             "--pruner", "none",
         ]  # fmt: skip
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         driver = psutil.Popen(
             command,
             cwd=ROOT,
@@ -110,30 +144,39 @@ def batch(trials: int, preload: list[str] | None) -> dict[str, float]:
             stderr=subprocess.DEVNULL,
         )
         memory: dict[str, int] = {}
-        cpu_s = 0.0
         while driver.poll() is None:
-            try:
-                cpu_s = sum(driver.cpu_times()[:2])
-                for process in (driver, *driver.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                for process in (driver, *driver.children(recursive=True)) if watch else ():
                     name, pss = role(process), process.memory_full_info().pss
                     memory[name] = max(memory.get(name, 0), pss)
-            except psutil.Error:
-                continue
             time.sleep(0.2)
         if driver.returncode != 0:
             raise SystemExit(f"the batch ended with {driver.returncode}")
+        with contextlib.suppress(ChildProcessError):  # what was orphaned comes to us: its CPU time counts, too
+            while True:
+                os.waitpid(-1, 0)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         records = list(journal.read(Path(root) / "bench" / "journal.jsonl"))
     at = {name: [r["unix"] for r in records if r["event"] == name] for name in ("attempt.launched", "trial.told")}
-    span = max(at["trial.told"]) - min(at["attempt.launched"])
-    figures = {"ms per trial": 1000 * span / trials, "driver CPU ms per trial": 1000 * cpu_s / trials}
-    return figures | {f"{name} MiB": size / 2**20 for name, size in sorted(memory.items())}
+    return Run(
+        span_s=max(at["trial.told"]) - min(at["attempt.launched"]),
+        cpu_s=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        memory=memory,
+    )
+
+
+def marginal(few: int, many: int, preload: list[str] | None, *, fork: bool) -> tuple[float, float]:
+    """What one more idle trial costs: (wall, CPU of all processes) in ms."""
+    small, large = (batch(trials, preload, fork=fork) for trials in (few, many))
+    more = many - few
+    return 1000 * (large.span_s - small.span_s) / more, 1000 * (large.cpu_s - small.cpu_s) / more
 
 
 def role(process: psutil.Process) -> str:
     """What a process of the run is."""
     line = " ".join(process.cmdline())
     for word, name in {
-        "training.trial": "trial process", "scheduler.watchdog": "watchdog", "-m scheduler": "driver",
+        "training.trial": "trial process", "training.fork_server": "forked", "scheduler.watchdog": "watchdog", "-m scheduler": "driver",
         "resource_tracker": "resource tracker", "spawn_main": "worker with its agent",
     }.items():  # fmt: skip
         if word in line:
@@ -144,13 +187,16 @@ def role(process: psutil.Process) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=40)
     parser.add_argument("--launches", type=int, default=7)
+    parser.add_argument("--few", type=int, default=10)
+    parser.add_argument("--many", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--naps", type=int, default=40)
     arguments = parser.parse_args()
     count = arch_grid.param_count(PARAMS["d_model"], PARAMS["n_layers"], PARAMS["d_ff"])
     PARAMS["param_count"] = count
     print(f"launch of a real trial ({count / 1e6:.1f}M parameters, micro-batch 256), seconds, median [min, max]")
-    for warm in (True, False):
+    for warm in (True, False) if arguments.launches else ():
         runs = []
         for _ in range(arguments.launches):
             with tempfile.TemporaryDirectory() as folder:
@@ -159,10 +205,25 @@ def main() -> None:
             values = [run[what] for run in runs]
             name = "warm spare" if warm else "cold start"
             print(f"  {name:10} to {what:10} {statistics.median(values):7.3f} [{min(values):.3f}, {max(values):.3f}]")
-    for preload, what in ((None, "with torch in each trial process"), ([], "without torch")):
-        print(f"batch of {arguments.trials} idle trials, 2 slots, {what}")
-        for name, value in batch(arguments.trials, preload).items():
-            print(f"  {name:28} {value:8.1f}")
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    print(
+        f"one idle trial more, of {arguments.few} to {arguments.many}, 2 slots, {arguments.rounds} times: wall, CPU in ms"
+    )
+    for fork, preload, what in KINDS:
+        costs = [marginal(arguments.few, arguments.many, preload, fork=fork) for _ in range(arguments.rounds)]
+        print(f"  {what:24}", "  ".join(f"{wall:6.0f} {cpu:6.0f}" for wall, cpu in costs), flush=True)
+    print("slots busy, 2 slots: trials of 0.5 s, of 5 s")
+    for fork, preload, what in KINDS:
+        shares = []
+        for name, length_s, trials in (("nap", 0.5, arguments.naps), ("long_nap", 5.0, arguments.naps // 4)):
+            shares.append(trials * length_s / (2 * batch(trials, preload, fork=fork, what=name).span_s))
+        print(f"  {what:24}", "  ".join(f"{share:6.1%}" for share in shares), flush=True)
+    print("memory of its processes, MiB")
+    for fork, preload, what in KINDS:
+        found = batch(10, preload, fork=fork, what="nap", watch=True).memory
+        print(
+            f"  {what:24}", "  ".join(f"{name} {size / 2**20:.0f}" for name, size in sorted(found.items())), flush=True
+        )
     print(json.dumps({"cores": os.cpu_count(), "python": sys.version.split()[0]}))
 
 

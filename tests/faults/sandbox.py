@@ -52,7 +52,8 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A process of a run. role: driver, worker, nanny, scheduler, agent, watchdog, trial (at work), spare, or other."""
+    """A process of a run. role: driver, worker, nanny, scheduler, agent, watchdog, trial (at work), spare, fork server,
+    or other."""
 
     pid: int
     start: float
@@ -196,6 +197,8 @@ class Sandbox:
                 role = _role(words)
                 if role == "spare" and int(entry) in working:
                     role = "trial"
+                elif role == "spare" and Path(f"/proc/{entry}/comm").read_bytes() == b"fork-server\n":
+                    role = "fork server"  # what it forks has its command line
                 found.append(Process(pid=int(entry), start=seen.start, role=role))
         return found
 
@@ -404,6 +407,7 @@ def _role(words: list[str]) -> str:
     for part, role in (
         ("scheduler.watchdog", "watchdog"),
         ("scheduler.worker.agent_process", "agent"),
+        ("training.fork_server", "spare"),
         ("training.trial", "spare"),
         ("-m dask scheduler", "scheduler"),
         ("-m dask worker", "nanny"),

@@ -42,7 +42,7 @@ class Heard:
         self.folder = folder / "attempt"
         self.parsed: list[messages.TrialMessage] = []
         self.refused: list[str] = []
-        process = TrialProcess(environment={"PYTHONPATH": str(ROOT)}, log=folder / "spare.log", preload=[])
+        process = TrialProcess.start(environment={"PYTHONPATH": str(ROOT)}, log=folder / "spare.log", preload=[])
         try:
             process.wait_ready(60)
             task = {"protocol": 1, "attempt": "s/0/1", "params": {}, "context": {}, "resume_from": None}

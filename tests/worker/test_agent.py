@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Ears:
             HostRegistry.default(),
             post=self.said.put,
             news=lambda vitals: None,
-            scratch=folder,
+            scratch=folder / "scratch",
             slots=2,
             worker=(0, 0.0),
         )
@@ -267,6 +268,6 @@ def test_a_thread_that_is_not_to_be_had_is_no_end_of_the_trial(ears: Ears, monke
 
 def test_a_scratch_folder_that_was_cleared_away_is_made_again(ears: Ears) -> None:
     """Its spares' log lies there; no trial pays for a clean-up."""
-    ears.agent.scratch = ears.folder / "scratch"
+    shutil.rmtree(ears.agent.scratch, ignore_errors=True)
     ears.launch(0, do="end")
     assert ears.outcome().reason is ExitReason.COMPLETED

@@ -91,7 +91,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
 
     def write(body: str) -> TrialProcess:
         (tmp_path / "stand_in.py").write_text("import sys, os, time, json\n" + textwrap.dedent(body))
-        return TrialProcess(environment={}, log=tmp_path / "log", module="stand_in")
+        return TrialProcess.start(environment={}, log=tmp_path / "log", module="stand_in")
 
     return write
 

@@ -31,7 +31,7 @@ def maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
         (tmp_path / "stand_in.py").write_text(code)
 
         def make() -> TrialProcess:
-            made.append(TrialProcess(environment={}, log=tmp_path / "log", module="stand_in"))
+            made.append(TrialProcess.start(environment={}, log=tmp_path / "log", module="stand_in"))
             return made[-1]
 
         return make
