@@ -176,7 +176,8 @@ def role(process: psutil.Process) -> str:
     """What a process of the run is."""
     line = " ".join(process.cmdline())
     for word, name in {
-        "training.trial": "trial process", "training.fork_server": "forked", "scheduler.watchdog": "watchdog", "-m scheduler": "driver",
+        "training.trial": "trial process", "training.fork_server": "forked",
+        "scheduler.watchdog": "watchdog", "-m scheduler": "driver",
         "resource_tracker": "resource tracker", "spawn_main": "worker with its agent",
     }.items():  # fmt: skip
         if word in line:
@@ -207,7 +208,7 @@ def main() -> None:
             print(f"  {name:10} to {what:10} {statistics.median(values):7.3f} [{min(values):.3f}, {max(values):.3f}]")
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     print(
-        f"one idle trial more, of {arguments.few} to {arguments.many}, 2 slots, {arguments.rounds} times: wall, CPU in ms"
+        f"one idle trial more, {arguments.few} to {arguments.many}, 2 slots, {arguments.rounds} times: wall, CPU in ms"
     )
     for fork, preload, what in KINDS:
         costs = [marginal(arguments.few, arguments.many, preload, fork=fork) for _ in range(arguments.rounds)]
