@@ -50,28 +50,7 @@ KINDS: tuple[tuple[bool, list[str] | None, str], ...] = (
     (True, None, "torch, forked"), (True, [], "no torch, forked"),
     (False, None, "torch, started"), (False, [], "no torch, started"),
 )  # fmt: skip
-IDLE = "tests.benchmarks.launch"  # the functions below, by dotted path
-
-
-def candidates(context: dict[str, Any]) -> list[dict[str, Any]]:
-    """One architecture."""
-    return [{"d_model": 1, "n_layers": 1, "n_heads": 1, "d_ff": 1, "param_count": 1}]
-
-
-def sample(trial: Any, context: dict[str, Any], architectures: list[dict[str, Any]], fit: Any) -> dict[str, Any]:
-    """Two parameters."""
-    return {**architectures[0], "x": trial.suggest_float("x", 0, 1), "y": trial.suggest_float("y", 0, 1)}
-
-
-def estimate(params: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
-    """An interpreter."""
-    return {"host_bytes": 64 * 2**20, "device_bytes": 0, "components": {}, "family": "idle/cpu"}
-
-
-def objective(task: dict[str, Any], progress: Any) -> dict[str, Any]:
-    """Nothing but one report."""
-    progress.report(1, task["params"]["x"])
-    return {"value": task["params"]["x"], "epochs": 1}
+IDLE = "tests.benchmarks.idle"
 
 
 def launch(folder: Path, *, warm: bool) -> dict[str, float]:
@@ -96,18 +75,6 @@ def launch(folder: Path, *, warm: bool) -> dict[str, float]:
             raise SystemExit(message["error"])
     process.close()
     return seen
-
-
-def nap(task: dict[str, Any], progress: Any) -> dict[str, Any]:
-    """Half a second of nothing."""
-    time.sleep(0.5)
-    return objective(task, progress)
-
-
-def long_nap(task: dict[str, Any], progress: Any) -> dict[str, Any]:
-    """Five seconds of nothing."""
-    time.sleep(5.0)
-    return objective(task, progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

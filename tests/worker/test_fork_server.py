@@ -312,7 +312,7 @@ def test_what_cannot_be_forked_is_started(
 
 def test_what_cannot_be_imported_is_told_by_the_process(making: Making) -> None:
     """As without a server: with the last line it wrote."""
-    with pytest.raises(TrialStartError, match="No module named .*not_there"):
+    with pytest.raises(TrialStartError, match=r"No module named .*not_there"):
         making(("not_there",))().wait_ready(60)
 
 
