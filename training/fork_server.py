@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int | None:
     why = unfit()
     if why is None and (left := open_files() - before):
         why = f"what is imported has left {len(left)} files or connections open"
-    control.send(json.dumps({"unfit": why}).encode())
+    control.send(json.dumps({"unfit": why, "shared_bytes": trial.anonymous_bytes()}).encode())
     while True:
         request, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
         if not request:
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int | None:
                     control.close()
                     become_trial(descriptors)
                     return None
-                answer = {"pid": child}
+                answer["pid"] = child
         for descriptor in descriptors:
             os.close(descriptor)
         control.send(json.dumps(answer).encode())
@@ -123,10 +123,11 @@ def end_library_threads() -> None:
     os.waitpid(child, 0)
 
 
-def fork_orphan() -> int:
+def fork_orphan() -> int | None:
     """Fork a process that is no child of ours but of whoever adopts our orphans: its pid, 0 in it. Raises OSError.
 
-    The one between has been waited for when this returns, so the adoption is over.
+    None when somebody has killed the one between.
+    It has been waited for when this returns, so the adoption is over.
     """
     reading, writing = os.pipe()
     try:
@@ -142,8 +143,9 @@ def fork_orphan() -> int:
     said = os.read(reading, 32)
     os.close(reading)
     os.waitpid(between, 0)
-    found = int(said or -errno.EAGAIN)  # nothing: it was killed
-    if found < 0:
+    if not said:
+        return None
+    if (found := int(said)) < 0:
         raise OSError(-found, os.strerror(-found))
     return found
 

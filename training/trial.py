@@ -547,6 +547,11 @@ def rss_bytes() -> int:
     return peak_bytes() if found is None else found
 
 
+def anonymous_bytes() -> int:
+    """Return what this process holds that is no file's: all that one forked off it begins with."""
+    return _status("RssAnon") or 0
+
+
 def _status(key: str) -> int | None:
     try:
         with open("/proc/self/status", encoding="ascii") as status:

@@ -47,7 +47,7 @@ from scheduler.watchdog import watchdog
 from scheduler.watchdog.policy.thresholds import Thresholds
 from scheduler.worker import door
 from scheduler.worker.families import Families
-from scheduler.worker.tree_peak import with_children
+from scheduler.worker.tree_peak import TreePeak, with_children
 from scheduler.worker.trial_maker import TrialMaker, why_not_forked
 from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, check_objective, conclude
 from scheduler.worker.warm_spare import WarmSpare
@@ -254,9 +254,10 @@ class Agent:
         )
 
     def _overhead_bytes(self) -> int:
-        """Return what the Dask worker, this agent, its watchdog and the warm spare hold: no trial of ours runs yet."""
+        """Return what the Dask worker, this agent, its watchdog and what is warm hold: no trial of ours runs yet."""
         own = os.getpid()
-        roots = {"agent": (own, vitals.start_time(own) or 0.0, False, ()), "worker": (*self._worker, False, ())}
+        # Exactly: what the fork server shares with the process it has forked counts once.
+        roots = {"agent": (own, vitals.start_time(own) or 0.0, True, ()), "worker": (*self._worker, True, ())}
         found = vitals.sample_trees(roots)
         agent, worker = found["agent"], found["worker"]
         trees = [worker] if worker and agent and set(agent.members) <= set(worker.members) else [agent, worker]
@@ -355,7 +356,8 @@ class Agent:
             if (peak := run.peak_bytes) is not None:
                 peaks[run.attempt] = peak
         tree = samples[""]
-        return used, peaks, (tree.footprint_bytes or 0) if tree is not None else 0
+        counted_again = sum(run.process.shared_bytes for run in runs) + self._spare.shared_bytes
+        return used, peaks, max(0, (tree.footprint_bytes or 0) - counted_again) if tree is not None else 0
 
     # -- what the driver says (in order, on the mail's threads: short) ------------------------------------------------
 
@@ -534,6 +536,7 @@ class Agent:
                 checkpoint=task.resume_from,
                 environment=process.ready.environment,
                 runtime_bytes=process.ready.rss_bytes,
+                tree=TreePeak(process.shared_bytes),
             ),
             objective=task.objective,
             function=task.function,

@@ -38,10 +38,13 @@ class NoForkServer(HeadroomError):
 
 
 class ForkedProcess:
-    """A child of this process that it did not start itself: what `subprocess.Popen` is of one that it did."""
+    """A child of this process that it did not start itself: what `subprocess.Popen` is of one that it did.
 
-    def __init__(self, pid: int, *, stdin: int, stdout: int, stderr: int) -> None:
-        self.pid = pid
+    shared_bytes: what it began with, as the server holds it too. Each page becomes its own when it is written to.
+    """
+
+    def __init__(self, pid: int, *, stdin: int, stdout: int, stderr: int, shared_bytes: int = 0) -> None:
+        self.pid, self.shared_bytes = pid, shared_bytes
         self.returncode: int | None = None
         self.stdin: IO[bytes] | None = os.fdopen(stdin, "wb")
         self.stdout: IO[bytes] | None = os.fdopen(stdout, "rb")
@@ -158,6 +161,7 @@ class _Server:
         self.is_over = self._to_be_killed = False
         self.was_killed = False  # by somebody else's signal, before it was ready
         self._ready_at: float | None = None
+        self._shared_bytes = 0
         self._known = threading.Event()  # that it is ready, or will never be
         self.served_s = 0.0
         self.keeper = threading.Thread(target=self._keep, name="headroom-fork-server", daemon=True)
@@ -196,7 +200,7 @@ class _Server:
             said = json.loads(self._ours.recv(ANSWER_BYTES))
         except (OSError, ValueError):
             return
-        self.unfit = said["unfit"]
+        self.unfit, self._shared_bytes = said["unfit"], said["shared_bytes"]
         self._ready_at = time.monotonic()
 
     def wait_ready(self, timeout_s: float) -> str | None:
@@ -231,12 +235,13 @@ class _Server:
                 passed.callback(os.close, ends[1 - mine])
             answer = self._ask(theirs)
             if answer is not None and (pid := answer.get("pid")) is not None and self._is_ours(pid):
-                return ForkedProcess(pid, stdin=ours[0], stdout=ours[1], stderr=ours[2])
+                stdin, stdout, stderr = ours
+                return ForkedProcess(pid, stdin=stdin, stdout=stdout, stderr=stderr, shared_bytes=self._shared_bytes)
             for each in ours:
                 os.close(each)
         if answer is not None and (number := answer.get("errno")) is not None:
             raise OSError(number, os.strerror(number))
-        if answer is not None and "unfit" in answer:
+        if answer is not None and answer.get("unfit") is not None:
             self.unfit = answer["unfit"]
         return None
 

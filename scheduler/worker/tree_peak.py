@@ -21,12 +21,15 @@ class TreePeak:
     since the last look, as far as its processes were seen. What the root had reached before it had children is its
     own affair.
 
+    shared_bytes: what the root shares with the process it was forked off. A process's part of memory that it shares is
+    the smaller the more share it; so all of this is added, lest the trial's own be too little: it may write to it all.
     peak_bytes: 0 while no child was seen. footprint_bytes: at the last look, None when it could not be read.
     child_peak_bytes: the largest own peak of any child.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared_bytes: int = 0) -> None:
         self.peak_bytes = 0
+        self._shared_bytes = shared_bytes
         self.child_peak_bytes = 0
         self.footprint_bytes: int | None = None
         self._peaks: dict[tuple[int, float], int] = {}
@@ -45,7 +48,7 @@ class TreePeak:
         if None in footprints:
             self.footprint_bytes = None
             return
-        self.footprint_bytes = sum(size for size in footprints if size is not None)
+        self.footprint_bytes = self._shared_bytes + sum(size for size in footprints if size is not None)
         if len(processes) > 1:
             files = max(each.file_bytes for each in processes)
             self.peak_bytes = max(self.peak_bytes, self.footprint_bytes + files + given_back)

@@ -97,6 +97,11 @@ class TrialProcess:
         return self._popen.pid
 
     @property
+    def shared_bytes(self) -> int:
+        """What it began with of memory that a fork server holds too, 0 without one."""
+        return self._popen.shared_bytes if isinstance(self._popen, ForkedProcess) else 0
+
+    @property
     def exit_status(self) -> int | None:
         """Exit code, minus the signal's number, or None while it lives."""
         return self._popen.poll()

@@ -27,6 +27,12 @@ class WarmSpare:
         self._warming = threading.Lock()  # held while one is being warmed up, by whoever does it
         self._closed = threading.Event()
 
+    @property
+    def shared_bytes(self) -> int:
+        """What the spare shares with a fork server; 0 without one, or without a spare."""
+        spare = self._spare
+        return 0 if spare is None else spare.shared_bytes
+
     def warm(self) -> Ready:
         """Make the first one; returns its word that it is ready, the proof that trials can run here.
 

@@ -38,6 +38,7 @@ class Kind(enum.StrEnum):
     AGENT = "agent killed"
     TRIAL = "trial process killed"
     SPARE = "warm spare killed"
+    FORK_SERVER = "fork server killed"
     WATCHDOG = "watchdog killed"
     WORKER = "worker killed"
     WORKER_TWICE = "worker killed, and the next one too"
@@ -73,6 +74,7 @@ COSTS: Mapping[Kind, Cost] = {
     Kind.AGENT: Cost(lost=SLOTS),
     Kind.TRIAL: Cost(lost=1),
     Kind.SPARE: Cost(lost=1),  # it may just have been given its trial
+    Kind.FORK_SERVER: Cost(),
     Kind.WATCHDOG: Cost(),
     Kind.WORKER: Cost(),
     Kind.WORKER_TWICE: Cost(),
@@ -129,7 +131,15 @@ class Event:
 def weights(*, cluster: bool, disk: bool, network: bool) -> dict[Kind, int]:
     """How often each kind comes. disk: the run folder has a file system of its own; network: the worker has."""
     found = {Kind.DRIVER: 8, Kind.AGENT: 5, Kind.TRIAL: 6, Kind.SPARE: 3, Kind.WATCHDOG: 4, Kind.WORKER: 5}
-    found |= {Kind.WORKER_TWICE: 4, Kind.STOPPED: 1, Kind.PAUSED: 2, Kind.TAKEN: 2, Kind.QUIT: 3, Kind.QUIT_DRIVER: 1}
+    found |= {
+        Kind.FORK_SERVER: 3,
+        Kind.WORKER_TWICE: 4,
+        Kind.STOPPED: 1,
+        Kind.PAUSED: 2,
+        Kind.TAKEN: 2,
+        Kind.QUIT: 3,
+        Kind.QUIT_DRIVER: 1,
+    }
     if cluster:
         found |= {Kind.NANNY: 4, Kind.SCHEDULER: 5}
     if network:

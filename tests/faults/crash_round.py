@@ -34,12 +34,13 @@ ROLES = {
     Kind.AGENT: "agent",
     Kind.TRIAL: "trial",
     Kind.SPARE: "spare",
+    Kind.FORK_SERVER: "fork server",
     Kind.WATCHDOG: "watchdog",
     Kind.WORKER: "worker",
 }
 # What a driver says that is started on a full disk, or on a cluster that is just being started itself.
 _EARLY = ("No space left", "the cluster has no worker", "no Dask scheduler answers")
-OURS = {"driver", "agent", "watchdog", "trial", "spare"}
+OURS = {"driver", "agent", "watchdog", "trial", "spare", "fork server"}
 
 
 @dataclass(slots=True)

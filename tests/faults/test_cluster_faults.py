@@ -307,7 +307,7 @@ def test_a_lost_host_costs_its_trials_what_only_it_had(box: Sandbox) -> None:
     for process in box.processes():
         with contextlib.suppress(OSError):
             here = elsewhere not in Path(f"/proc/{process.pid}/environ").read_bytes()
-            if here and process.role in ("worker", "nanny", "agent", "trial", "spare", "watchdog"):
+            if here and process.role in ("worker", "nanny", "agent", "trial", "spare", "fork server", "watchdog"):
                 process.kill()
     assert ends(driver, box, 180) == 0, tail(box)
     over = box.events("attempt.restarted")

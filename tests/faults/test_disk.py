@@ -153,7 +153,7 @@ def test_no_process_to_be_had_and_dasks_scratch_cleared_away(box: Sandbox) -> No
         driver = box.start()
         training(box)
         for process in box.processes():
-            if process.role in ("worker", "nanny", "agent"):
+            if process.role in ("worker", "nanny", "agent", "fork server"):
                 (group / "cgroup.procs").write_text(str(process.pid))
         spare = box.of_role("spare")
         (group / "pids.max").write_text("1")

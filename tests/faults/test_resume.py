@@ -289,7 +289,7 @@ def scheduler_is_lost(box: Sandbox) -> None:
     training(box)
     scheduler.kill()
     assert ends(driver, box, 60) == 1, tail(box)
-    ours = {"trial", "spare", "agent", "watchdog"}
+    ours = {"trial", "spare", "fork server", "agent", "watchdog"}
     until(lambda: not {p.role for p in box.processes()} & ours, GONE_S, lambda: f"{box.processes()}")
     assert "the Dask scheduler" in tail(box) and "Traceback" not in tail(box), tail(box)
     for worker in workers:
@@ -318,7 +318,7 @@ def test_no_trial_survives_a_driver_killed_on_a_cluster(box: Sandbox) -> None:
     driver = box.start("--cluster", address)
     training(box)
     driver.kill()
-    ours = {"trial", "spare", "agent", "watchdog"}
+    ours = {"trial", "spare", "fork server", "agent", "watchdog"}
     until(lambda: not {p.role for p in box.processes()} & {"trial"}, GONE_S, lambda: f"trials gone: {box.processes()}")
     until(lambda: not {p.role for p in box.processes()} & ours, GONE_S, lambda: f"the rest gone: {box.processes()}")
     goes_on(box, "--cluster", address, kills=1)

@@ -23,7 +23,7 @@ from scheduler.worker.fork_server import ForkServer, NoForkServer
 from scheduler.worker.trial_maker import TrialMaker, why_not_forked
 from scheduler.worker.trial_process import TrialProcess, TrialStartError
 from tests.waiting import wait_until
-from training import runtime
+from training import footprint, runtime
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the fork server is Linux's")
 Making = Callable[..., TrialMaker]
@@ -79,7 +79,7 @@ CUDA = """
     torch.backends = types.SimpleNamespace(mps=types.SimpleNamespace(is_available=lambda: False))
 """
 OF_OTHERS = """
-    control.send(json.dumps({"unfit": None}).encode())
+    control.send(json.dumps({"unfit": None, "shared_bytes": 0}).encode())
     control.recv(9)
     control.send(b'{"pid": 1}')
     signal.pause()
@@ -345,6 +345,22 @@ def test_losses_are_those_of_a_started_process(making: Making, tmp_path: Path) -
     assert found[0] and found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_estimate_covers_a_forked_process(making: Making, tmp_path: Path, threads: int) -> None:
+    """By what it held when it was ready, and what it has yet to map of the libraries; its family says how it began."""
+    params = {"d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 128, "dropout": 0.1, "learning_rate": 1e-3}
+    params |= {"weight_decay": 1e-3, "warmup_steps": 5, "epochs": 1, "micro_batch": 32, "accumulation_steps": 1}
+    process = begin(making(None, threads=threads), tmp_path, "training.hpo:objective", **params)
+    ready = process.ready
+    where = {"runtime_bytes": ready.rss_bytes, "environments": [ready.environment], "threads": threads}
+    *_, last = process.messages()
+    process.close()
+    predicted = footprint.estimate(params, where)
+    assert str(last["environment"]).endswith("/forked") and last["environment"] == ready.environment
+    assert last["peak_bytes"] <= predicted["host_bytes"] <= 1.1 * last["peak_bytes"]
+    assert process.shared_bytes < (ready.rss_bytes or 0)
+
+
 @pytest.fixture
 def answering(tmp_path: Path) -> Iterator[Callable[[str], ForkServer]]:
     """Make a fork server of other code: it has the socket as `control`."""
@@ -384,10 +400,7 @@ def test_no_server_is_told_as_that(answering: Callable[[str], ForkServer], code:
 def test_no_process_to_be_had_is_the_hosts_fault(answering: Callable[[str], ForkServer]) -> None:
     """A fork that fails in the server fails as it would here."""
     said = json.dumps({"errno": 11})
-    server = answering(
-        f"control.send(json.dumps({{'unfit': None}}).encode()); control.recv(9); control.send({said.encode()!r}); "
-        "signal.pause()"
-    )
+    server = answering(OF_OTHERS.replace('{"pid": 1}', said))
     with pytest.raises(BlockingIOError):
         server.fork()
 

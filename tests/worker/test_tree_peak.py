@@ -54,6 +54,14 @@ def tree(*looks: list[ProcessMemory]) -> TreePeak:
 # -- the rule -------------------------------------------------------------------------------------------------------
 
 
+def test_what_a_forked_root_shares_is_all_its_own() -> None:
+    """A fork server and its other trials each have a part of those pages, by the kernel's count: none is left out."""
+    found = TreePeak(shared_bytes=140 * MIB)
+    found.saw(ROOT, [process(ROOT, 10 + 140 // 4), process(2, 50)])
+    assert found.footprint_bytes is not None and found.footprint_bytes >= (10 + 140 + 50) * MIB
+    assert found.peak_bytes >= (10 + 140 + 50) * MIB
+
+
 def test_processes_are_added_up_and_libraries_counted_once() -> None:
     """Footprints add up; mapped files count once, as a process's own peak has them."""
     found = tree([process(ROOT, 100, file=80), process(2, 50, file=70)])
