@@ -126,8 +126,7 @@ def end_library_threads() -> None:
 def fork_orphan() -> int | None:
     """Fork a process that is no child of ours but of whoever adopts our orphans: its pid, 0 in it. Raises OSError.
 
-    None when somebody has killed the one between.
-    It has been waited for when this returns, so the adoption is over.
+    The one between has been waited for when this returns, so the adoption is over; None when somebody has killed it.
     """
     reading, writing = os.pipe()
     try:
