@@ -208,7 +208,8 @@ def test_a_server_that_was_of_use_is_replaced_before_it_is_asked(
     maker().kill()
     before = server_of(maker).pid
     os.kill(before, signal.SIGKILL)
-    assert (server := maker._server) is not None
+    server = maker._server
+    assert server is not None
     wait_until(lambda: server.pid not in (None, before), "another server is there")
 
 
