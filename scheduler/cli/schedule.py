@@ -97,6 +97,8 @@ def _argument(*names: str, key: str | None = None, **extra: Any) -> Callable[[Co
 @_argument("--timeout", metavar="TIME", help="Longest this command may run, e.g. 8h; then it drains, resumable.")
 @_argument("--watchdog", metavar="MODE", help="on (default), observe (say, never kill) or off.")
 @_argument("--dashboard", metavar="ADDRESS", help="Port or host:port of the Dask dashboard (default: 8787), or off.")
+@_argument("--on-kill", metavar="COMMAND", help="Called for each killed trial: HOOK_* set, JSON on stdin.")
+@_argument("--on-end", metavar="COMMAND", help="Called when the run ends, likewise.")
 @click.option("--config", type=FILE, metavar="FILE", help="Configuration instead of configs/schedule.yaml.")
 @click.option(
     "--experiment", type=FILE, metavar="FILE", multiple=True, help="Experiment file; may be given many times."
@@ -265,7 +267,7 @@ def _parsed(given: dict[str, Any]) -> dict[str, Any]:
 
     text_only = {"budgets", "horizons", "name", "data", "storage", "cluster", "runs_dir", "memory_budget", "dashboard"}
     text_only |= {"command", "space", "metric", "objective", "study", "direction", "sampler", "memory", "pruner"}
-    text_only |= {"tls_ca_file", "tls_cert", "tls_key"}
+    text_only |= {"tls_ca_file", "tls_cert", "tls_key", "on_kill", "on_end"}
     keys = {"watchdog": "watchdog.mode"}
     return {
         keys.get(key, key): value if value is None or key in text_only else parse_scalar(value)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 from typing import TypeVar
 
@@ -28,6 +28,9 @@ _SPREAD, _SPREAD_COUNTS = 0.4, 6.0
 _APART, _APART_COUNTS = 0.6, 3.0
 _SLOPE, _SLOPE_SD = 0.9, 0.4
 _SHARE = 0.5  # of their bound of epochs that trials make
+# What is to come differs from what was: samplers and pruners move on, neighbours come and go. Factor e^0.2 for a study,
+# e^0.1 for all.
+_SHIFT, _SHIFT_ALL = 0.2, 0.1
 _BELIEVED = 3.0  # so many trials of its own, and a study's are drawn from as often as from what is believed
 
 
@@ -118,9 +121,14 @@ class Truth:
     pace: Pace
     lengths: Lengths
     seen: Sequence[tuple[float, int]] = ()  # (pace, epochs) of its own trials
+    shift: float = 1.0  # of what is to come against what was
 
     def trial(self, chance: Uniform) -> tuple[float, float]:
         """Return (seconds in all, seconds an epoch) of a trial that has not begun."""
+        seconds, pace_s = self._like_those_before(chance)
+        return seconds * self.shift, pace_s * self.shift
+
+    def _like_those_before(self, chance: Uniform) -> tuple[float, float]:
         lengths = self.lengths
         if lengths.failed_s and chance() < lengths.failing:
             lasted = _pick(lengths.failed_s, chance)
@@ -161,8 +169,10 @@ class Beliefs:
 
     def truths(self, chance: Uniform) -> dict[str, Truth]:
         """Draw one possible truth about all studies."""
-        line = self._line(chance)
-        return {name: self._truth(name, evidence, line, chance) for name, evidence in self._studies.items()}
+        line, common = self._line(chance), _SHIFT_ALL * _gauss(chance)
+        found = {name: self._truth(name, evidence, line, chance) for name, evidence in self._studies.items()}
+        shifts = {name: math.exp(common + _SHIFT * _gauss(chance)) for name in found}
+        return {name: replace(truth, shift=shifts[name]) for name, truth in found.items()}
 
     def _line(self, chance: Uniform) -> Callable[[int], tuple[float, float]]:
         """Draw how the mean pace grows with the size: size -> (mean, how far a study may be from it)."""

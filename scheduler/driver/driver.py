@@ -37,6 +37,7 @@ from scheduler.driver.caller import Caller
 from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said
 from scheduler.driver.fleet import Fleet
 from scheduler.driver.forecaster import Forecaster
+from scheduler.driver.hooks import Hooks
 from scheduler.driver.lock import DriverLock
 from scheduler.driver.recorder import Recorder
 from scheduler.driver.recording import Recording
@@ -62,6 +63,7 @@ from scheduler.workload import functions as training_side
 from scheduler.workload import objective as objective_workload
 from scheduler.workload.plan import Plan
 
+_OOM = m.ExitReason.KERNEL_OOM.value
 SCRATCH = "dask"  # below the run folder, while it runs: the worker's own files and the spares' logs
 ENVIRONMENT = "training.runtime:environment"
 FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
@@ -136,6 +138,13 @@ class _Driver:
         self.happenings: deque[Happening] = deque(maxlen=MOST_HAPPENINGS)
         self.refused = {each.spec.name: each.refusal for each in plan_.studies if each.refusal is not None}
         self.forecaster = Forecaster(history.past(settings), self._foreseen, self._not_foreseen)
+        self.hooks = Hooks(
+            on_kill=settings.on_kill,
+            on_end=settings.on_end,
+            run=settings.name,
+            folder=str(settings.run_folder.absolute()),
+            note=lambda text: self.log(JournalEvent.HOOK_FAILED, note=text),
+        )
         self._noted_at = 0.0
         self._asked_to_quit: str | None = None
         self.preload = settings.training.preload
@@ -155,7 +164,11 @@ class _Driver:
                 (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; this start is the answer
             with _Signals(self._quit, is_last):
                 self.view.start(on_quit=self._quit)
-                return self._run(folder, registry)
+                try:
+                    return self._run(folder, registry)
+                except m.HeadroomError as error:
+                    self._over(error.exit_code, str(error))
+                    raise
         finally:
             lock.release()
 
@@ -206,7 +219,6 @@ class _Driver:
         loss = self.files.look(is_last=True)
         code = end.exit_code if loss is None else FilesLost.exit_code
         self.log(JournalEvent.BATCH_ENDED, durable=True, exit_code=code, reason=end.reason, unwritten=len(unwritten))
-        self.journal.close()
         self.view.stop()
         told = None if loss is None else self.files.save(loss)
         delivered = self._report(folder, store, dispatcher.brain)
@@ -214,7 +226,21 @@ class _Driver:
         self.files.close()
         if told is not None:
             raise FilesLost(told)
-        return end.exit_code or (ending.DONE if delivered else ending.NOT_DONE)
+        code = end.exit_code or (ending.DONE if delivered else ending.NOT_DONE)
+        self._over(code, end.reason, dispatcher.brain)
+        self.journal.close()
+        return code
+
+    def _over(self, code: int, reason: str, brain: BatchState | None = None) -> None:
+        """Call the command of the user's that wants to know of the end."""
+        studies = [] if brain is None else list(brain.studies.values())
+        done = [
+            {"study": each.spec.name, "done": each.counted, "quota": each.spec.quota, "best": (each.best or [None])[0]}
+            for each in studies
+        ]
+        text = f"run {self.settings.name} has ended: {reason}"
+        elapsed_s = round(time.monotonic() - self.started, 1)
+        self.hooks.ended(text, {"exit_code": code, "reason": reason, "elapsed_s": elapsed_s, "studies": done})
 
     def _dispatcher(
         self, folder: Path, cluster: Cluster, fleet: Fleet, store: StudyStore, evidence: recovery.Evidence
@@ -481,6 +507,9 @@ class _Driver:
         if told is not None:
             self.happenings.append(told)
             self.view.happened(told)
+            if event is JournalEvent.ATTEMPT_ENDED and (fields.get("kill") or fields["reason"] == _OOM):
+                path = self._story(m.AttemptId.parse(fields["attempt"]))
+                self.hooks.killed(told.text, {**fields, "story": path})
         if event not in self.view.shows:
             log.show(event, fields)
 

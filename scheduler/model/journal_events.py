@@ -30,6 +30,7 @@ class JournalEvent(enum.StrEnum):
         "batch.no_forecast",
         "the forecast failed and is left out from here on; trials are not concerned",
     )
+    HOOK_FAILED = "hook.failed", "a command of --on-kill or --on-end failed, hung or could not be started"
     BATCH_ENDED = "batch.ended", "the driver leaves, with this exit code"
     JOURNAL_TORN = "journal.torn", "the last line of the journal was cut off, by a power cut or a full disk"
     RUN_FILES_LOST = "run.files_lost", "the run folder or the study's database was removed, moved or replaced"

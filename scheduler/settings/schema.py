@@ -184,6 +184,8 @@ class Settings(StudyKeys):
     away_timeout_s: Annotated[Number, Field(ge=5)] = 600.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     dashboard: str | None = ":8787"
+    on_kill: str | None = None
+    on_end: str | None = None
 
     @field_validator("objective")
     @classmethod

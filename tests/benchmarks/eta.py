@@ -31,7 +31,7 @@ from scheduler.core.trial import Rules
 from scheduler.units import GIB
 from tests.builders import asked, facts, outcome, study
 
-FIRST, STEP = 0.1, 1.25  # a forecast when a tenth of the trials have ended, and each time the clock has grown by this
+FIRST, STEP = 0.1, 1.4  # a forecast when a tenth of the trials have ended, and each time the clock has grown by this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,8 @@ class World:
         retry = RetryPolicy(max_retries=3, max_consecutive_failures=10**9)
         rules = Rules(memory_budget=parse_memory_budget("100%"), reserve_bytes=0, retry=retry)
         draw = self.random
-        self.kinds = {f"s{n}": self.kind() for n in range(draw.choice((1, 2, 4, 6)))}
-        self.quota = draw.choice((20, 30))
+        self.kinds = {f"s{n}": self.kind() for n in range(draw.choice((4, 8, 12)))}
+        self.quota = draw.choice((30, 50))
         self.trouble = draw.choice((0.0, 0.03, 0.1))
         self.crowd = draw.uniform(0.0, 0.08)  # how much each neighbour on its host slows a trial down
         self.brain = BatchState(rules, studies=len(self.kinds))
