@@ -20,7 +20,7 @@ import pyte
 from tests.waiting import until
 
 
-class _Screen(pyte.HistoryScreen):  # type: ignore[misc]  # pyte publishes no types
+class _Screen(pyte.HistoryScreen):
     """Notes each line that the terminal itself had to wrap."""
 
     def __init__(self, columns: int, lines: int) -> None:
