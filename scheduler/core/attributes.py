@@ -17,9 +17,12 @@ _EXPLAINED = frozenset({ExitReason.FAILED, ExitReason.LOST, ExitReason.NOT_START
 _TRACEBACK_CHARS = 4000  # MySQL's text columns; the whole of it stays in the attempt's folder
 
 
-def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, trusted_peak: bool) -> dict[str, Any]:
+def final_attrs(
+    outcome: Outcome, footprint: Footprint, attempts: int, *, trusted_peak: bool, earlier_s: float = 0.0
+) -> dict[str, Any]:
     """Return the attributes written before the final state.
 
+    earlier_s: how long the attempts before this one ran: `duration_s` is of all, as `attempts` counts them all.
     trusted_peak: the peak was seen after memory went flat or in a whole run (or is a kill's "at least"), so the next
     driver may learn from it; any other is kept under another name, because half a run's peak would teach too little.
     """
@@ -28,7 +31,7 @@ def final_attrs(outcome: Outcome, footprint: Footprint, attempts: int, *, truste
         "stop_reason": stop_reason(outcome),
         "attempts": attempts,
         "epochs": outcome.epochs,
-        "duration_s": round(outcome.duration_s, 3),
+        "duration_s": round(earlier_s + outcome.duration_s, 3),
         "footprint.predicted_bytes": footprint.host_bytes,
         "footprint.source": footprint.source.value,
         "footprint.samples": footprint.samples,

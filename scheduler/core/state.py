@@ -208,6 +208,7 @@ class BatchState:
             max_epochs=event.max_epochs,
             retries=event.retries,
             ran_s=event.ran_s,
+            earlier_s=event.ran_s,
             since=self._now,
             smaller=tuple(event.smaller),
             space=event.space,
@@ -303,6 +304,7 @@ class BatchState:
             trial.attempt += 1
             self._requeue(trial, reason=outcome.reason.value, outcome=outcome)
         else:
+            trial.earlier_s += trial.lasted_s(outcome, self._now)
             trial.retry(self._now, verdict, f"attempt {trial.attempt} {outcome.reason.value}")
             study.pending.add(trial.id)
 
@@ -473,7 +475,9 @@ class BatchState:
         if state is m.FinalState.COMPLETE:
             study.completed += 1
             self._expectation.finished(study, trial, outcome.duration_s)
-        attrs = final_attrs(outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak)
+        attrs = final_attrs(
+            outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak, earlier_s=trial.earlier_s
+        )
         if trial.started_over is not None:
             attrs["started_over"] = trial.started_over
         if (flat_after := trial.flat_after(outcome)) is not None:
@@ -520,7 +524,10 @@ class BatchState:
 
     def _requeue(self, trial: Trial, *, reason: str, outcome: m.Outcome | None) -> None:
         self._forget(trial, f"requeued: {reason}")
-        attrs = {} if outcome is None else final_attrs(outcome, trial.footprint, trial.attempt - 1, trusted_peak=False)
+        attrs: dict[str, Any] = {}
+        if outcome is not None:
+            attempts, earlier_s = trial.attempt - 1, trial.earlier_s
+            attrs = final_attrs(outcome, trial.footprint, attempts, trusted_peak=False, earlier_s=earlier_s)
         self._out.append(
             m.EnqueueRetry(
                 trial=trial.id,

@@ -136,6 +136,7 @@ class Trial:
     retries: int = 0
     fruitless: int = 0
     ran_s: float = 0.0
+    earlier_s: float = 0.0  # what all attempts before this one ran, also those that left nothing
     started_over: str | None = None
     stopping: str | None = None
     leave_by: float = 0.0
@@ -212,6 +213,10 @@ class Trial:
     def ran_until(self, now: float) -> float:
         """How long it has run: earlier attempts that left a checkpoint, and the present one."""
         return self.ran_s + (0.0 if self.started_at is None else now - self.started_at)
+
+    def lasted_s(self, outcome: Outcome, now: float) -> float:
+        """How long the present attempt ran; of one that was lost nobody says it, but it was seen to start."""
+        return outcome.duration_s or (0.0 if self.started_at is None else now - self.started_at)
 
     def progressed(self, now: float, step: int, value: float) -> None:
         """Note that an epoch ended."""

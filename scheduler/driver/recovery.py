@@ -66,8 +66,9 @@ class Remains:
     attempt: its number, 0 when none was ever started. result: the last message, durable before the process left.
     kill: the watchdog's record of a kill that was carried out. process: (pid, start_time) while it lives.
     checkpoint: the newest of any attempt; progress: it is the last attempt's own. retries: those spent when it began,
-    None where that is not known. ran_s: how long the trial ran, up to that checkpoint. reachable: False when the folder
-    is on another host, so nothing is known. seen: how the last attempt ended, where its driver lived to see it.
+    None where that is not known. ran_s: how long the trial ran, up to that checkpoint. earlier_s: how long the attempts
+    before the last one did, as far as the journal tells. reachable: False when the folder is on another host, so nothing
+    is known. seen: how the last attempt ended, where its driver lived to see it.
     """
 
     attempt: int = 0
@@ -78,6 +79,7 @@ class Remains:
     progress: bool = False
     retries: int | None = None
     ran_s: float = 0.0
+    earlier_s: float = 0.0
     log_tail: str = ""
     reachable: bool = True
     seen: Outcome | None = None
@@ -110,7 +112,13 @@ def decide(
         outcome = dataclasses.replace(outcome, reason=verdict.reason)
     trusted = outcome.peak_bytes is not None and outcome.reason is ExitReason.COMPLETED
     attrs = {
-        **final_attrs(outcome, _footprint(left.attrs), attempt, trusted_peak=trusted),
+        **final_attrs(
+            outcome,
+            _footprint(left.attrs),
+            attempt,
+            trusted_peak=trusted,
+            earlier_s=left.ran_s + remains.earlier_s,
+        ),
         "settled": "after the driver's death",
     }
     if isinstance(verdict, fault.Again):
@@ -153,6 +161,10 @@ def _footprint(attrs: Mapping[str, Any]) -> Footprint:
     return Footprint(host_bytes=int(predicted), prior_bytes=int(prior or 0), source=source)
 
 
+def _is_before(other: AttemptId, trial: TrialId, attempt: int) -> bool:
+    return other.trial == trial and other.attempt < attempt
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """Reads what attempts left on this host.
@@ -185,6 +197,7 @@ class Evidence:
             ran_s=folder.ran_s,
             log_tail=folder.log_tail(),
             seen=self.ends.get(AttemptId(trial, attempt)),
+            earlier_s=sum(end.duration_s for a, end in self.ends.items() if end and _is_before(a, trial, attempt)),
         )
 
     def _process(self, folder: Path) -> tuple[int, float] | None:

@@ -9,6 +9,7 @@
 | `model.safetensors` | the trial | the model of its best epoch |
 | `result.json` | the trial | its last message, durable before it is sent |
 | `kill.json`, `would_kill.json` | the watchdog | the story of a kill, or of one that it would have carried out |
+| `kill.txt`, `would_kill.txt` | the watchdog | the same for people: sizes in GiB, the time of day, whose fault |
 
 Covers the folders of all attempts of a trial too: which is the latest, which checkpoint the newest, dropping them. A
 trial's own code can write here: what does not parse is as good as not there. `training` knows the names of the files
@@ -27,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scheduler.files.durable import create, read_json, tail, write_json
+from scheduler.files.durable import create, read_json, tail, write, write_json
+from scheduler.host import kill_words
 from scheduler.host.registry import boot_id
 from scheduler.model import AttemptId, Json, KillRecord, TrialId, messages
 from scheduler.model.fields import BadMessage, finite
@@ -175,11 +177,14 @@ class AttemptFolder:
             return None
         path = self.path / (WOULD_KILL if would_have else KILL)
         write_json(path, story, durable=True)
+        # Whoever reads the words looks there after the fact; whatever goes wrong with them must not hold up a kill.
+        with contextlib.suppress(Exception):
+            write(path.with_suffix(".txt"), kill_words.as_text(story))
         return path
 
-    def kill_story(self) -> Json:
+    def kill_story(self, *, would_have: bool = False) -> Json:
         """All that is written of the kill, for the watchdog that takes it over; empty without one."""
-        return read_json(self.path / KILL) or {}
+        return read_json(self.path / (WOULD_KILL if would_have else KILL)) or {}
 
     def kill(self, *, would_have: bool = False) -> KillRecord | None:
         """Read the record of the kill as far as it is written; would_have: of one that was only observed."""

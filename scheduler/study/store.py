@@ -521,7 +521,7 @@ class StudyStore:
             opened.id,
             command.trial.number,
             self.run if left is None else left.run,
-            attrs={**command.attrs, "retry_reason": command.reason},
+            attrs={"stop_reason": command.reason, **command.attrs, "retry_reason": command.reason},
             successor_attrs={key: value for key, value in successor.items() if value is not None},
             lease=None if left is None else left.lease,
         )

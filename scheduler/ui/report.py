@@ -12,7 +12,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scheduler.files.durable import write
-from scheduler.model import StudySpec, WorkerFacts
+from scheduler.model import WATCHDOG_REASONS, ExitReason, StudySpec, WorkerFacts
 from scheduler.model.plain import line
 from scheduler.units import duration, gib
 from scheduler.workload.plan import Plan, StudyPlan
@@ -40,6 +41,10 @@ COST = (
     "ended",
 )
 FINAL = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}  # state -> the table's word for it
+# PRUNED in the study, but no pruner's doing: stop reason -> the table's word for it.
+KILLED = {reason.value: "killed" for reason in (*WATCHDOG_REASONS, ExitReason.KERNEL_OOM, ExitReason.TIMED_OUT)}
+WORDS = ("complete", "pruned", "killed", "too large", "failed")
+FILES = ("checkpoint", "model")  # attributes that name a file
 
 
 def finish(
@@ -67,6 +72,7 @@ def finish(
 
 def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> None:
     """results.csv and best/<study>.json; each file is replaced as a whole. Raises OSError."""
+    rows = {name: [present(row) for row in found] for name, found in rows.items()}
     write(folder / "results.csv", to_csv(studies, rows), durable=True)
     (folder / "best").mkdir(parents=True, exist_ok=True)
     for spec in studies:
@@ -76,6 +82,33 @@ def write_files(folder: Path, studies: Sequence[StudySpec], rows: Mapping[str, S
         if found is not None:
             text = json.dumps({"study": spec.name, **found}, indent=1, sort_keys=True, default=str)
             write(folder / "best" / f"{spec.name}.json", text + "\n", durable=True)
+
+
+def present(row: Row, is_there: Callable[[str], bool] = os.path.exists) -> Row:
+    """Return the row with its reason, and without files that are not there: most checkpoints are dropped in time."""
+    gone = {key for key in FILES if isinstance(row.get(key), str) and not is_there(row[key])}
+    return {**{key: value for key, value in row.items() if key not in gone}, "stop_reason": reason(row)}
+
+
+def reason(row: Row) -> str:
+    """Return why the trial ended, or that it has not: never nothing."""
+    said = row.get("stop_reason") or row.get("watchdog.reason") or row.get("retry_reason")
+    if said:
+        return str(said)
+    return {"RUNNING": "running", "WAITING": "queued"}.get(row["state"], "ended by another program")
+
+
+def ended_as(row: Row) -> str | None:
+    """Return the table's word for how the trial ended; None for one that has not, or that runs again as another.
+
+    A trial that was interrupted and queued again is FAIL in the study, but nothing failed: its successor counts.
+    """
+    if row["state"] not in FINAL or row.get("retried") is not None:
+        return None
+    if row["state"] == "PRUNED":
+        told = str(row.get("watchdog.reason") or row.get("stop_reason"))
+        return "too large" if told == "does_not_fit" else KILLED.get(told, "pruned")
+    return FINAL[row["state"]]
 
 
 def to_csv(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> str:
@@ -109,16 +142,13 @@ def results_table(
     studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]], notes: Mapping[str, str] | None = None
 ) -> Table:
     """One line per study: how many trials ended how, and the best of them."""
-    # A trial that was interrupted and queued again is FAIL in the study, but nothing failed: its successor counts.
-    ended = {
-        spec.name: [row["state"] for row in rows.get(spec.name, ()) if row.get("retried") is None] for spec in studies
-    }
+    ended = {spec.name: [ended_as(row) for row in rows.get(spec.name, ())] for spec in studies}
     # Most runs have nothing pruned or failed; a terminal of 80 columns has no room for empty columns.
-    shown = ["COMPLETE", *(state for state in ("PRUNED", "FAIL") if any(state in states for states in ended.values()))]
+    shown = ["complete", *(word for word in WORDS[1:] if any(word in words for words in ended.values()))]
     shape = {heading: key for spec in studies for heading, key in spec.shown.shape.items()}
     table = _table(
         "study",
-        *(FINAL[state] for state in shown),
+        *shown,
         *(spec.shown.value for spec in studies[:1]),
         "trial",
         *shape,
@@ -128,7 +158,7 @@ def results_table(
     if notes:
         table.add_column("note", overflow="fold")
     for spec in studies:
-        counts = [ended[spec.name].count(state) for state in shown]
+        counts = [ended[spec.name].count(word) for word in shown]
         best: Row = best_row(rows.get(spec.name, ()), spec) or {}
         value, peak, took = best.get("value"), best.get("footprint.observed_peak_bytes"), best.get("duration_s")
         table.add_row(
@@ -177,7 +207,7 @@ def barren(studies: Sequence[StudySpec], rows: Mapping[str, Sequence[Row]]) -> d
     """Make a remark for each study that has ended trials and not one of them COMPLETE."""
     found = {}
     for spec in studies:
-        ended = [row for row in rows.get(spec.name, ()) if row["state"] in FINAL and row.get("retried") is None]
+        ended = [row for row in rows.get(spec.name, ()) if ended_as(row) is not None]
         if ended and not any(row["state"] == "COMPLETE" for row in ended):
             said = next((row["error"] for row in reversed(ended) if row.get("error")), None)
             last = line(said, 160) if said else str(ended[-1].get("stop_reason") or "unknown")
