@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -382,11 +382,18 @@ class _Driver:
             seed=self.settings.seed,
             pruner=self.settings.pruner,
             warm_start=self.settings.warm_start,
+            begin_with=self._begin_with(),
             choice=self._choice(),
             storage=None if self.caller is None else self.caller.storage,
             folder=folder,
             lease_s=self.settings.lease_s,
         )
+
+    def _begin_with(self) -> tuple[Mapping[str, Any], str | None] | None:
+        given = self.settings.begin_with
+        if given is None:
+            return None
+        return given.params, None if given.checkpoint is None else str(given.checkpoint.expanduser().absolute())
 
     def _choice(self) -> choice.Choice | None:
         if self.caller is not None:

@@ -21,6 +21,8 @@ _FAULT = {
     ExitReason.STALLED: "its own: it did nothing any more.",
     ExitReason.EVICTED: "its own: it held more than it was promised, or thrashed, while the host ran out of memory.",
     ExitReason.OVERSHOOT: "its own: it held far more than it was promised.",
+    ExitReason.KERNEL_OOM: "its own, as far as can be told: the kernel ends who holds most, beyond its promise.",
+    ExitReason.TIMED_OUT: "its own: it was too slow.",
     ExitReason.PREEMPTED: "not its own: it kept its promise, and another trial or program took the memory.",
     ExitReason.LOST: "not its own: the process that looked after it was gone.",
 }
@@ -61,7 +63,8 @@ def size(value: Any) -> str:
 
 def in_words(text: Any) -> str:
     """Return a sentence of the watchdog's with its bytes in GiB."""
-    return _BYTES.sub(lambda found: gib(int(found[1])), line(text, 500))
+    told = _BYTES.sub(lambda found: gib(int(found[1])), line(text, 500))
+    return re.sub(r"^healthy: (\w+)$", r"spared: nothing was wrong with it (\1)", told)
 
 
 def why(rule: Any, evidence: Mapping[str, Any]) -> str:
@@ -77,6 +80,10 @@ def why(rule: Any, evidence: Mapping[str, Any]) -> str:
             return f"it made no progress while its memory was being swapped ({size(evidence.get('swap_bytes'))} of it)"
         case "orphaned":
             return "the agent that had started it was gone and nobody would have heard of its result"
+        case "kernel_oom":
+            return "the kernel's out-of-memory killer took it"
+        case "timed_out":
+            return "it ran longer than a trial may (--trial-timeout)"
         case "overshoot":
             return f"it held {held}, far over the {size(promised)} that it was promised"
     told = _HOST.get(str(rule), f"the host was in need ({line(rule, 80)})")

@@ -15,7 +15,8 @@ class Presentation:
 
     labels: what tells it from its siblings, by column. columns: of a trial's parameters, in a reader's order. shape:
     heading -> parameter of the best trial in the table of results. value: heading of its value. smaller: what would
-    need less memory, in words.
+    need less memory, in words. size: the column against which its value follows a power law, if any does; compare: the
+    label whose values are set beside each other in that.
     """
 
     labels: Mapping[str, str | int] = field(default_factory=dict)
@@ -23,6 +24,8 @@ class Presentation:
     shape: Mapping[str, str] = field(default_factory=dict)
     value: str = "best value"
     smaller: str = ""
+    size: str = ""
+    compare: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

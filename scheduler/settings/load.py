@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from scheduler import masking
 from scheduler.model import UsageError
 from scheduler.settings import command
 from scheduler.settings import layers as sources
@@ -77,7 +78,27 @@ def load(
     settings = settings.model_copy(update={"name": settings.name or default_name(found[0] if found else settings)})
     for each in (settings, *found):
         _check_search_names(each, settings.training.sample)
+    studies = sum(len(each.budgets) * len(each.horizons) for each in found or [settings])
+    if settings.begin_with is not None and studies > 1:
+        raise UsageError(
+            f"begin_with names one configuration, and there are {studies} studies: give one of --budgets and of --horizons"
+        )
     settings._experiments = tuple(found)  # a private attribute: set once, here, before anybody sees the object
+    return settings
+
+
+def resolved(path: Path) -> Settings:
+    """Read back the settings that a run's folder keeps. Neither environment nor arguments count any more, but for the
+    whole URL of the database, whose password is not in the file. Raises UsageError.
+    """
+    values = sources.read_yaml(path)
+    experiments = values.pop("experiments", None) or []
+    sources.check_keys(str(path), values, Settings)
+    if (url := os.environ.get("HEADROOM_STORAGE")) and masking.bare(url) == values.get("storage"):
+        values["storage"] = url
+    settings = _validate(Settings, sources.Layers(values, {}), str(path))
+    keys = (sources.Layers(dict(each), {}) for each in experiments)
+    settings._experiments = tuple(_validate(StudyKeys, each, str(path)) for each in keys)
     return settings
 
 

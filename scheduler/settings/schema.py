@@ -114,6 +114,13 @@ class Training(Frozen):
         return value
 
 
+class BeginWith(Frozen):
+    """The first trial of a new study. params: as they were suggested. checkpoint: what it goes on from."""
+
+    params: dict[str, Any]
+    checkpoint: Path | None = None
+
+
 def _watchdog_model() -> type[BaseModel]:
     """Make the watchdog's keys from `policy.thresholds.Thresholds` so that nothing is typed twice."""
     hints = get_type_hints(Thresholds)
@@ -167,6 +174,7 @@ class Settings(StudyKeys):
     memory: OwnSize | None = None
     pruner: Annotated[str, BeforeValidator(_word)] = "median"
     warm_start: Annotated[Whole, Field(ge=0, le=100)] = 3
+    begin_with: BeginWith | None = None
     device: Literal["auto", "cpu", "mps", "cuda"] = "auto"
     allocator: Literal["auto", "default", "glibc-stack"] = "auto"
     max_retries: Annotated[Whole, Field(ge=0, le=100)] = 3

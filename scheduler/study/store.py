@@ -136,6 +136,7 @@ class StudyStore:
     after a restart. folder: the run's folder, for a driver that takes over. lease_s: how long another driver's lease
     must stand still (by this host's monotonic clock, so that wrong clocks do not matter) before it counts as gone.
     warm_start: how many of the best trials of a finished study nearby a new study runs first.
+    begin_with: parameters of the first trial of a new study, and the checkpoint that it goes on from, or None.
     choice: sampler, pruner and the user's own sizes of studies whose trials ask while they run. storage: instead of the
     database at `url`.
     """
@@ -150,6 +151,7 @@ class StudyStore:
         seed: int = 0,
         pruner: str = "median",
         warm_start: int = 0,
+        begin_with: tuple[Mapping[str, Any], str | None] | None = None,
         choice: Choice | None = None,
         storage: PlainStorage | None = None,
         folder: str | os.PathLike[str] | None = None,
@@ -159,6 +161,7 @@ class StudyStore:
         self.url, self.owner, self.run, self.functions = url, owner, run, functions
         self.lease_s = lease_s
         self._seed, self._pruner, self._warm_start, self._clock = seed, pruner, warm_start, clock
+        self._begin_with = begin_with
         self._choice = choice or Choice()
         if choice is None:
             make_pruner(pruner)  # an unknown name is an error now, not at the first study
@@ -198,7 +201,7 @@ class StudyStore:
             if changed:
                 notes.append(f"{spec.name} was created with other values of {', '.join(changed)}: results are mixed")
             rdb.remember(study_id, "headroom", {**spec.shown.labels, "version": 1})
-            notes += self._begin_warm(spec, study_id, study, architectures)
+            notes += self._begin_given(spec, study_id) + self._begin_warm(spec, study_id, study, architectures)
             opened = _Open(spec=spec, id=study_id, study=study, architectures=architectures)
             if spec.define_by_run:
                 study.sampler = self._choice.sampler(spec.name, len(study.get_trials(deepcopy=False)))
@@ -227,6 +230,16 @@ class StudyStore:
                 running_elsewhere=sum(t.user_attrs["run"] != self.run for t in running),
                 notes=notes,
             )
+
+    def _begin_given(self, spec: StudySpec, study_id: int) -> list[str]:
+        """Queue the trial that the user wants first in a study without any."""
+        if self._begin_with is None:
+            return []
+        params, checkpoint = self._begin_with
+        attrs = {} if checkpoint is None else {"resume_from": checkpoint}
+        if not self._connect().enqueue_first(study_id, [(params, attrs)]):
+            return []
+        return [f"{spec.name} begins with the given parameters" + ("" if checkpoint is None else f" from {checkpoint}")]
 
     def _begin_warm(
         self, spec: StudySpec, study_id: int, study: optuna.Study, architectures: Sequence[Mapping[str, Any]]

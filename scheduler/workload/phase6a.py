@@ -93,6 +93,8 @@ def _study(settings: Settings, keys: StudyKeys, budget: str, horizon: int) -> St
             shape={"d_model": "d_model", "layers": "n_layers"},
             value="best loss",
             smaller=_smaller(budget),
+            size="param_count",
+            compare="horizon",
         ),
     )
 
