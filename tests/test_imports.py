@@ -18,6 +18,20 @@ PURE_ROOMS = ("core", "model", "watchdog.policy")
 ROOMS = {
     "__main__": {"cli"},
     "replay": {"core", "driver"},
+    "report": {
+        "__init__",
+        "core",
+        "driver",
+        "files",
+        "host",
+        "masking",
+        "model",
+        "settings",
+        "study",
+        "ui",
+        "units",
+        "workload",
+    },
     "cli": {
         "__init__",
         "cluster",
@@ -25,6 +39,7 @@ ROOMS = {
         "host",
         "masking",
         "model",
+        "report",
         "settings",
         "study",
         "ui",

@@ -14,6 +14,7 @@ import click
 from scheduler.cli import execution
 from scheduler.cli.execution import OK
 from scheduler.model import UsageError
+from scheduler.model.plain import line
 
 EPILOG = """\b
 Examples:
@@ -24,9 +25,12 @@ Examples:
 """
 
 
+DEFAULT = "Default: RUN/report.html; with --json and --csv standard output."
+
+
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Default: RUN/report.html; with --json and --csv standard output.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help=DEFAULT)
 @click.option("--json", "as_json", is_flag=True, help="All that the report says, as one JSON object.")
 @click.option("--csv", "as_csv", is_flag=True, help="A row per trial, the columns of results.csv.")
 def command(run: Path, output: Path | None, as_json: bool, as_csv: bool) -> int:
@@ -40,23 +44,43 @@ def command(run: Path, output: Path | None, as_json: bool, as_csv: bool) -> int:
     from scheduler.report.records import load_run
     from scheduler.ui import report as results
 
-    found = load_run(folder_of(run))
+    folder = folder_of(run)
+    if output is None and not as_json and not as_csv:
+        try:
+            click.echo(page.leave(folder))
+        except OSError as error:
+            raise _unwritable(error.filename or folder, error) from None
+        return OK
+    found = load_run(folder)
     if as_csv:
         rows = {name: [results.present(row) for row in each] for name, each in found.rows.items()}
         text = results.to_csv(found.specs, rows)
     else:
         facts = page.facts(found)
         text = page.as_json(facts) + "\n" if as_json else page.as_html(facts)
-    if output is None and (as_json or as_csv):
+    if output is None:
         click.echo(text, nl=False)
         return OK
-    path = output or found.folder / page.NAME
     try:
-        path.write_text(text, encoding="utf-8")
+        output.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}; name another file with -o") from None
-    click.echo(path)
+        raise _unwritable(output, error) from None
+    click.echo(output)
     return OK
+
+
+def leave(folder: Path) -> str:
+    """Make the report at the end of a run; returns a line for the user. Never raises: it is no part of the run."""
+    try:
+        from scheduler.report import page
+
+        return f"report in {page.leave(folder)}"
+    except Exception as error:  # whatever it is, the run has ended as it did
+        return f"no report was made ({type(error).__name__}: {line(error, 200)}); bin/report {folder} tries again"
+
+
+def _unwritable(path: object, error: OSError) -> UsageError:
+    return UsageError(f"cannot write {path}: {error.strerror or error}; name another file with -o")
 
 
 def folder_of(run: Path) -> Path:

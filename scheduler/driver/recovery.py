@@ -67,8 +67,8 @@ class Remains:
     kill: the watchdog's record of a kill that was carried out. process: (pid, start_time) while it lives.
     checkpoint: the newest of any attempt; progress: it is the last attempt's own. retries: those spent when it began,
     None where that is not known. ran_s: how long the trial ran, up to that checkpoint. earlier_s: how long the attempts
-    before the last one did, as far as the journal tells. reachable: False when the folder is on another host, so nothing
-    is known. seen: how the last attempt ended, where its driver lived to see it.
+    before the last one did, as far as the journal tells. reachable: False when the folder is on another host, so
+    nothing is known. seen: how the last attempt ended, where its driver lived to see it.
     """
 
     attempt: int = 0

@@ -103,9 +103,7 @@ def held(evidence: Mapping[str, Any]) -> str:
         return f"It held {gib(int(footprint))}; it had no promise, since nobody could say what it would take."
     over = footprint - promised
     beside = f"{gib(int(over))} more than" if over > 0 else f"within the {gib(int(promised))} of"
-    return f"It held {gib(int(footprint))}: {beside} its promise" + (
-        f" of {gib(int(promised))}." if over > 0 else "."
-    )
+    return f"It held {gib(int(footprint))}: {beside} its promise" + (f" of {gib(int(promised))}." if over > 0 else ".")
 
 
 def fault(reason: Any) -> str:

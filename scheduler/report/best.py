@@ -12,11 +12,12 @@ from scheduler.report.records import Run
 from scheduler.settings.command import PREFIX
 from scheduler.settings.layers import as_yaml
 from scheduler.settings.schema import Settings
+from scheduler.settings.study_keys import StudyKeys
 from scheduler.ui.report import best_row
 
 # Of the machine, the run and its database, not of what is trained: a file that is run elsewhere has its own.
-LEFT_OUT = ("storage", "runs_dir", "cluster", "tls_ca_file", "tls_cert", "tls_key", "dashboard", "study", "log_level")
-LEFT_OUT += ("experiments", "hpo", "begin_with")
+LEFT_OUT = {"storage", "runs_dir", "cluster", "tls_ca_file", "tls_cert", "tls_key", "dashboard", "study", "log_level"}
+LEFT_OUT |= {"experiments", "hpo", "begin_with"}
 
 
 def section(run: Run) -> list[Json]:
@@ -39,7 +40,9 @@ def _file(run: Run, spec: StudySpec) -> Json:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{spec.name[:60]}-best")
     data = _settings(run.settings, spec) | {"name": name, "trials": 1, "warm_start": 0}
     data["begin_with"] = {"params": params, "checkpoint": checkpoint}
-    head = f"# Trial {best['number']} of {spec.name}: value {best['value']:.6g}. Run it again: bin/schedule --config FILE\n"
+    head = (
+        f"# Trial {best['number']} of {spec.name}: value {best['value']:.6g}. To run it: bin/schedule --config FILE\n"
+    )
     if checkpoint is not None:
         head += "# It goes on from its checkpoint; `checkpoint: null` trains it from the beginning.\n"
     text = head + as_yaml(data)
@@ -50,12 +53,13 @@ def _settings(settings: Settings, spec: StudySpec) -> dict[str, Any]:
     """Return what must be as it was for the trial to be the same, in the keys of a configuration file."""
     keys = next((k for k in settings.experiments if _has(k.budgets, k.horizons, spec)), settings)
     data = settings.model_dump(mode="json") | (keys.model_dump(mode="json") if keys is not settings else {})
-    data = {key: value for key, value in data.items() if key not in LEFT_OUT}
+    default = Settings().model_dump(mode="json")
+    data = {key: value for key, value in data.items() if key not in LEFT_OUT and value != default[key]}
     if "budget" in spec.context:
         return data | {"budgets": [spec.context["budget"]], "horizons": [spec.context["horizon"]]}
     if (settings.objective or "").startswith(PREFIX):
-        data["objective"] = None  # follows from the command
-    return {key: value for key, value in data.items() if key not in ("budgets", "horizons")}
+        del data["objective"]  # follows from the command
+    return {key: value for key, value in data.items() if key not in StudyKeys.model_fields or key == "seed"}
 
 
 def _has(budgets: Any, horizons: Any, spec: StudySpec) -> bool:

@@ -49,7 +49,10 @@ def chart(found: Json) -> Markup:
     for i, (source, points) in enumerate(by.items()):
         places = [(p["predicted_bytes"] / scale, p["peak_bytes"] / scale) for p in points]
         ends += [v for place in places for v in place]
-        titles = [f"{p['attempt']}: predicted {a:,.0f} MiB, took {b:,.0f} MiB" for p, (a, b) in zip(points, places, strict=True)]
+        titles = [
+            f"{p['attempt']}: predicted {a:,.0f} MiB, took {b:,.0f} MiB"
+            for p, (a, b) in zip(points, places, strict=True)
+        ]
         series.append(svg.Series(points=places, css=f"s{i % 7}", name=source, titles=titles))
     series.append(svg.Series(points=[(min(ends), min(ends)), (max(ends), max(ends))], kind="line", css="rest"))
     x, y = svg.Axis(label="predicted, MiB", kind="log"), svg.Axis(label="peak, MiB", kind="log")

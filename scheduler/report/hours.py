@@ -5,49 +5,62 @@ Only what the records tell. What would have been is marked as an estimate, with 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
-from scheduler.model import Json
+from scheduler.model import Json, TrialId
 from scheduler.model.fields import finite
 from scheduler.report.records import Attempt, Run
 from scheduler.report.timeline import capacity_of
 from scheduler.ui.report import ended_as
 
+# Ends of an attempt that left no result, and after which its trial did not go on.
+LOST = frozenset(("stalled", "evicted", "overshoot", "kernel_oom", "failed", "timed_out", "unknown"))
 MOST_JOBS = 3000  # of the first-come-first-served reckoning
 
 
 def section(run: Run) -> Json:
     """Return seconds: of trials (attempts added up) where nothing else is said, of the clock for the run."""
-    spent: Counter[str] = Counter()
-    waited: Counter[str] = Counter()
+    spent: dict[str, float] = {}
+    waited: dict[str, float] = {}
     for attempt in run.attempts:
-        spent[attempt.reason] += round(attempt.lasted_s, 3)
+        spent[attempt.reason] = spent.get(attempt.reason, 0.0) + attempt.lasted_s
         if attempt.wait_s:
-            waited[attempt.waited_for[-1] if attempt.waited_for else "its turn"] += round(attempt.wait_s, 3)
-    again_s = sum(_again_s(run, attempt) for attempt in run.attempts)
-    ended_s = {reason: s for reason, s in spent.items() if reason not in ("completed", "pruned", "running")}
+            why = attempt.waited_for[-1] if attempt.waited_for else "its turn"
+            waited[why] = waited.get(why, 0.0) + attempt.wait_s
+    again_s = _again_s(run.attempts)
     busy_s, serial_s = _busy_s(run.attempts), sum(attempt.lasted_s for attempt in run.attempts)
     return {
         "clock_s": round(sum(start.until - start.began for start in run.starts), 1),
         "busy_s": round(busy_s, 1),
         "trials_s": round(serial_s, 1),
-        "spent_by_end": [{"reason": reason, "seconds": s} for reason, s in spent.most_common()],
-        "lost_by_end": {k: s for k, s in ended_s.items() if k in ("stalled", "evicted", "overshoot", "kernel_oom",
-                                                                  "failed", "timed_out", "unknown")},  # fmt: skip
+        "spent_by_end": _ordered(spent),
+        "lost_by_end": {reason: round(s, 3) for reason, s in spent.items() if reason in LOST},
         "done_again_s": round(again_s, 1),
-        "waited_by_reason": [{"reason": reason, "seconds": s} for reason, s in waited.most_common()],
+        "waited_by_reason": _ordered(waited),
         "saved": _saved(run, busy_s, serial_s),
     }
 
 
-def _again_s(run: Run, attempt: Attempt) -> float:
-    """How long the attempt had run beyond what the next one of its trial went on from; 0 for the last."""
-    after = next((a for a in run.attempts if a.id.trial == attempt.id.trial and a.id.attempt > attempt.id.attempt), None)
-    if after is None:
+def _ordered(seconds: Mapping[str, float]) -> list[Json]:
+    most_first = sorted(seconds.items(), key=lambda each: -each[1])
+    return [{"reason": reason, "seconds": round(s, 3)} for reason, s in most_first]
+
+
+def _again_s(attempts: Sequence[Attempt]) -> float:
+    """How long attempts had run beyond what the next one of their trial went on from."""
+    by_trial: dict[TrialId, list[Attempt]] = {}
+    for attempt in attempts:
+        by_trial.setdefault(attempt.id.trial, []).append(attempt)
+    return sum(lost_s(before, after) for each in by_trial.values() for before, after in itertools.pairwise(each))
+
+
+def lost_s(attempt: Attempt, after: Attempt) -> float:
+    """How long an attempt had run beyond what the next one of its trial went on from, as far as their reports tell."""
+    if not after.resume_from:
+        return attempt.lasted_s
+    if not after.progress or not attempt.progress:
         return 0.0
-    if not after.resume_from or not after.progress:
-        return attempt.lasted_s if not after.resume_from else 0.0
     kept = after.progress[0][1] - 1
     reached = next((at for at, step, *_ in reversed(attempt.progress) if step <= kept), attempt.launched)
     return max(0.0, attempt.until - reached)
@@ -78,8 +91,8 @@ def _saved(run: Run, busy_s: float, serial_s: float) -> list[Json]:
     fifo_s = _fifo_s(run)
     if fifo_s is not None:
         how = (
-            "reckoned: the same attempts, with the reservations and durations they had, started strictly in the order in "
-            "which they were drawn, none before an earlier one; negative: that order would have been quicker"
+            "reckoned: the same attempts, with the reservations and durations they had, started strictly in the order "
+            "in which they were drawn, none before an earlier one; negative: that order would have been quicker"
         )
         found.append({"by": "against first come, first served", "seconds": round(fifo_s - busy_s, 1), "how": how})
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from scheduler.model import ExitReason, Json
 from scheduler.model.fields import finite
 from scheduler.report import svg
 from scheduler.report.ends import tail
+from scheduler.report.hours import lost_s
 from scheduler.report.records import Attempt, Kill, Run
 from scheduler.units import duration
 
@@ -71,10 +73,8 @@ def _cost(run: Run, kill: Kill, attempt: Attempt | None) -> str:
     lasted = duration(attempt.lasted_s, wide=True)
     if after is None:
         return f"It cost the {lasted} that the attempt had run ({epochs} epochs or steps reported)."
-    if after.resume_from and attempt.progress:
-        kept = after.progress[0][1] - 1 if after.progress else epochs
-        lost_s = attempt.until - next((p[0] for p in reversed(attempt.progress) if p[1] <= kept), attempt.launched)
-        return f"It cost {duration(max(0.0, lost_s), wide=True)} of {lasted}: it went on from its checkpoint."
+    if after.resume_from:
+        return f"It cost {duration(lost_s(attempt, after), wide=True)} of {lasted}: it went on from its checkpoint."
     return f"It cost {lasted}: it had no checkpoint and began anew."
 
 
@@ -101,9 +101,11 @@ def _samples(told: Any, shift: float | None) -> list[Json]:
     for each in told if isinstance(told, Sequence) and not isinstance(told, str) else ():
         if not isinstance(each, Mapping) or (at := finite(each.get("at"))) is None:
             continue
-        host = each.get("host") if isinstance(each.get("host"), Mapping) else {}
-        trials = each.get("trials") if isinstance(each.get("trials"), list) else []
-        tree = trials[0].get("tree") if trials and isinstance(trials[0], Mapping) else None
+        host = each.get("host")
+        host = host if isinstance(host, Mapping) else {}
+        trials = each.get("trials")
+        first = trials[0] if isinstance(trials, list) and trials else None
+        tree = first.get("tree") if isinstance(first, Mapping) else None
         tree = tree if isinstance(tree, Mapping) else {}
         found.append(
             {
@@ -137,7 +139,7 @@ def charts(kill: Json) -> list[tuple[str, Markup]]:
         low = svg.Axis(label="memory of the trial", kind="bytes", low=0)
         drawn.append(("Memory it held", svg.chart(series, x=axis, y=low, marks=marks, label="memory before the kill")))
     cpu = line("cpu_s")
-    rate = [(b[0], max(0.0, (b[1] - a[1]) / (b[0] - a[0]))) for a, b in zip(cpu, cpu[1:], strict=False) if b[0] > a[0]]
+    rate = [(b[0], max(0.0, (b[1] - a[1]) / (b[0] - a[0]))) for a, b in itertools.pairwise(cpu) if b[0] > a[0]]
     if rate:
         series = [svg.Series(points=rate, kind="line", css="s0")]
         drawn.append(("CPU it used", svg.chart(series, x=axis, y=svg.Axis(label="cores", low=0), label="CPU use")))

@@ -77,11 +77,18 @@ def as_json(found: Json) -> str:
     return json.dumps(_finite(found), indent=1, default=str)
 
 
-def make(folder: Path, out: Path | None = None) -> Path:
-    """Write the report of a run, by default into its folder; returns where. Raises UsageError, OSError."""
-    path = folder / NAME if out is None else out
-    write(path, as_html(facts(load_run(folder))))
-    return path
+def leave(folder: Path) -> Path:
+    """Write a run's report and its best configurations into its folder; returns where the report is.
+
+    Raises UsageError where there is no run, OSError.
+    """
+    found = facts(load_run(folder))
+    write(folder / NAME, as_html(found))
+    for each in found["best"]:
+        if each["yaml"] is not None:
+            (folder / each["file"]).parent.mkdir(exist_ok=True)
+            write(folder / each["file"], each["yaml"])
+    return folder / NAME
 
 
 def _hours(rows: Sequence[Json], total_s: float | None) -> Markup:

@@ -93,8 +93,8 @@ class Kill:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything. state: "running", "over" or "died". rows: trials by study, as for results.csv. asked: "study/number" ->
-    all that the trial was given, as its driver wrote it down.
+    """Everything. state: "running", "over" or "died". rows: trials by study, as for results.csv. asked: "study/number"
+    -> all that the trial was given, as its driver wrote it down.
     """
 
     folder: Path
@@ -164,7 +164,9 @@ def load_run(folder: Path, *, now: float | None = None) -> Run:
         kills=_kills(folder, records, attempts),
         refused={str(r["study"]): str(r.get("reason")) for r in records if r["event"] == E.STUDY_REFUSED},
         closed={
-            str(r["study"]): (str(r.get("reason")), bool(r.get("early"))) for r in records if r["event"] == E.STUDY_CLOSED
+            str(r["study"]): (str(r.get("reason")), bool(r.get("early")))
+            for r in records
+            if r["event"] == E.STUDY_CLOSED
         },
         notes=_notes(records),
         workers={str(r["worker"]): r for r in records if r["event"] == E.WORKER_JOINED},
@@ -271,9 +273,7 @@ def _whole(value: Any) -> int | None:
     return None if number is None else int(number)
 
 
-def _studies(
-    folder: Path, settings: Settings | None, names: Iterable[str], missing: list[str]
-) -> dict[str, StudyRead]:
+def _studies(folder: Path, settings: Settings | None, names: Iterable[str], missing: list[str]) -> dict[str, StudyRead]:
     # Its own database is found beside the journal, wherever the folder has been moved since.
     own = f"sqlite:///{quote(str(folder / 'study.db'))}"
     url = own if settings is None or settings.storage is None else settings.storage
@@ -287,9 +287,7 @@ def _studies(
         return {}
 
 
-def _specs(
-    settings: Settings | None, quotas: Mapping[str, int], studies: Mapping[str, StudyRead]
-) -> list[StudySpec]:
+def _specs(settings: Settings | None, quotas: Mapping[str, int], studies: Mapping[str, StudyRead]) -> list[StudySpec]:
     """Return every study that was opened, or is in the plan: as the workload shows it, where the settings tell."""
     known: dict[str, StudySpec] = {}
     if settings is not None:
@@ -346,15 +344,13 @@ def _kills(folder: Path, records: Iterable[Json], attempts: Sequence[Attempt]) -
             with contextlib.suppress(ValueError, KeyError):
                 id_ = AttemptId.parse(str(line["attempt"]))
                 story = AttemptFolder.of(folder, id_).kill_story(would_have=True)
-                found.append(
-                    Kill(attempt=id_, unix=finite(line.get("unix")), record=line, story=story, observed=True)
-                )
+                found.append(Kill(attempt=id_, unix=finite(line.get("unix")), record=line, story=story, observed=True))
     return found
 
 
 def _notes(records: Iterable[Json]) -> list[tuple[str, str]]:
-    """What was said of studies, each thing once: those drawn, closed hosts, lost connections and files."""
-    told = {
+    """Return what was said of studies, hosts, connections and files, each thing once."""
+    told: dict[str, str] = {
         E.STUDY_NOTE: "note",
         E.RUN_FILES_LOST: "fate",
         E.CLUSTER_LOST: "error",
@@ -364,7 +360,7 @@ def _notes(records: Iterable[Json]) -> list[tuple[str, str]]:
         E.STUDY_UNAVAILABLE: "error",
     }
     pairs = [
-        (str(r["event"]), " ".join(str(r[k]) for k in ("study", "worker", "path", told[E(r["event"])]) if r.get(k)))
+        (str(r["event"]), " ".join(str(r[k]) for k in ("study", "worker", "path", told[r["event"]]) if r.get(k)))
         for r in records
         if r["event"] in told
     ]

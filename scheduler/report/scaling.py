@@ -70,7 +70,7 @@ def student(degrees: int, level: float = 0.975) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return z + sum(term / degrees ** (i + 1) for i, term in enumerate(terms))
+    return float(z + sum(term / degrees ** (i + 1) for i, term in enumerate(terms)))
 
 
 def section(run: Run) -> Json | None:
@@ -131,7 +131,9 @@ def chart(found: Json) -> Markup:
     values = [p["value"] for group in found["groups"] for p in group["points"]]
     for i, group in enumerate(found["groups"]):
         points = [(p["size"], p["value"]) for p in group["points"]]
-        titles = [f"{p['study']} trial {p['trial']}: {p['size']:,} parameters, {p['value']:.6g}" for p in group["points"]]
+        titles = [
+            f"{p['study']} trial {p['trial']}: {p['size']:,} parameters, {p['value']:.6g}" for p in group["points"]
+        ]
         css = f"s{i % 7}"
         series.append(svg.Series(points=points, css=css, name=group["name"], titles=titles))
         law = group["law_of_best"] or group["law_of_all"]

@@ -31,6 +31,7 @@ def section(run: Run) -> list[Json]:
 def _study(run: Run, spec: StudySpec) -> Json:
     read = run.studies.get(spec.name)
     rows = run.rows[spec.name]
+    ended = {row["number"]: ended_as(row) for row in rows}
     maximize = spec.directions[0] == "maximize"
     complete = [row for row in rows if row["state"] == "COMPLETE" and _is_number(row.get("value"))]
     params = {} if read is None else read.params
@@ -47,7 +48,7 @@ def _study(run: Run, spec: StudySpec) -> Json:
         "stopped": [
             {"number": number, "value": list(values.values())[-1]}
             for number, values in ({} if read is None else read.reported).items()
-            if _row(rows, number) and ended_as(_row(rows, number)) in ("pruned", "killed")
+            if ended.get(number) in ("pruned", "killed")
         ],
         "best": None if best is None else best["number"],
         "importance": importance,
@@ -61,10 +62,6 @@ def _study(run: Run, spec: StudySpec) -> Json:
             for row in complete
         ],
     }
-
-
-def _row(rows: Sequence[Mapping[str, Any]], number: int) -> Mapping[str, Any]:
-    return next((row for row in rows if row["number"] == number), {})
 
 
 def _is_number(value: Any) -> bool:
@@ -91,7 +88,7 @@ def _effect(
         else:
             word = str(value)
         groups.setdefault(word, []).append(row["value"])
-    order = ["low third", "middle", "high third"] if isinstance(drawn, Range) else sorted(groups)
+    order = ["low third", "middle", "high third"] if isinstance(drawn, Range) else [str(o) for o in drawn.options]
     return [
         {"where": word, "count": len(groups[word]), "median": _median(groups[word])} for word in order if word in groups
     ]
@@ -159,7 +156,7 @@ def _scatter(parameter: Json, study: Json, axis: svg.Axis) -> Markup:
     have = [trial for trial in study["trials"] if name in trial["params"]]
     if "options" in drawn:
         at = {option: i for i, option in enumerate(drawn["options"])}
-        points = [(at[str(t["params"][name])], t["value"]) for t in have if str(t["params"][name]) in at]
+        points = [(float(at[str(t["params"][name])]), t["value"]) for t in have if str(t["params"][name]) in at]
         x = svg.Axis(label=name, names=tuple(drawn["options"]), low=-0.5, high=len(at) - 0.5)
     else:
         points = [(float(t["params"][name]), t["value"]) for t in have]

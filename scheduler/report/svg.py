@@ -1,8 +1,8 @@
 """Charts as SVG in the page: points, lines, areas and bars on linear, logarithmic and time axes. No script.
 
-Small on purpose: text stays text and is readable at 390 px, a chart is 2 to 20 KB. (Optuna's own plots are plotly's, whose script
-is 4.6 MB and draws nothing readable on a phone; matplotlib would be a new dependency of 9 MB for the same lines.)
-Everything that is put into the markup is escaped.
+Small on purpose: text stays text and is readable at 390 px, and a chart is 2 to 20 KB. (Optuna's own plots are drawn by
+plotly, whose script is 4.6 MB and must run; matplotlib would be one more dependency, for the same lines.) Everything
+that is put into the markup is escaped.
 """
 
 from __future__ import annotations
@@ -182,7 +182,9 @@ def _frame(x: _Scale, y: _Scale, width: int, height: int) -> list[Markup]:
     for value, text in y.ticks(5):
         at = round(y.at(value), 1)
         out.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, width - RIGHT, at, at))
-        out.append(Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(LEFT - 5, at + 4, text))
+        out.append(
+            Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>').format(LEFT - 5, at + 4, text)
+        )
     for value, text in x.ticks(5):
         at = round(x.at(value), 1)
         out.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(at, at, TOP, height - BOTTOM))
@@ -210,7 +212,9 @@ def _drawn(series: Series, x: _Scale, y: _Scale) -> Markup:
         for i, (a, b) in enumerate(p for p in points if x.holds(p[0]) and y.holds(p[1])):
             title = Markup("<title>{}</title>").format(titles[i]) if i < len(titles) else Markup("")
             place = round(x.at(a), 1), round(y.at(b), 1)
-            dots.append(Markup('<circle class="{}" cx="{}" cy="{}" r="4">{}</circle>').format(series.css, *place, title))
+            dots.append(
+                Markup('<circle class="{}" cx="{}" cy="{}" r="4">{}</circle>').format(series.css, *place, title)
+            )
         return Markup("").join(dots)
     path = f"M{places[0][0]} {places[0][1]}"
     for a, b in places[1:]:
@@ -268,7 +272,9 @@ def parallel(
         dots = [f"{place[i]:.0f} {height - 44 - p * (height - 84):.1f}" for i, p in enumerate(places) if p is not None]
         css = "best" if rank <= 0 else "good" if rank <= 0.2 else "rest"
         if len(dots) > 1:
-            out.append(Markup('<path class="pc {}" d="M{}"><title>{}</title></path>').format(css, "L".join(dots), title))
+            out.append(
+                Markup('<path class="pc {}" d="M{}"><title>{}</title></path>').format(css, "L".join(dots), title)
+            )
     for i, name in enumerate(names):
         low, high = ends[i]
         out.append(

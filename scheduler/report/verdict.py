@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,8 @@ from scheduler.host.kill_words import clock
 from scheduler.model import ExitReason, Json, StudySpec
 from scheduler.model.parameters import Range
 from scheduler.report.records import Run
-from scheduler.ui.report import best_row, ended_as, reason
-from scheduler.units import duration, gib
+from scheduler.ui.report import best_row, ended_as
+from scheduler.units import duration
 
 EXITS = {0: "all was done", 1: "not all was done", 124: "its time limit stopped it", 130: "it was stopped"}
 EDGE = 0.04  # of a range: the best trials lie this near to its end
@@ -38,7 +39,7 @@ def section(run: Run) -> Json:
         "starts": len(run.starts),
         "ended": ended,
         "quota": quota,
-        "refused": [{"study": name, "reason": why} for name, why in run.refused.items()],
+        "refused": [{"study": name, "reason": each} for name, each in run.refused.items()],
         "studies": [_study(run, spec) for spec in run.specs if spec.name not in run.refused],
         "next": advice(run, quota - ended),
         "missing": list(run.missing),
@@ -83,7 +84,7 @@ def advice(run: Run, left: int) -> list[str]:
     for name, why in run.refused.items():
         said.append(f"{name} did not run: {why}.")
     if run.state == "died":
-        said.append("Give the same command again: it settles what the dead driver left, and goes on from the checkpoints.")
+        said.append("Give the same command again: it settles what the dead driver left and goes on.")
     elif left > 0 and run.state == "over" and not any(early for _, early in run.closed.values()):
         said.append(f"{left} trials are left: the same command goes on with them.")
     for name, (why, early) in run.closed.items():
@@ -93,8 +94,8 @@ def advice(run: Run, left: int) -> list[str]:
     errors = [row for _, row in run.trials if ended_as(row) == "failed"]
     if errors:
         said.append(
-            f"{len(errors)} trials failed by themselves: the errors are below, the commonest first. They count towards the "
-            "quota; raise --trials by as many to have them replaced."
+            f"{len(errors)} trials failed by themselves: the errors are below, the commonest first. They count towards "
+            "the quota; raise --trials by as many to have them replaced."
         )
     for spec in run.specs:
         said += _edges(run, spec)
@@ -119,13 +120,13 @@ def _of_kills(run: Run) -> list[str]:
                 )
             case ExitReason.OVERSHOOT | ExitReason.EVICTED:
                 said.append(
-                    f"{who} took more memory than promised; the sampler was told that such a configuration is infeasible. "
-                    "Bound the parameters that make it large, or, where the promise was yours (--memory), raise it."
+                    f"{who} took more memory than promised; the sampler was told that this is infeasible. Bound the "
+                    "parameters that make it large, or, where the promise was yours (--memory), raise it."
                 )
             case ExitReason.PREEMPTED:
                 said.append(
-                    f"{who} kept the promise and was ended to save the host: it runs again by itself. If it happens often, "
-                    "lower --memory-budget, or end what else runs on the machine."
+                    f"{who} kept the promise and was ended to save the host: it runs again by itself. If it happens "
+                    "often, lower --memory-budget, or end what else runs on the machine."
                 )
     return said
 
@@ -145,25 +146,20 @@ def _edges(run: Run, spec: StudySpec) -> list[str]:
         if not isinstance(drawn, Range) or drawn.low >= drawn.high or name in spec.shown.shape.values():
             continue
         places = [place(drawn, read.params[number][name]) for number in best if name in read.params.get(number, {})]
-        for end, bound, near in (("upper", drawn.high, lambda p: p > 1 - EDGE), ("lower", drawn.low, lambda p: p < EDGE)):
+        for end, bound, near in (
+            ("upper", drawn.high, lambda p: p > 1 - EDGE),
+            ("lower", drawn.low, lambda p: p < EDGE),
+        ):
             if len(places) == BEST_FEW and all(map(near, places)):
-                said.append(f"{spec.name}: the best {BEST_FEW} trials lie at the {end} end of {name} ({bound:g}): widen it.")
+                said.append(
+                    f"{spec.name}: the best {BEST_FEW} trials lie at the {end} end of {name} ({bound:g}): widen it."
+                )
     return said
 
 
 def place(drawn: Range, value: float) -> float:
     """Return where a value lies in its range, 0 to 1, on the scale on which it was drawn."""
-    import math
-
     low, high, v = drawn.low, drawn.high, float(value)
     if drawn.log and low > 0 and v > 0:
         low, high, v = math.log(low), math.log(high), math.log(v)
     return 0.5 if high <= low else (v - low) / (high - low)
-
-
-def memory(value: Any) -> str:
-    """Return bytes for people, empty for none."""
-    return gib(int(value)) if isinstance(value, int | float) else ""
-
-
-__all__ = ["advice", "memory", "place", "reason", "section"]

@@ -81,7 +81,7 @@ def load(
     studies = sum(len(each.budgets) * len(each.horizons) for each in found or [settings])
     if settings.begin_with is not None and studies > 1:
         raise UsageError(
-            f"begin_with names one configuration, and there are {studies} studies: give one of --budgets and of --horizons"
+            f"begin_with names one configuration, and there are {studies} studies: give one --budgets, one --horizons"
         )
     settings._experiments = tuple(found)  # a private attribute: set once, here, before anybody sees the object
     return settings

@@ -19,18 +19,18 @@ from optuna.trial import TrialState
 from scheduler.model.parameters import Distribution
 from scheduler.study.distributions import space
 from scheduler.study.rows import row
-from scheduler.study.transactions import StudyUnavailable, one_line, sqlite_path
+from scheduler.study.transactions import StudyUnavailable, engine_kwargs, one_line, sqlite_path
 
 ENOUGH = 8  # completed trials with different values from which a share of importance means something
-BUSY_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRead:
     """One study. directions: "minimize" or "maximize", one per value. rows: a trial each, as for results.csv.
 
-    params: trial number -> what was suggested. reported: trial number -> step -> intermediate value. space: of each parameter any trial has. importance: share of
-    1 by parameter, the largest first; empty where why_no_importance says why.
+    params: trial number -> what was suggested. reported: trial number -> step -> intermediate value. space: of each
+    parameter any trial has. importance: share of 1 by parameter, the largest first; empty where why_no_importance says
+    why.
     """
 
     name: str
@@ -48,13 +48,12 @@ def read(url: str, names: Iterable[str]) -> dict[str, StudyRead]:
     path = sqlite_path(url)
     if path is not None and not path.is_file():
         raise StudyUnavailable(f"there is no study database {path}")
-    options: dict[str, Any] = {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if path is not None else {}
     found = {}
     try:
         # Tables that are not there are not made: whoever looks at a database leaves it as it is.
-        storage = optuna.storages.RDBStorage(url, engine_kwargs=options, skip_table_creation=True)
+        storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_kwargs(url), skip_table_creation=True)
         try:
-            known = {summary for summary in optuna.get_all_study_names(storage)}
+            known = set(optuna.get_all_study_names(storage))
             for name in names:
                 if name in known:
                     found[name] = _read(optuna.load_study(study_name=name, storage=storage))

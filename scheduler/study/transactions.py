@@ -154,7 +154,7 @@ def _check_content(path: Path) -> None:
 def _check_server(url: str) -> None:
     shown = masked(url)
     try:
-        engine = sqlalchemy.create_engine(url, **_engine_kwargs(url))
+        engine = sqlalchemy.create_engine(url, **engine_kwargs(url))
     except ImportError as error:
         raise UsageError(f"--storage {shown} needs a driver that is not installed ({error}): pip install it") from None
     except (exc.SQLAlchemyError, ValueError, TypeError) as error:
@@ -168,7 +168,7 @@ def _check_server(url: str) -> None:
         engine.dispose()
 
 
-def _engine_kwargs(url: str) -> dict[str, Any]:
+def engine_kwargs(url: str) -> dict[str, Any]:
     parsed = sqlalchemy.engine.make_url(url)
     if parsed.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
@@ -296,7 +296,7 @@ class Rdb:
         """Connect and create the tables. A second driver may be creating them now: then the next try finds them."""
         for tries_left in (4, 3, 2, 1, 0):
             try:
-                return optuna.storages.RDBStorage(url, engine_kwargs=_engine_kwargs(url))
+                return optuna.storages.RDBStorage(url, engine_kwargs=engine_kwargs(url))
             except RuntimeError as error:  # tables of another release
                 raise UsageError(f"--storage {masked(url)}: {one_line(error)}") from None
             except (exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
