@@ -16,7 +16,7 @@ from scheduler.model.fields import finite
 from scheduler.model.plain import line, text
 from scheduler.units import duration, gib
 
-_BYTES = re.compile(r"\b(\d{4,20}) bytes\b")
+_BYTES = re.compile(r"\b(\d{1,20}) bytes\b(?:( of(?: at least)?) (\d{1,20})\b)?")  # "7 bytes of at least 9"
 _FAULT = {
     ExitReason.STALLED: "its own: it did nothing any more.",
     ExitReason.EVICTED: "its own: it held more than it was promised, or thrashed, while the host ran out of memory.",
@@ -63,8 +63,12 @@ def size(value: Any) -> str:
 
 def in_words(text: Any) -> str:
     """Return a sentence of the watchdog's with its bytes in GiB."""
-    told = _BYTES.sub(lambda found: gib(int(found[1])), line(text, 500))
+    told = _BYTES.sub(_sizes, line(text, 500))
     return re.sub(r"^healthy: (\w+)$", r"spared: nothing was wrong with it (\1)", told)
+
+
+def _sizes(found: re.Match[str]) -> str:
+    return gib(int(found[1])) + (f"{found[2]} {gib(int(found[3]))}" if found[3] else "")
 
 
 def why(rule: Any, evidence: Mapping[str, Any]) -> str:

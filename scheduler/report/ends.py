@@ -21,7 +21,7 @@ _ANSI = re.compile(r"(?:\x1b|\\x1b)\[[0-9;?]*[A-Za-z]")
 def section(run: Run) -> Json:
     """Return counts per study and in all, attempts by how they ended, and the commonest errors."""
     studies = [{"study": spec.name, "quota": spec.quota, **_counts(run, spec.name)} for spec in run.specs]
-    total: Counter[str] = Counter()
+    total: Counter[str] = Counter(dict.fromkeys((*WORDS, "running", "queued", "again"), 0))
     killed: Counter[str] = Counter()
     for each in studies:
         total.update({word: int(each[word]) for word in (*WORDS, "running", "queued", "again")})

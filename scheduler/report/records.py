@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -297,8 +297,9 @@ def _specs(settings: Settings | None, quotas: Mapping[str, int], studies: Mappin
     found = []
     for name in names:
         directions = studies[name].directions if name in studies else ("minimize",)
-        plain = StudySpec(name=name, quota=quotas.get(name, 0), slots=1, directions=directions, shown=Presentation())
-        found.append(known.get(name, plain))
+        plain = StudySpec(name=name, quota=0, slots=1, directions=directions, shown=Presentation())
+        spec = known.get(name, plain)  # the journal knows what the run was last given
+        found.append(replace(spec, quota=quotas.get(name, spec.quota)))
     return found
 
 

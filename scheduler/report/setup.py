@@ -9,6 +9,7 @@ from scheduler import __version__
 from scheduler.model import Json
 from scheduler.report.records import Run
 from scheduler.settings.schema import Settings
+from scheduler.units import gib
 
 LIBRARIES = ("optuna", "distributed", "torch", "numpy", "SQLAlchemy", "psutil")
 
@@ -37,6 +38,9 @@ def _settings(settings: Settings) -> list[Json]:
                 found.append({"key": f"{key}.{inner}", "value": each, "changed": changed})
         else:
             found.append({"key": key, "value": value, "changed": default.get(key) != value})
+    for each in found:  # as people read them; the files have the numbers
+        if each["key"].endswith("_bytes") and isinstance(each["value"], int):
+            each["value"] = gib(each["value"])
     return sorted(found, key=lambda each: not each["changed"])
 
 

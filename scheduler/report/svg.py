@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from scheduler.units import duration, gib
 
 WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 46
 MOST_POINTS = 1500  # of one series; more are thinned: nobody sees them, and a phone has to draw them
 
 
@@ -120,7 +120,8 @@ class _Scale:
                 return time.strftime("%H:%M" if step >= 60 else "%H:%M:%S", time.localtime(value))
             case "span":
                 return ("-" if value < 0 else "") + duration(abs(value)) if value else "0"
-        return short(value)
+        places = min(8, max(0, -math.floor(math.log10(step) + 1e-9)))
+        return f"{value:.{places}f}" if places and abs(value) >= 1e-3 else short(value)
 
 
 def _step(rough: float, *, sixty: bool = False) -> float:
@@ -190,7 +191,7 @@ def _frame(x: _Scale, y: _Scale, width: int, height: int) -> list[Markup]:
         out.append(Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(at, at, TOP, height - BOTTOM))
         out.append(
             Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-                at, height - BOTTOM + 14, text
+                at, height - BOTTOM + 18, text
             )
         )
     words = " · ".join(filter(None, [x.axis.label and f"→ {x.axis.label}", y.axis.label and f"↑ {y.axis.label}"]))

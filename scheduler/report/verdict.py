@@ -86,7 +86,7 @@ def advice(run: Run, left: int) -> list[str]:
     if run.state == "died":
         said.append("Give the same command again: it settles what the dead driver left and goes on.")
     elif left > 0 and run.state == "over" and not any(early for _, early in run.closed.values()):
-        said.append(f"{left} trials are left: the same command goes on with them.")
+        said.append(f"{left} {'trial is' if left == 1 else 'trials are'} left: the same command goes on.")
     for name, (why, early) in run.closed.items():
         if early:
             said.append(f"{name} was closed early ({why}): put that right, then give the same command again.")
@@ -94,8 +94,8 @@ def advice(run: Run, left: int) -> list[str]:
     errors = [row for _, row in run.trials if ended_as(row) == "failed"]
     if errors:
         said.append(
-            f"{len(errors)} trials failed by themselves: the errors are below, the commonest first. They count towards "
-            "the quota; raise --trials by as many to have them replaced."
+            f"{len(errors)} {'trial' if len(errors) == 1 else 'trials'} failed by an error of their own, listed below. "
+            "They count towards the quota; raise --trials by as many to have them replaced."
         )
     for spec in run.specs:
         said += _edges(run, spec)
