@@ -56,6 +56,7 @@ def optimize(
     Raises UsageError before anything starts, ObjectiveFailed, what a callback raises, KeyboardInterrupt (running trials
     are run again by the next call), HeadroomError.
     """
+    from scheduler.cli.report import leave
     from scheduler.cli.schedule import make_plan
     from scheduler.driver import driver
     from scheduler.driver.caller import Caller
@@ -88,7 +89,7 @@ def optimize(
         )
         with console.View() as view:
             log.configure(settings.log_level, view.line)
-            code = driver.run(settings, plan, view, caller=caller)
+            code = driver.run(settings, plan, view, caller=caller, leave_report=leave)
     _conclude(mine, code)
 
 

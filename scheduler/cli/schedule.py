@@ -16,12 +16,11 @@ import click
 
 from scheduler import __version__, masking
 from scheduler.cli import execution, report
-from scheduler.cli.execution import CLOSED_EARLY, NOTHING_FITS, OK, STOPPED, TIMED_OUT, say
-from scheduler.model import HeadroomError, NothingFits, UsageError
+from scheduler.cli.execution import NOTHING_FITS, OK, STOPPED, TIMED_OUT, say
+from scheduler.model import NothingFits, UsageError
 
 if TYPE_CHECKING:
     from scheduler.settings.schema import Settings
-    from scheduler.ui.console import View
     from scheduler.worker.trial_process import ToImport
     from scheduler.workload.plan import Plan
 
@@ -235,23 +234,11 @@ def run(settings: Settings, plan: Plan) -> int:
     for line in (*plan.recipes, *plan.refusals):
         view.line(line)
     with view:
-        try:
-            code = driver.run(settings, plan, view, is_last=True)  # shows the results itself: the study is open there
-        except UsageError:
-            raise
-        except HeadroomError:
-            _report(settings, view)
-            raise
-        _report(settings, view)
+        # Shows the results itself: the study is open there.
+        code = driver.run(settings, plan, view, is_last=True, leave_report=report.leave)
     if code in (STOPPED, TIMED_OUT):
         say(f"stopped; to go on where it stopped: {_again(sys.argv[1:])}", 0)
-    return CLOSED_EARLY if code == OK and plan.refusals else code
-
-
-def _report(settings: Settings, view: View) -> None:
-    """Leave the run's report in its folder, where that is still there."""
-    if (settings.run_folder / "journal.jsonl").is_file():
-        view.line(report.leave(settings.run_folder))
+    return code
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -84,16 +84,25 @@ class StoppedAtStart(m.HeadroomError):
     exit_code = 130
 
 
-def run(settings: Settings, plan_: Plan, view_: View, *, is_last: bool = False, caller: Caller | None = None) -> int:
+def run(
+    settings: Settings,
+    plan_: Plan,
+    view_: View,
+    *,
+    is_last: bool = False,
+    caller: Caller | None = None,
+    leave_report: Callable[[Path], str] | None = None,
+) -> int:
     """Run every study of the plan to its quota, or until the user stops it; print the results; return the exit code.
 
-    caller: what a program that calls this has beyond settings. is_last: the process ends with it. A request to stop
+    caller: what a program that calls this has beyond settings. leave_report: called with the run's folder when all
+    is written, returns a line to show; must not raise. is_last: the process ends with it. A request to stop
     that comes after the end is then not heard any more: it could only put its own status in the place of the run's.
 
     Raises HeadroomError: a run folder that another driver holds, a cluster that does not answer, a database that is
     out of reach, workers that cannot run trials.
     """
-    return _Driver(settings, plan_, view_, caller).run(is_last)
+    return _Driver(settings, plan_, view_, caller, leave_report).run(is_last)
 
 
 def cluster_facts(
@@ -125,8 +134,16 @@ class FilesLost(m.HeadroomError):
 
 
 class _Driver:
-    def __init__(self, settings: Settings, plan_: Plan, view_: View, caller: Caller | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        plan_: Plan,
+        view_: View,
+        caller: Caller | None = None,
+        leave_report: Callable[[Path], str] | None = None,
+    ) -> None:
         self.settings, self.plan, self.view, self.caller = settings, plan_, view_, caller
+        self.leave_report = leave_report
         self.owner = uuid.uuid4().hex
         self.topic = f"{settings.name}-{self.owner[:8]}"
         self.started = time.monotonic()
@@ -217,8 +234,11 @@ class _Driver:
                 self.recording.close()
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         loss = self.files.look(is_last=True)
-        code = end.exit_code if loss is None else FilesLost.exit_code
-        self.log(JournalEvent.BATCH_ENDED, durable=True, exit_code=code, reason=end.reason, unwritten=len(unwritten))
+        code, reason = end.exit_code if loss is None else FilesLost.exit_code, end.reason
+        if code == ending.DONE and self.plan.refusals:
+            refused = sum(study.refusal is not None for study in self.plan.studies)
+            code, reason = ending.NOT_DONE, f"{reason}, but {refused} of {len(self.plan.studies)} were refused"
+        self.log(JournalEvent.BATCH_ENDED, durable=True, exit_code=code, reason=reason, unwritten=len(unwritten))
         self.view.stop()
         told = None if loss is None else self.files.save(loss)
         delivered = self._report(folder, store, dispatcher.brain)
@@ -226,9 +246,14 @@ class _Driver:
         self.files.close()
         if told is not None:
             raise FilesLost(told)
-        code = end.exit_code or (ending.DONE if delivered else ending.NOT_DONE)
-        self._over(code, end.reason, dispatcher.brain)
+        if code == ending.DONE and not delivered:
+            code, reason = ending.NOT_DONE, "the results could not be delivered"
+        self._over(code, reason, dispatcher.brain)
         self.journal.close()
+        if self.leave_report is not None:
+            self.view.line(self.leave_report(folder))
+        if code == ending.NOT_DONE:
+            self.view.line(f"exit {code}: {reason}")
         return code
 
     def _over(self, code: int, reason: str, brain: BatchState | None = None) -> None:

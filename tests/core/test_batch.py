@@ -324,6 +324,23 @@ def test_lost_attempt_is_retried_from_its_checkpoint_then_fails() -> None:
     assert tell.attrs["stop_reason"] == "lost"
 
 
+def test_a_trials_duration_is_that_of_all_its_attempts() -> None:
+    """Each attempt of the builder's says 1 s; one that was lost without a word ran as long as it was seen to."""
+    batch = Batch(b.study(quota=1))
+    batch.join()
+    launch = batch.start()
+    batch.tell(m.Tick(), after=60)
+    commands = batch.end(launch.attempt, m.ExitReason.LOST, duration_s=0.0)
+    launch = only(commands or batch.tell(m.Tick(), after=60), m.LaunchAttempt)
+    batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=1))
+    commands = batch.end(launch.attempt, m.ExitReason.PREEMPTED, checkpoint="/c", duration_s=7.0)
+    launch = only(commands or batch.tell(m.Tick(), after=60), m.LaunchAttempt)
+    batch.tell(m.AttemptStarted(attempt=launch.attempt, worker=launch.worker, pid=1))
+    tell = only(batch.end(launch.attempt, value=0.5, duration_s=30.0), m.TellTrial)
+    assert tell.attrs["attempts"] == 3
+    assert tell.attrs["duration_s"] == 61.0 + 7.0 + 30.0
+
+
 def test_a_trial_that_never_started_costs_nothing_and_closes_its_host() -> None:
     """However often: no retry, no failure in a row; nothing else starts there until the worker's next word."""
     batch = Batch(b.study(quota=9))

@@ -119,6 +119,9 @@ def test_a_settled_trial_tells_its_story() -> None:
     assert isinstance(done, TellTrial)
     assert done.attrs["footprint.observed_peak_bytes"] == 700
     assert (done.attrs["duration_s"], done.attrs["attempts"], done.attrs["stop_reason"]) == (9.0, 2, "completed")
+    later = recovery.decide(left(ran_s=5.0), remains_of(attempt=2, result=result(), earlier_s=3.0), POLICY)
+    assert isinstance(later, TellTrial)
+    assert later.attrs["duration_s"] == 17.0  # under earlier drivers, in its first attempt, in this one
     killed = recovery.decide(left(), recovery.Remains(attempt=1, kill=kill_for(ExitReason.EVICTED)), POLICY)
     assert isinstance(killed, TellTrial)
     assert killed.constraint is not None and killed.constraint > 0

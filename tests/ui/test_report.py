@@ -123,3 +123,36 @@ def test_files_are_replaced_as_a_whole(tmp_path: Path) -> None:
     report.write_files(tmp_path, [study()], {"r_2M_h1": [row(0)]})
     assert (tmp_path / "results.csv").read_text().count("\n") == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "results.csv"]
+
+
+def test_only_files_that_are_there_are_named(tmp_path: Path) -> None:
+    """Most checkpoints are dropped in time: neither results.csv nor best/ sends anybody to one that is gone."""
+    kept = tmp_path / "kept.safetensors"
+    kept.write_text("")
+    rows = {"r_2M_h1": [row(0, value=0.1, checkpoint="/gone", model="/gone"), row(1, value=0.2, checkpoint=str(kept))]}
+    report.write_files(tmp_path, [study()], rows)
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert [line["checkpoint"] for line in lines] == ["", str(kept)]
+    assert "gone" not in (tmp_path / "best" / "r_2M_h1.json").read_text()
+
+
+def test_every_row_says_why_it_is_as_it_is(tmp_path: Path) -> None:
+    """Also a trial that runs, waits, was run again without having started, or was ended by another program."""
+    rows = [row(0, "RUNNING"), row(1, "WAITING"), row(2, "FAIL", retried=5, retry_reason="lost"), row(3, "FAIL")]
+    report.write_files(tmp_path, [study()], {"r_2M_h1": [*rows, row(4, "PRUNED", stop_reason="stalled")]})
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    told = [line["stop_reason"] for line in lines]
+    assert told == ["running", "queued", "lost", "ended by another program", "stalled"]
+
+
+def test_what_was_killed_is_counted_apart_from_what_was_pruned() -> None:
+    """A pruner's decision, the watchdog's, and a configuration that fits nowhere are three columns."""
+    from rich.console import Console
+
+    text = io.StringIO()
+    ended = ["pruned", "stalled", "overshoot", "timed_out", "does_not_fit"]
+    rows = {"a": [row(i, "PRUNED", stop_reason=reason) for i, reason in enumerate(ended)]}
+    Console(file=text, width=200).print(report.results_table([study("a")], rows))
+    head, line = text.getvalue().splitlines()
+    assert head.split()[1:5] == ["complete", "pruned", "killed", "too"]
+    assert line.split()[1:5] == ["0/3", "1", "3", "1"]
