@@ -231,7 +231,7 @@ def run(settings: Settings, plan: Plan) -> int:
 
     view = console.choose()
     log.configure(settings.log_level, view.line)
-    for line in (*plan.recipes, *plan.refusals):
+    for line in (*plan.recipes, *plan.devices, *plan.refusals):
         view.line(line)
     with view:
         # Shows the results itself: the study is open there.

@@ -245,7 +245,7 @@ def print_plan(plan: Plan, *, as_json: bool, stream: TextIO | None = None) -> No
     console.print(plan_table(plan))
     for runtime in plan.runtimes:
         console.print(runtime, soft_wrap=True, markup=False)
-    for line_ in (*plan.recipes, *plan.refusals):
+    for line_ in (*plan.recipes, *plan.devices, *plan.refusals):
         console.print(line_, soft_wrap=True, markup=False)
     console.print("dry run: nothing was started or written")
 

@@ -149,6 +149,22 @@ class Plan:
                 )
         return tuple(f"{_listing(names)}: {line}" for line, names in lines.items())
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """A line for each device that trials share: one trial of a small model leaves most of it idle."""
+        lines = []
+        for room in self.rooms:
+            if room.facts.device is None or room.device_bytes is None:
+                continue
+            shared = [
+                s for s in self.studies if s.refusal is None and s.at_once and s.spec.context.get("device") != "cpu"
+            ]
+            told = ", ".join(f"{_range(*s.at_once)} of {s.spec.name}" for s in shared if s.at_once)
+            bound = f"{gib(room.device_bytes)} and {room.facts.slots} slots"
+            if told:
+                lines.append(f"{room.facts.device.kind} of {room.facts.host}, {bound}: trials share it, at once {told}")
+        return tuple(lines)
+
     def to_json(self) -> Json:
         workers = [
             {
@@ -253,13 +269,15 @@ def _study(
     smallest = min(architectures, key=lambda params: _need(estimate, params, 1, context))
     smallest_bytes = _need(estimate, smallest, 1, context)
     runtime_bytes = estimate({**smallest, "micro_batch": 1}, context).get("runtime_bytes") or None
-    sizes, batches, fitting = [], [], []
+    sizes, batches, fitting, counts = [], [], [], []
     for params in architectures:
         batch = _micro_batch(functions["micro_batch"], estimate, params, context, largest)
         if batch is not None:
             batches.append(batch)
             fitting.append(params)
-            sizes.append(_need(estimate, params, batch, context))
+            need = estimate({**params, "micro_batch": batch}, context)
+            sizes.append(int(need["host_bytes"]))
+            counts.append(_at_once(spec, sizes[-1], rooms, int(need.get("device_bytes") or 0)))
     never = len(architectures) - len(sizes)
     if not sizes:
         refusal = _refusal(spec, smallest, smallest_bytes, largest, settings)
@@ -271,14 +289,13 @@ def _study(
             runtime_bytes=runtime_bytes,
             refusal=refusal,
         )
-    least, most = min(sizes), max(sizes)
     return StudyPlan(
         spec=spec,
         fits=len(sizes),
         never=never,
-        footprint_bytes=(least, most),
+        footprint_bytes=(min(sizes), max(sizes)),
         micro_batch=(min(batches), max(batches)),
-        at_once=(_at_once(spec, most, rooms), _at_once(spec, least, rooms)),
+        at_once=(min(counts), max(counts)),
         smallest_bytes=smallest_bytes,
         runtime_bytes=runtime_bytes,
         architectures=tuple(fitting),
@@ -334,11 +351,14 @@ def largest_micro_batch(
     return found
 
 
-def _at_once(spec: StudySpec, footprint_bytes: int, rooms: Sequence[Room]) -> int:
-    """How many trials of this size run together, by memory and by slots, all workers empty otherwise."""
+def _at_once(spec: StudySpec, footprint_bytes: int, rooms: Sequence[Room], device_bytes: int = 0) -> int:
+    """How many trials of this size run together, by memory, by slots and by their device's memory, all workers empty
+    otherwise."""
     size, by_domain, room_for = max(1, footprint_bytes), dict[str, int](), dict[str, int]()
     for room in rooms:
         fit = min(room.trial_bytes // size, room.facts.slots // min(spec.slots, room.facts.slots))
+        if device_bytes and room.device_bytes is not None:
+            fit = min(fit, room.device_bytes // device_bytes)
         by_domain[room.domain] = by_domain.get(room.domain, 0) + fit
         room_for[room.domain] = room.domain_bytes // size
     return sum(min(fit, room_for[domain]) for domain, fit in by_domain.items())

@@ -121,6 +121,32 @@ def test_somebody_elses_estimator_knows_no_recipe() -> None:
     assert study.recipe == "fp32_adamw"
 
 
+def test_small_trials_share_a_device_as_far_as_its_memory_goes() -> None:
+    """An 80 GiB card with 16 slots: sixteen 2M trials at once, of 200M ones as many as the card holds, and the plan
+    says so; a recipe that needs less lets more share it."""
+    card = DevicePool(kind="cuda", total_bytes=80 * GIB, unified=False)
+    here = [worker(512, slots=16, device=card)]
+    found = made(here, budgets="2M,200M", device="cuda")
+    small, large = found.studies
+    assert small.at_once == (16, 16)
+    assert large.at_once is not None and large.at_once[0] < 16
+    assert large.at_once[0] * 4 * GIB < 80 * GIB
+    (line,) = found.devices
+    assert line.startswith("cuda of a, 76.0 GiB and 16 slots: trials share it, at once 16 of phase6a_2M_h1, ")
+    assert made([worker(512, slots=16)], budgets="2M").devices == ()
+
+
+def test_a_device_with_room_gets_larger_micro_batches() -> None:
+    """The micro-batch of a 2B trial grows with the card."""
+    sizes = []
+    for gib in (48, 80):
+        card = DevicePool(kind="cuda", total_bytes=gib * GIB, unified=False)
+        (study,) = made([worker(512, device=card)], budgets="2B", device="cuda").studies
+        assert study.micro_batch is not None
+        sizes.append(study.micro_batch[0])
+    assert sizes[0] < sizes[1]
+
+
 # -- what does not fit ----------------------------------------------------------------------------------------------
 
 
