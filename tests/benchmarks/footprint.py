@@ -1,6 +1,7 @@
 """How good is the footprint? Predicted beside observed peaks of real trial processes, and what the allocator costs.
 
-    .venv/bin/python -m tests.benchmarks.footprint [--python PATH ...] [--groups draw,wide,...] [--save FILE] [--fit]
+    .venv/bin/python -m tests.benchmarks.footprint [--python PATH ...] [--groups draw,wide,...] [--recipe LIST]
+        [--save FILE] [--fit]
 
 Each case trains in a fresh `python -m training.trial` under `training.runtime.environment`, on daily bars, for 2 to 20
 optimizer steps (large ones fewer) and the validation passes between; the truth is the process's own VmHWM (`wait4`
@@ -10,8 +11,11 @@ drawn: footprint_cases.py. What the constants of training/footprint.py were fitt
 those that showed the term of few rows, and the margin of an unmeasured environment was chosen on `allocators`.
 
 --python: an interpreter whose torch is asked about, e.g. of an environment with the CUDA build; may be given many
-times. --groups: of draw, wide, large, data, allocators, children, cost; all but `large` and `cost` when not given.
-`large` takes up to 16 GiB, one trial at a time. --save keeps what was measured, and only what is not in it is measured.
+times. --groups: of draw, wide, recipes, large, huge, data, allocators, children, cost; all but the third to
+fifth and `cost` when not given. `large` takes up to 16 GiB, one trial at a time, `huge` (2B parameters, for recipes
+that hold them) up to 15. --recipe: train the draw, wide, recipes, large and huge by these, or by all (default:
+fp32_adamw). --save keeps what was measured, and only what
+is not in it is measured.
 
 Prints each case, and for each Python and group signed errors relative to the true peak beside the targets: nothing
 under by more than 0.1 %, median at most +2.5 % with the CPU build and +3 % with another, worst +6 %. Of the draw also:
@@ -35,10 +39,13 @@ from tests.benchmarks import footprint_cost, footprint_trials, footprint_world
 from tests.benchmarks.footprint_cases import LENGTHS, Case
 from tests.benchmarks.footprint_trials import ours
 from training import arch_grid, footprint
+from training.recipe import FP32_ADAMW, RECIPES
 
 MIB = 2**20
 OBSERVED_BEFORE = 8
-GROUPS = ("draw", "wide", "large", "data", "allocators", "children", "cost")
+GROUPS = ("draw", "wide", "recipes", "large", "huge", "data", "allocators", "children", "cost")
+RECIPES_OF = ("draw", "wide", "recipes", "large", "huge")
+BY_NAME = {recipe.name: recipe for recipe in RECIPES}
 BY_DEFAULT = ("draw", "wide", "data", "allocators", "children")
 MOST_UNDER, MOST_OVER = -0.001, 0.06
 MOST_MEDIAN = {"cpu": 0.025, "other": 0.03}
@@ -152,7 +159,7 @@ def report(group: str, cases: Sequence[Case]) -> None:
     print(HEADER)
     prior = errors(cases, ours)
     print(summary("our prior, nothing observed", prior), "|", verdict(prior, all("+cpu/" in name for name in where)))
-    if group != "draw":
+    if group != f"draw, {FP32_ADAMW.name}":
         return
     after = corrected_errors(cases)
     print(summary(f"after {OBSERVED_BEFORE} observations (200 draws of these {len(cases)} peaks)", after))
@@ -175,6 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", action="append", metavar="PATH", help="whose torch (default: this one's)")
     parser.add_argument("--groups", default=",".join(BY_DEFAULT), help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("--recipe", default=FP32_ADAMW.name, metavar="LIST", help=f"of {', '.join(BY_NAME)}, or all")
     parser.add_argument("--fit", action="store_true", help="measure what the constants were fitted on, nothing else")
     parser.add_argument("--draws", type=int, default=24, help="cases of the draw")
     parser.add_argument("--save", type=Path, metavar="FILE")
@@ -182,20 +190,26 @@ def main() -> None:
     groups = ["fit"] if arguments.fit else [group.strip() for group in arguments.groups.split(",")]
     if unknown := set(groups) - {*GROUPS, "fit"}:
         parser.error(f"unknown groups {', '.join(sorted(unknown))}: choose from {', '.join(GROUPS)}")
+    recipes = list(BY_NAME) if arguments.recipe == "all" else [name.strip() for name in arguments.recipe.split(",")]
+    if unknown := set(recipes) - set(BY_NAME):
+        parser.error(f"unknown recipes {', '.join(sorted(unknown))}: choose from {', '.join(BY_NAME)}")
     allocators, missing = cases_of.allocators()
     cases: dict[str, Callable[[], list[Case]]] = {
         "fit": cases_of.fitted,
         "draw": lambda: cases_of.draw(cases_of.JUDGE_SEED, arguments.draws),
         "wide": cases_of.wide,
         "large": cases_of.large,
+        "huge": cases_of.huge,
+        "recipes": cases_of.recipes,
         "allocators": lambda: allocators,
     }
     for python in arguments.python or [sys.executable]:
         for group in groups:
-            if group in cases:
-                if measured := footprint_trials.observe(cases[group](), python, arguments.save):
-                    report(group, measured)
-            elif group == "data":
+            for name in recipes if group in RECIPES_OF else [FP32_ADAMW.name] if group in cases else []:
+                wanted = cases_of.under(name, cases[group]())
+                if measured := footprint_trials.observe(wanted, python, arguments.save):
+                    report(f"{group}, {name}", measured)
+            if group == "data":
                 found = footprint_world.judge_data(python)
                 print(f"{HEADER}\n{summary('our prior, large files', found)}")
             elif group == "children":

@@ -18,6 +18,7 @@ import random
 from typing import Any
 
 from training import arch_grid
+from training.recipe import FP32_ADAMW
 
 # What was fitted on and what judges. The heap's constants were fitted on the first four (90210 and 314159 had been
 # judges of earlier constants) and on WIDE; 271828 judged the constants before the runtime was measured and judges no
@@ -173,6 +174,30 @@ def large(count: int = 8) -> list[Case]:
         between_bytes=LARGE_BYTES,
         work_limit=LARGE_WORK,
     )
+
+
+# d_model, layers, d_ff / d_model, micro-batch, heads. What recipes add to the formula was fitted on other shapes.
+RECIPE_SHAPES = ((256, 8, 2, 16, 4), (768, 3, 4, 8, 8), (128, 24, 4, 64, 8), (1024, 4, 4, 16, 16))
+
+
+def recipes() -> list[Case]:
+    """Deep, wide and narrow, each to be trained by every recipe."""
+    return [
+        case("recipes", d, layers, ratio, batch, accumulation_steps=2, n_heads=heads)
+        for d, layers, ratio, batch, heads in RECIPE_SHAPES
+    ]
+
+
+def huge() -> list[Case]:
+    """A deep and a wide model of 2.0 and 2.1 billion parameters, one step each with few samples."""
+    return [case("huge", d, layers, ratio, 8, threads=2) for d, layers, ratio in ((1024, 240, 2), (2048, 42, 4))]
+
+
+def under(recipe: str, cases: list[Case]) -> list[Case]:
+    """The same cases trained by a recipe; as they are for fp32 AdamW."""
+    if recipe == FP32_ADAMW.name:
+        return cases
+    return [{**each, "context": {**each["context"], "recipe": recipe}} for each in cases]
 
 
 def allocators() -> tuple[list[Case], list[str]]:
