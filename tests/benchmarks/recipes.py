@@ -10,7 +10,7 @@ hundred optimizer steps. `fp32_recompute` is left out: it is fp32 AdamW to the b
 The pairs go in order and a pair is whole before the next begins, so that what is there at any time is paired. Started
 again with the same --save it goes on where it stopped; --minutes ends it after the training that is under way. Prints,
 for each budget and recipe: pairs, mean difference (above 0 is worse than fp32 AdamW), its 95 % interval by Student's t,
-the worst pair, how many diverged (a loss that is no number, or ends above that of guessing), and the spread that the
+the worst pair, how many diverged (a loss that is no number, or more than log 2 above fp32's), and the spread that the
 seed alone makes, from pairs of fp32 AdamW trainings that differ in nothing else.
 """
 
@@ -89,7 +89,7 @@ def report(known: list[dict[str, Any]], budget: str, epochs: int) -> None:
     for name in (*JUDGED, OTHER_SEED):
         here = [number for number, recipe in runs if recipe == name and (number, REFERENCE) in runs]
         both = [(runs[n, name]["value"], runs[n, REFERENCE]["value"]) for n in here]
-        diverged = sum(value is None or value > GUESSING + 0.1 for value, _ in both)
+        diverged = sum(value is None or (r is not None and value > r + GUESSING) for value, r in both)
         found = [value - reference for value, reference in both if value is not None and reference is not None]
         if not found:
             continue
