@@ -148,9 +148,24 @@ def command(
     if dry_run:
         from scheduler.ui import report as tables
 
-        tables.print_plan(plan, as_json=as_json)
+        foreseen, forecast = foresee(settings, plan)
+        tables.print_plan(plan, as_json=as_json, foreseen=foreseen, forecast=forecast)
         return OK if plan.runnable else NOTHING_FITS
     return run(settings, plan)
+
+
+def foresee(settings: Settings, plan: Plan) -> tuple[list[str], dict[str, Any] | None]:
+    """Play the plan forward with what earlier runs' trials took: in lines, and for a program. Reads journals only."""
+    import random
+
+    from scheduler.driver import history
+    from scheduler.workload import makespan
+
+    if not plan.runnable:
+        return [], None
+    past = history.past(settings)
+    found = makespan.foresee(plan, past, random.Random(0).random)
+    return makespan.lines(found, plan, sum(map(len, past.values()))), makespan.to_json(found)
 
 
 def make_plan(settings: Settings) -> Plan:

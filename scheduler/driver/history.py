@@ -27,7 +27,7 @@ _AGAIN = {ExitReason.LOST, ExitReason.INTERRUPTED, ExitReason.NOT_STARTED, ExitR
 
 def past(settings: Settings) -> dict[str, list[Took]]:
     """Return by study of `settings` the trials of runs in the same folder that meant the same, oldest first."""
-    wanted = {name: _compared(each) for name, each in meaning(settings).items()}
+    wanted = {name: _compared(name, settings.name, each) for name, each in meaning(settings).items()}
     found: dict[str, list[Took]] = defaultdict(list)
     with contextlib.suppress(OSError):
         folders = [each for each in settings.runs_dir.iterdir() if (each / "journal.jsonl").is_file()]
@@ -45,14 +45,16 @@ def _same(folder: Path, wanted: Mapping[str, str]) -> dict[str, list[str]]:
     """Study of that run -> those of ours whose trials mean the same."""
     try:
         told = json.loads((folder / "meaning.json").read_text(encoding="utf-8"))
-        theirs = {name: _compared(each) for name, each in told.items()}
+        theirs = {name: _compared(name, folder.name, each) for name, each in told.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
     return {name: [own for own, key in wanted.items() if key == each] for name, each in theirs.items()}
 
 
-def _compared(means: Mapping[str, Any]) -> str:
-    return json.dumps({k: v for k, v in means.items() if k not in _LEFT_OUT}, sort_keys=True, default=str)
+def _compared(name: str, run: str, means: Mapping[str, Any]) -> str:
+    """Return what two studies must have in common; what tells a study from the others of its run is in its name."""
+    own = name.removeprefix(f"{run}_") if name.startswith(f"{run}_") else ""
+    return json.dumps([own, {k: v for k, v in means.items() if k not in _LEFT_OUT}], sort_keys=True, default=str)
 
 
 def _ended(path: Path) -> list[tuple[str, Took]]:

@@ -199,7 +199,7 @@ def choose(stream: TextIO | None = None) -> View:
 def plain(snapshot: Snapshot) -> str:
     """Tell the batch in one line."""
     eta = snapshot.eta
-    ends = f", ends in about {picture.about(eta)} ({picture.span(eta)})" if eta else ""
+    ends = f", ends {picture.about(eta)}{picture.span(eta)}" if eta and snapshot.done < snapshot.quota else ""
     waiting = next((f" waiting: {s.name}: {s.waiting}" for s in snapshot.studies if s.waiting), "")
     return (
         f"{duration(snapshot.elapsed_s)} {snapshot.done}/{snapshot.quota} trials done, "

@@ -78,13 +78,15 @@ class _Picture:
         shot = self.shot
         if shot.draining:
             return self._line(("draining: no new trial starts", "yellow"))
+        if shot.done >= shot.quota:
+            return self._line("ends: now")
         if shot.eta is None:
             return self._line("ends: ", (shot.unforeseen or "unknown", "dim"))
         at = ""
         if self.unix:
             then = datetime.datetime.fromtimestamp(self.unix + shot.eta.middle_s).astimezone()
             at = f", {then:%H:%M}" if shot.eta.middle_s < 43_200 else f", {then:%a %d %b %H:%M}"
-        return self._line("ends: in about ", (f"{about(shot.eta)}{at}", "bold"), f" ({span(shot.eta)})")
+        return self._line("ends: ", (f"{about(shot.eta)}{at}", "bold"), f"{span(shot.eta)}")
 
     def _memory(self) -> Text:
         shot = self.shot
@@ -229,7 +231,7 @@ class _Picture:
                 table.add_row(name, "", "", "", "", Text(f"refused: {study.refused}", style="yellow"))
                 continue
             best = "" if study.best is None else f"{study.best:.4g}"
-            ends = "" if study.eta is None or study.closed else about(study.eta)
+            ends = "" if study.eta is None or study.closed else rough(study.eta.middle_s)
             table.add_row(name, f"{study.done}/{study.quota}", str(study.running or ""), best, ends, _note(study))
         self._count(table, len(ordered), most)
         return table
@@ -330,23 +332,25 @@ def epoch(trial: TrialLine) -> str:
 
 
 def about(eta: Eta) -> str:
-    """Say the middle, no more exact than it is."""
-    return _rough(eta.middle_s)
+    """Say the middle, no more exact than it is: "in about 2h05m"."""
+    return "within a minute" if eta.middle_s < 60 else f"in about {rough(eta.middle_s)}"
 
 
 def span(eta: Eta) -> str:
-    low, high = _rough(eta.low_s), _rough(eta.high_s)
-    return f"{low} to {high}, 4 times in 5"
+    """Say how sure that is, in brackets; "" where it makes no difference."""
+    low, high = rough(eta.low_s), rough(eta.high_s)
+    return "" if eta.high_s < 60 else f" ({low} to {high}, 4 times in 5)"
 
 
-def _rough(seconds: float) -> str:
-    if seconds < 60:
-        return "under a minute"
-    return duration(round(seconds / 60) * 60).replace("00s", "").removesuffix("00m")
+def rough(seconds: float) -> str:
+    """Say how long, to the minute: "2h05m", "12m", "1m" for less."""
+    return duration(max(60.0, round(seconds / 60) * 60.0)).removesuffix("00s").removesuffix("00m")
 
 
 def still(trial: WaitingLine) -> str:
-    return "" if trial.still is None else _rough(trial.still.middle_s) if trial.still.middle_s >= 60 else "<1m"
+    if trial.still is None:
+        return ""
+    return rough(trial.still.middle_s) if trial.still.middle_s >= 60 else "<1m"
 
 
 def clock(unix: float) -> str:
@@ -359,4 +363,4 @@ def _note(study: StudyLine) -> Text:
     return Text(study.waiting or "", style="dim")
 
 
-__all__ = ["ASCII", "UNICODE", "Glyphs", "about", "clock", "draw", "fold", "share_out", "span"]
+__all__ = ["ASCII", "UNICODE", "Glyphs", "about", "clock", "draw", "fold", "rough", "share_out", "span"]

@@ -229,11 +229,21 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def print_plan(plan: Plan, *, as_json: bool, stream: TextIO | None = None) -> None:
-    """Show the plan on `stream` (default: stdout), as tables or as one JSON object."""
+def print_plan(
+    plan: Plan,
+    *,
+    as_json: bool,
+    stream: TextIO | None = None,
+    foreseen: Sequence[str] = (),
+    forecast: Mapping[str, Any] | None = None,
+) -> None:
+    """Show the plan on `stream` (default: stdout), as tables or as one JSON object.
+
+    foreseen, forecast: how long it will take, in lines for people and for a program (None: unknown).
+    """
     console = _console(stream)
     if as_json:
-        console.out(json.dumps(plan.to_json(), indent=2), highlight=False)
+        console.out(json.dumps({**plan.to_json(), "forecast": forecast}, indent=2), highlight=False)
         return
     for room in plan.rooms:
         console.print(
@@ -245,7 +255,7 @@ def print_plan(plan: Plan, *, as_json: bool, stream: TextIO | None = None) -> No
     console.print(plan_table(plan))
     for runtime in plan.runtimes:
         console.print(runtime, soft_wrap=True, markup=False)
-    for line_ in (*plan.recipes, *plan.devices, *plan.refusals):
+    for line_ in (*plan.recipes, *plan.devices, *foreseen, *plan.refusals):
         console.print(line_, soft_wrap=True, markup=False)
     console.print("dry run: nothing was started or written")
 
