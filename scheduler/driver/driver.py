@@ -248,10 +248,10 @@ class _Driver:
             raise FilesLost(told)
         if code == ending.DONE and not delivered:
             code, reason = ending.NOT_DONE, "the results could not be delivered"
+        if self.leave_report is not None:  # before the user's own command hears of the end: it may want to send it
+            self.view.line(self.leave_report(folder))
         self._over(code, reason, dispatcher.brain)
         self.journal.close()
-        if self.leave_report is not None:
-            self.view.line(self.leave_report(folder))
         if code == ending.NOT_DONE:
             self.view.line(f"exit {code}: {reason}")
         return code

@@ -5,9 +5,12 @@ Only what the records tell. What would have been is marked as an estimate, with 
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Mapping, Sequence
+from statistics import median
 
+from scheduler.host.kill_words import clock
 from scheduler.model import Json, TrialId
 from scheduler.model.fields import finite
 from scheduler.report.records import Attempt, Run
@@ -16,7 +19,7 @@ from scheduler.ui.report import ended_as
 
 # Ends of an attempt that left no result, and after which its trial did not go on.
 LOST = frozenset(("stalled", "evicted", "overshoot", "kernel_oom", "failed", "timed_out", "unknown"))
-MOST_JOBS = 3000  # of the first-come-first-served reckoning
+MOST_JOBS = 30_000  # that are played again
 
 
 def section(run: Run) -> Json:
@@ -38,7 +41,30 @@ def section(run: Run) -> Json:
         "lost_by_end": {reason: round(s, 3) for reason, s in spent.items() if reason in LOST},
         "done_again_s": round(again_s, 1),
         "waited_by_reason": _ordered(waited),
+        "forecast": _forecast(run),
         "saved": _saved(run, busy_s, serial_s),
+    }
+
+
+def _forecast(run: Run) -> Json | None:
+    """Return the last forecast, and how good those of starts that came to their end by themselves were."""
+    if not run.forecasts:
+        return None
+    at, low, middle, high = run.forecasts[-1]
+    held, errors = 0, []
+    for made, least, likely, most in run.forecasts:
+        start = next((s for s in run.starts if s.began <= made <= s.until), None)
+        if start is not None and start.ended and start.quit is None:
+            held += least <= start.until <= most
+            errors.append(abs(likely - start.until) / max(1.0, start.until - made))
+    return {
+        "made": clock(at),
+        "low": clock(low),
+        "middle": clock(middle),
+        "high": clock(high),
+        "judged": len(errors),
+        "held": held,
+        "median_error": median(errors) if errors else None,
     }
 
 
@@ -88,13 +114,15 @@ def _saved(run: Run, busy_s: float, serial_s: float) -> list[Json]:
             "faster than beside the others"
         )
         found.append({"by": "running at the same time", "seconds": round(serial_s - busy_s, 1), "how": how})
-    fifo_s = _fifo_s(run)
-    if fifo_s is not None:
+    by_order = _by_order_s(run)
+    if by_order is not None:
+        drawn_s, started_s = by_order
         how = (
-            "reckoned: the same attempts, with the reservations and durations they had, started strictly in the order "
-            "in which they were drawn, none before an earlier one; negative: that order would have been quicker"
+            "reckoned: the same attempts, with the reservations and durations they had, each started as soon as there was "
+            "room, once strictly in the order in which they were drawn and once in that in which they were started; "
+            "negative: the first would have been quicker"
         )
-        found.append({"by": "against first come, first served", "seconds": round(fifo_s - busy_s, 1), "how": how})
+        found.append({"by": "letting smaller ones go first", "seconds": round(drawn_s - started_s, 1), "how": how})
     return found
 
 
@@ -110,8 +138,11 @@ def _not_trained_s(run: Run, word: str) -> tuple[float, int]:
     return seconds, trials
 
 
-def _fifo_s(run: Run) -> float | None:
-    """Busy time of the same attempts on one worker without overtaking; None where that cannot be reckoned."""
+def _by_order_s(run: Run) -> tuple[float, float] | None:
+    """How long the same attempts take on one worker in the order drawn and in the order started, nobody overtaking.
+
+    None where that cannot be reckoned: several workers or starts, too many attempts.
+    """
     workers = {attempt.worker for attempt in run.attempts}
     if len(workers) != 1 or len(run.starts) != 1 or len(run.attempts) > MOST_JOBS or run.state != "over":
         return None
@@ -121,14 +152,28 @@ def _fifo_s(run: Run) -> float | None:
     if not room or not slots:
         return None
     needs = {spec.name: spec.slots for spec in run.specs}
-    running: list[tuple[float, int, int]] = []  # (end, bytes, slots)
+    jobs = [
+        (
+            attempt.lasted_s,
+            min(room, attempt.reserved[0][1]),
+            min(slots, needs.get(attempt.id.trial.study, 1)),
+            attempt.launched - attempt.wait_s,
+        )
+        for attempt in run.attempts
+    ]
+    return _played_s(sorted(jobs, key=lambda job: job[3]), room, slots), _played_s(jobs, room, slots)
+
+
+def _played_s(jobs: Sequence[tuple[float, int, int, float]], room: int, slots: int) -> float:
+    """Return when the last of (seconds, bytes, slots, ...) ends, each started once the one before has and it fits."""
+    running: list[tuple[float, int, int]] = []
     now = last = 0.0
-    for attempt in sorted(run.attempts, key=lambda a: a.launched - a.wait_s):
-        size = min(room, attempt.reserved[0][1])
-        need = min(slots, needs.get(attempt.id.trial.study, 1))
-        while sum(r[1] for r in running) + size > room or sum(r[2] for r in running) + need > slots:
-            running.sort()
-            now = max(now, running.pop(0)[0])
-        running.append((now + attempt.lasted_s, size, need))
-        last = max(last, now + attempt.lasted_s)
+    free_bytes, free_slots = room, slots
+    for seconds, size, need, _ in jobs:
+        while size > free_bytes or need > free_slots:
+            end, size_back, need_back = heapq.heappop(running)
+            now, free_bytes, free_slots = max(now, end), free_bytes + size_back, free_slots + need_back
+        heapq.heappush(running, (now + seconds, size, need))
+        free_bytes, free_slots = free_bytes - size, free_slots - need
+        last = max(last, now + seconds)
     return last

@@ -94,7 +94,8 @@ class Kill:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """Everything. state: "running", "over" or "died". rows: trials by study, as for results.csv. asked: "study/number"
-    -> all that the trial was given, as its driver wrote it down.
+    -> all that the trial was given, as its driver wrote it down. forecasts: (when it was made, low, middle, high), of
+    the end of its start, all Unix seconds.
     """
 
     folder: Path
@@ -113,6 +114,7 @@ class Run:
     closed: Mapping[str, tuple[str, bool]]
     notes: Sequence[tuple[str, str]]
     workers: Mapping[str, Mapping[str, Any]]
+    forecasts: Sequence[tuple[float, float, float, float]]
     events: Mapping[str, int]
     missing: Sequence[str] = ()
 
@@ -170,6 +172,7 @@ def load_run(folder: Path, *, now: float | None = None) -> Run:
         },
         notes=_notes(records),
         workers={str(r["worker"]): r for r in records if r["event"] == E.WORKER_JOINED},
+        forecasts=_forecasts(records),
         events=Counter(str(r["event"]) for r in records),
         missing=missing,
     )
@@ -346,6 +349,17 @@ def _kills(folder: Path, records: Iterable[Json], attempts: Sequence[Attempt]) -
                 id_ = AttemptId.parse(str(line["attempt"]))
                 story = AttemptFolder.of(folder, id_).kill_story(would_have=True)
                 found.append(Kill(attempt=id_, unix=finite(line.get("unix")), record=line, story=story, observed=True))
+    return found
+
+
+def _forecasts(records: Iterable[Json]) -> list[tuple[float, float, float, float]]:
+    found = []
+    for record in records:
+        if record["event"] == E.BATCH_FORECAST:
+            told = [finite(record.get(key)) for key in ("unix", "low_unix", "middle_unix", "high_unix")]
+            if None not in told:
+                at, low, middle, high = (float(each or 0.0) for each in told)
+                found.append((at, low, middle, high))
     return found
 
 

@@ -34,6 +34,7 @@ def section(run: Run) -> Json:
         "began": run.began,
         "until": max(run.until, run.began + 1),
         "workers": [_worker(run, worker, used.get(worker, [])) for worker in workers],
+        "bars_left_out": sum(max(0, sum(a.worker == w for a in run.attempts) - MOST_BARS) for w in workers),
         "used_from": "the workers' samples" if used else "the peaks that trials reported",
     }
 
@@ -56,7 +57,7 @@ def _worker(run: Run, worker: str, used: list[tuple[float, int]]) -> Json:
 def _lanes(attempts: Sequence[Attempt]) -> list[list[Json]]:
     """Put attempts that ran at the same time below each other, each in the first lane that is free."""
     lanes: list[list[Json]] = []
-    for attempt in attempts[:MOST_BARS]:
+    for attempt in attempts[-MOST_BARS:]:
         lane = next((each for each in lanes if each[-1]["until"] <= attempt.launched + 0.001), None)
         if lane is None:
             lanes.append(lane := [])

@@ -89,17 +89,28 @@ def load(
 
 def resolved(path: Path) -> Settings:
     """Read back the settings that a run's folder keeps. Neither environment nor arguments count any more, but for the
-    whole URL of the database, whose password is not in the file. Raises UsageError.
+    whole URL of the database, whose password is not in the file. Keys that only another version of ours has are left
+    out. Raises UsageError.
     """
     values = sources.read_yaml(path)
     experiments = values.pop("experiments", None) or []
-    sources.check_keys(str(path), values, Settings)
+    values = _known(values, Settings)
     if (url := os.environ.get("HEADROOM_STORAGE")) and masking.bare(url) == values.get("storage"):
         values["storage"] = url
     settings = _validate(Settings, sources.Layers(values, {}), str(path))
-    keys = (sources.Layers(dict(each), {}) for each in experiments)
+    keys = (sources.Layers(_known(dict(each), StudyKeys), {}) for each in experiments)
     settings._experiments = tuple(_validate(StudyKeys, each, str(path)) for each in keys)
     return settings
+
+
+def _known(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    found = {}
+    for key, value in values.items():
+        info = model.model_fields.get(key)
+        if info is not None:
+            inner = sources.group_of(info)
+            found[key] = _known(value, inner) if inner is not None and isinstance(value, Mapping) else value
+    return found
 
 
 def default_name(keys: StudyKeys) -> str:
