@@ -59,6 +59,7 @@ class Made:
         """An attempt from its launch to its end (reason None: it has none). steps: instant -> step reported then."""
         name = f"{trial}/{number}"
         launched = {"reserved_bytes": GIB, "predicted_bytes": GIB, "source": "prior", "wait_s": 2.0}
+        launched |= {key: end.pop(key) for key in launched if key in end}
         self.at = began
         self.say("attempt.launched", attempt=name, worker="h:1", resume_from=resume_from, **launched)
         self.say("attempt.started", attempt=name, pid=2)

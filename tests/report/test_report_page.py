@@ -224,6 +224,35 @@ def test_hours_add_up(tmp_path: Path) -> None:
     }
 
 
+def test_overtaking_is_worth_what_the_two_orders_say(tmp_path: Path) -> None:
+    """A, B and C are drawn; B does not fit beside A, C does and goes first: 20 s instead of 30 s."""
+    made = Made(tmp_path)
+    made.study("made")
+    made.worker()  # with 12.4 GiB for trials
+    made.attempt("made/0", 0, 10, reserved_bytes=10 * GIB, wait_s=0.0)
+    made.attempt("made/2", 0.2, 20.2, reserved_bytes=GIB, wait_s=0.0)
+    made.attempt("made/1", 10, 20, reserved_bytes=10 * GIB, wait_s=9.9)
+    made.end()
+    saved = {each["by"]: each["seconds"] for each in page.facts(load_run(made.folder))["hours"]["saved"]}
+    assert saved["letting smaller ones go first"] == pytest.approx(10.0)
+    assert saved["running at the same time"] == pytest.approx(40 - 20.2, abs=0.1)
+
+
+def test_forecasts_are_judged_by_what_came(tmp_path: Path) -> None:
+    """Of three forecasts of the end two held it; the middle was off by a tenth of the time that was left."""
+    made = typical(tmp_path)
+    for at, low, middle, high in ((10, 90, 100, 120), (20, 105, 108, 120), (30, 95, 107, 120)):
+        made.at = at
+        ends = {"low_unix": BEGAN + low, "middle_unix": BEGAN + middle, "high_unix": BEGAN + high}
+        made.say("batch.forecast", **ends)
+    made.at = 100
+    made.end()
+    facts, seen = read(made.folder)
+    forecast = facts["hours"]["forecast"]
+    assert (forecast["held"], forecast["judged"], forecast["median_error"]) == (2, 3, pytest.approx(0.1))
+    assert "2 of 3 had the truth in their range" in seen.text
+
+
 def test_the_best_configuration_is_a_file_that_the_command_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
