@@ -118,8 +118,8 @@ def _saved(run: Run, busy_s: float, serial_s: float) -> list[Json]:
     if by_order is not None:
         drawn_s, started_s = by_order
         how = (
-            "reckoned: the same attempts, with the reservations and durations they had, each started as soon as "
-            "there was room, once strictly in the order in which they were drawn and once in that in which they were started; "
+            "reckoned: the same attempts, with the reservations and durations they had, each started as soon as there "
+            "was room; once strictly in the order in which they were drawn, once in that in which they were started; "
             "negative: the first would have been quicker"
         )
         found.append({"by": "letting smaller ones go first", "seconds": round(drawn_s - started_s, 1), "how": how})
