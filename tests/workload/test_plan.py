@@ -92,10 +92,18 @@ def test_a_refusal_names_the_recipe_that_would_fit() -> None:
 
 
 def test_what_no_recipe_holds_is_refused_by_the_smallest() -> None:
-    """On 2 GiB a 2B study names the least it would need under any."""
+    """On 2 GiB a 2B study names the least it would need under what auto may take, and no recipe that would not help."""
     (study,) = made([worker(2)], budgets="2B", recipe="auto").studies
-    assert study.refusal is not None and study.smallest_bytes is not None
-    assert study.smallest_bytes < 8 * GIB
+    assert study.refusal is not None and "--recipe" not in study.refusal
+    assert study.recipe == "bf16_adam8bit"
+
+
+def test_auto_never_takes_another_optimizer() -> None:
+    """On 9 GiB Adafactor alone holds a 2B study: it is refused all the same, in a line that names it, and runs then."""
+    here = [worker(9)]
+    (line,) = made(here, budgets="2B", recipe="auto").refusals
+    assert "--recipe bf16_adafactor (" in line
+    assert made(here, budgets="2B", recipe="bf16_adafactor").runnable
 
 
 def test_a_large_host_hears_how_many_more_would_run_at_once() -> None:
