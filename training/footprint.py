@@ -22,7 +22,8 @@ weights, gradients, optimizer_state  all allocated before the first step (AdamW 
 activations  what a layer keeps for backward, in the order of `EncoderLayer.forward`, each 4 N d bytes unless noted:
              norm1, q, k, v, attended, x after attention, norm2, up (4 N f), gelu (4 N f), x after feed-forward: 8 N d +
              2 N f floats; one-byte masks of the three dropouts, N (2 d + f); mean and 1/deviation of two norms, 16 N;
-             attention's log-sum-exp, 4 N h. Around the layers: the gathered windows, the patches cut from them, the
+             torch's own attention's log-sum-exp, 4 N h. Where products are bf16, floats of 2 bytes: then the stream is
+             one tensor for all layers. Around the layers: the gathered windows, the patches cut from them, the
              embedding and its mask, the last norm.
 workspace    the top of backward, at the last layer's `down`: the gradient of the stream, its scaled copy and that of
              the hidden units beside a new weight gradient (4 d f), less the stream and mask already freed.
@@ -51,6 +52,7 @@ from typing import Any
 
 from training import runtime
 from training.arch_grid import param_count, token_count
+from training.attention_choice import Attention, attention_for
 from training.context import Context
 from training.recipe import FP32_ADAMW, Recipe, held, named
 from training.table import is_parquet
@@ -116,6 +118,7 @@ class Shape:
     columns: int
     is_parquet: bool
     recipe: Recipe
+    device: str
 
     @classmethod
     def of(cls, params: Mapping[str, Any], context: Context) -> Shape:
@@ -135,6 +138,7 @@ class Shape:
             columns=context.n_columns or SAMPLE_COLUMNS,
             is_parquet=is_parquet(context.data or ""),
             recipe=named(context.recipe),
+            device=context.device,
         )
 
     @property
@@ -154,8 +158,10 @@ class Shape:
 def layer_bytes(s: Shape) -> int:
     """Return what one encoder layer keeps for backward."""
     masks = s.rows * (2 * s.d + s.f) if s.dropout else 0
-    stream, kept = 4 * s.rows * 2 * s.d, s.product * s.rows * (6 * s.d + 2 * s.f)
-    return stream + kept + cast_bytes(s) + masks + 16 * s.rows + 4 * s.rows * s.heads
+    kept = s.product * s.rows * (8 * s.d + 2 * s.f)
+    way = attention_for(s.d // s.heads, s.batch, is_bf16=s.recipe.compute == "bf16", device=s.device)
+    log_sums = 4 * s.rows * s.heads if way is Attention.FUSED else 0
+    return kept + cast_bytes(s) + masks + 16 * s.rows + log_sums
 
 
 def cast_bytes(s: Shape) -> int:

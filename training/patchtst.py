@@ -4,15 +4,18 @@ Covers the network and its parameter count. It does not cover training (trainer.
 footprint.py counts the very tensors this file keeps for the backward pass: whoever changes `EncoderLayer.forward`
 changes `footprint.layer_bytes` too (tests/training/test_footprint_measured.py compares the two).
 
-Why the layers are written by hand instead of with `torch.nn.TransformerEncoderLayer`: for the heap.
-- Attention goes through `scaled_dot_product_attention` and the attention weights are not dropped (PatchTST's own
-  default), so that no (batch, heads, patches, patches) tensor is ever kept.
-- Dropout, scaling and the residual sum work in place on the branch's last product. A kept tensor is then never
-  allocated above a temporary one, so that the heap is a stack: backward gives it back from the top, and no holes are
-  left between (one of the right size cannot even be used again, because an aligned allocation needs some bytes more).
-- Dropout keeps one byte an element, `nn.Dropout` on CPU a float.
-- The stream is (B * T, d): `addmm` then makes a tensor of its own, and not a view, which in-place operators would have
-  to copy in backward.
+Why the layers are written by hand instead of with `torch.nn.TransformerEncoderLayer`: for the clock and for the heap.
+- Attention is computed the way that is fastest for its shape and type (attention_choice.py), keeps no (batch, heads,
+  patches, patches) tensor, and its weights are not dropped (PatchTST's own default).
+- Dropout's masks are cheap (dropout.py), one byte an element. It works in place on the branch's last product, with the
+  residual sum. A kept tensor is then never allocated above a temporary one, so that the heap is a stack: backward gives
+  it back from the top, and no holes are left between (one of the right size cannot even be used again, because an
+  aligned allocation needs some bytes more).
+- The stream is (T * B, d), patch by patch, so that the samples of a batch can lie side by side (attention.py), and in
+  two dimensions: `addmm` then makes a tensor of its own, and not a view, which in-place operators would have to copy in
+  backward.
+- The stream is fp32 also where the branches are computed in bf16 (autocast, bf16 weights): sums of hundreds of layers
+  are not rounded to eight bits, and what the branches keep is in bf16.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.attention import attend
+from training.attention_choice import Attention, attention_for
 from training.computing import recomputed, stored_in
+from training.dropout import drop_, drop_add, drop_add_to_stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +72,6 @@ class PatchTSTConfig:
         return self.n_layers * layer + embedding + positions + 2 * d + head
 
 
-def drop_(x: Tensor, probability: float) -> Tensor:
-    """Inverted dropout in place, with a one-byte mask kept for backward. x: a tensor nothing else has saved."""
-    dropped = torch.empty_like(x, dtype=torch.bool).bernoulli_(probability)
-    return x.masked_fill_(dropped, 0.0).mul_(1 / (1 - probability))
-
-
-def joined(branch: Tensor, stream: Tensor) -> Tensor:
-    """Return the stream with this branch added. branch: nothing else may hold it, its memory becomes the stream's.
-
-    The stream is fp32 also where products are bf16: of hundreds of layers, each adds less than bf16 can tell apart.
-    """
-    return branch.add_(stream) if branch.dtype == stream.dtype else stream + branch
-
-
 class EncoderLayer(nn.Module):
     """Pre-norm: x + drop(attention(norm(x))), then x + drop(feed_forward(norm(x)))."""
 
@@ -96,20 +88,36 @@ class EncoderLayer(nn.Module):
         self.up = nn.Linear(d, config.d_ff)
         self.down = nn.Linear(config.d_ff, d)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B * T, d) -> (B * T, d)."""
-        x = joined(self._drop_(self.out(self._attend(self.qkv(self.norm1(x))))), x)
-        hidden = self._drop_(F.gelu(self.up(self.norm2(x))))
-        return joined(self._drop_(self.down(hidden)), x)
+    def forward(self, x: Tensor, owns_x: bool = False) -> Tensor:
+        """(T * B, d) -> (T * B, d). owns_x: nobody needs x again, so that it may be written over."""
+        dtype = branch_dtype(self.qkv.weight)
+        x = self._add(self._attention(self.norm1(x.to(dtype))), x, owns_x)
+        hidden = F.gelu(self.up(self.norm2(x.to(dtype))))
+        if self.training and self.p:
+            hidden = drop_(hidden, self.p)
+        return self._add(self.down(hidden), x, True)
 
-    def _attend(self, qkv: Tensor) -> Tensor:
-        rows, width = qkv.shape
-        d = width // 3
-        q, k, v = qkv.view(-1, self.n_patches, 3, self.n_heads, d // self.n_heads).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(rows, d)
+    def _attention(self, x: Tensor) -> Tensor:
+        rows, d = x.shape
+        way = attention_for(
+            d // self.n_heads, rows // self.n_patches, is_bf16=x.dtype == torch.bfloat16, device=x.device.type
+        )
+        if way is Attention.LANES:  # transposed, at no cost
+            qkv = torch.addmm(self.qkv.bias[:, None], self.qkv.weight, x.t())
+        else:
+            qkv = self.qkv(x)
+        attended: Tensor = self.out(attend(qkv, way, self.n_patches, self.n_heads))
+        return attended
 
-    def _drop_(self, x: Tensor) -> Tensor:
-        return drop_(x, self.p) if self.training and self.p else x
+    def _add(self, branch: Tensor, stream: Tensor, owns_stream: bool) -> Tensor:
+        """Return stream + dropped branch; the stream is saved by the norm where the branch is of its own type."""
+        if self.training and self.p:
+            if branch.dtype == stream.dtype:
+                return drop_add(branch, stream, self.p)
+            return drop_add_to_stream(branch, stream, self.p, in_place=owns_stream)
+        if branch.dtype == stream.dtype:
+            return branch.add_(stream)
+        return stream.add_(branch) if owns_stream else stream + branch
 
 
 class PatchTST(nn.Module):
@@ -161,16 +169,35 @@ class PatchTST(nn.Module):
         c = self.config
         if c.context_length != x.shape[1]:
             raise ValueError(f"expected windows of {c.context_length} days, got {x.shape[1]}")
-        used = (c.n_patches - 1) * c.stride + c.patch_length
-        days = x[:, c.context_length - used :]
-        patches = days.unfold(1, c.patch_length, c.stride).reshape(-1, c.n_features * c.patch_length)
-        x = joined(self.embedding(patches), self.positions.repeat(len(days), 1))
+        x = self._embed(x)
         if self.training and c.dropout:
             x = drop_(x, c.dropout)
         for layer in self.layers:
-            x = recomputed(layer, x) if self.recompute and torch.is_grad_enabled() else layer(x)
-        flat = self.norm(x).view(-1, c.n_patches * c.d_model)
-        if self.training and c.head_dropout:
-            flat = F.dropout(flat, c.head_dropout)
-        logits: Tensor = self.head(flat)
-        return logits.squeeze(1)
+            x = recomputed(layer, x) if self.recompute and torch.is_grad_enabled() else layer(x, True)
+        return self._logits(self.norm(x.to(self.norm.weight.dtype)))
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """(B, context_length, n_features) -> (T * B, d) in fp32."""
+        c = self.config
+        used = (c.n_patches - 1) * c.stride + c.patch_length
+        days = x[:, c.context_length - used :]
+        patches = days.unfold(1, c.patch_length, c.stride).transpose(0, 1).reshape(-1, c.n_features * c.patch_length)
+        positions = self.positions[:, None].expand(-1, len(days), -1).reshape(-1, c.d_model)
+        embedded: Tensor = self.embedding(patches.to(self.embedding.weight.dtype))
+        return embedded.add_(positions) if embedded.dtype == torch.float32 else embedded.float().add_(positions)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """(T * B, d) -> (B,), in fp32 also under autocast: one column costs nothing."""
+        c = self.config
+        with torch.autocast(x.device.type, enabled=False):
+            flat = x.float().view(c.n_patches, -1, c.d_model)
+            if self.training and c.head_dropout:
+                flat = F.dropout(flat, c.head_dropout)
+            weight = self.head.weight.float().view(c.n_patches, c.d_model, 1)
+            return torch.bmm(flat, weight).sum(0).squeeze(1) + self.head.bias.float()
+
+
+def branch_dtype(weight: Tensor) -> torch.dtype:
+    """Return the type that the layers' branches are computed in: the weights', or what autocast makes of them."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
