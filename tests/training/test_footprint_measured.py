@@ -53,11 +53,15 @@ def kept_bytes(params: Mapping[str, Any], context: Mapping[str, Any], layers: in
 @pytest.mark.parametrize("params", SHAPES)
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("name", ["fp32_adamw", "bf16_autocast", "bf16_adam8bit"])
-def test_a_layer_keeps_what_the_formula_says(params: dict[str, Any], context: dict[str, Any], name: str) -> None:
-    """One layer more keeps exactly `layer_bytes` more, to the byte: where layers run again, of the one that does."""
+@pytest.mark.parametrize("batch", [4, 64])
+def test_a_layer_keeps_what_the_formula_says(
+    params: dict[str, Any], context: dict[str, Any], name: str, batch: int
+) -> None:
+    """One layer more keeps exactly `layer_bytes` more, to the byte: where layers run again, of the one that does. The
+    batch decides how attention is computed."""
     known = Context.of({**context, "recipe": name})
-    shape = footprint.Shape.of({**params, "n_layers": 1, "micro_batch": 4}, known)
-    grown = kept_bytes(params, context, 3, 4, named(name)) - kept_bytes(params, context, 2, 4, named(name))
+    shape = footprint.Shape.of({**params, "n_layers": 1, "micro_batch": batch}, known)
+    grown = kept_bytes(params, context, 3, batch, named(name)) - kept_bytes(params, context, 2, batch, named(name))
     assert grown == footprint.layer_bytes(shape)
 
 
