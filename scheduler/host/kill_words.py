@@ -17,6 +17,7 @@ from scheduler.model.plain import line, text
 from scheduler.units import duration, gib
 
 _BYTES = re.compile(r"\b(\d{1,20}) bytes\b(?:( of(?: at least)?) (\d{1,20})\b)?")  # "7 bytes of at least 9"
+_FRAME = re.compile(r'File "([^"\n]+)", line (\d+) in ([^\n]+)')  # as faulthandler writes it
 _FAULT = {
     ExitReason.STALLED: "its own: it did nothing any more.",
     ExitReason.EVICTED: "its own: it held more than it was promised, or thrashed, while the host ran out of memory.",
@@ -110,6 +111,19 @@ def held(evidence: Mapping[str, Any]) -> str:
     return f"It held {gib(int(footprint))}: {beside} its promise" + (f" of {gib(int(promised))}." if over > 0 else ".")
 
 
+def stood(stack: Any) -> str:
+    """Return where its main thread was, in a sentence: the innermost line outside of Python's own library and of what
+    is installed, else the innermost. Empty where the stack is not known."""
+    if not isinstance(stack, str):
+        return ""
+    _, found, main = stack.partition("Current thread")
+    frames = _FRAME.findall((main if found else stack).partition("\n\n")[0])
+    own = [frame for frame in frames if "/lib/python" not in frame[0] and not frame[0].startswith("<")]
+    for path, number, function in (own or frames)[:1]:
+        return f"It stood in {line(path.rpartition('/')[2], 100)}, line {number}, in {line(function, 100)}."
+    return ""
+
+
 def fault(reason: Any) -> str:
     """Return whose fault the end is, in words; empty for an unknown reason."""
     try:
@@ -178,7 +192,7 @@ def as_text(story: Mapping[str, Any]) -> str:
     observed = isinstance(steps, list) and any(isinstance(s, Mapping) and s.get("step") == "would_kill" for s in steps)
     verb = "would have been ended" if observed else "was ended"
     lines = [f"{trial_of(story.get('attempt'))} {verb}, because {why(story.get('rule'), evidence)}."]
-    lines += [found] if (found := held(evidence)) else []
+    lines += [found for found in (held(evidence), stood(story.get("stack"))) if found]
     lines += [f"The fault was {found}"] if (found := fault(story.get("reason"))) else []
     if since is not None and shift is not None:
         lines.append(f"First symptom: {clock(since + shift)}.")

@@ -60,9 +60,9 @@ def _paragraph(kill: Kill, story: Mapping[str, Any], evidence: Mapping[str, Any]
     who = words.trial_of(kill.attempt)
     verb = "would have been ended" if kill.observed else "was ended"
     told = f"{who[:1].upper()}{who[1:]} {verb} at {words.clock(kill.unix)}, because "
-    told += f"{words.why(story.get('rule'), evidence)}. {words.held(evidence)}"
+    told += f"{words.why(story.get('rule'), evidence)}. {words.held(evidence)} {words.stood(story.get('stack'))}"
     fault = words.fault(ended) or words.fault(story.get("reason"))
-    return told.strip() + (f" The fault was {fault}" if fault else "")
+    return " ".join(told.split()) + (f" The fault was {fault}" if fault else "")
 
 
 def _cost(run: Run, kill: Kill, attempt: Attempt | None) -> str:

@@ -17,7 +17,7 @@ from scheduler.model.parameters import Choice, Distribution, Range
 from scheduler.report import svg
 from scheduler.report.records import Run
 from scheduler.report.verdict import place
-from scheduler.ui.report import best_row, ended_as
+from scheduler.ui.report import best_row, ended_as, pareto_front
 
 MOST_PARAMETERS = 12  # drawn; the rest matters less
 MOST_LINES = 400
@@ -44,6 +44,14 @@ def _study(run: Run, spec: StudySpec) -> Json:
         "maximize": maximize,
         "several_values": len(spec.directions) > 1,
         "value": spec.shown.value,
+        "front": [
+            {"number": row["number"], "values": _values(row, len(spec.directions))} for row in pareto_front(rows, spec)
+        ]
+        if len(spec.directions) > 1
+        else [],
+        "points": [{"number": row["number"], "values": _values(row, len(spec.directions))} for row in complete]
+        if len(spec.directions) > 1
+        else [],
         "history": [{"number": row["number"], "value": row["value"]} for row in complete],
         "stopped": [
             {"number": number, "value": list(values.values())[-1]}
@@ -62,6 +70,10 @@ def _study(run: Run, spec: StudySpec) -> Json:
             for row in complete
         ],
     }
+
+
+def _values(row: Mapping[str, Any], count: int) -> list[Any]:
+    return [row.get(f"value.{i}") for i in range(count)]
 
 
 def _is_number(value: Any) -> bool:
@@ -115,6 +127,8 @@ def focus(values: Sequence[float], *, maximize: bool, label: str) -> tuple[svg.A
 def charts(study: Json) -> dict[str, Any]:
     """Draw a study: `history`, `importance`, `effects` by name, `parallel`."""
     trials, maximize = study["trials"], study["maximize"]
+    if study["several_values"] and study["front"] and len(study["front"][0]["values"]) == 2:
+        return {"front": _front(study)}
     if not trials or study["several_values"]:
         return {}
     values = [trial["value"] for trial in trials]
@@ -126,6 +140,16 @@ def charts(study: Json) -> dict[str, Any]:
         "effects": {each["name"]: _scatter(each, study, axis) for each in study["parameters"][:MOST_PARAMETERS]},
         "parallel": _parallel(study),
     }
+
+
+def _front(study: Json) -> Markup:
+    series = []
+    for key, css, name in (("points", "rest", "completed"), ("front", "s1", "on the Pareto front")):
+        points = [each for each in study[key] if all(map(_is_number, each["values"]))]
+        titles = [f"trial {each['number']}: {each['values'][0]:.6g}, {each['values'][1]:.6g}" for each in points]
+        places = [(float(each["values"][0]), float(each["values"][1])) for each in points]
+        series.append(svg.Series(points=places, css=css, name=name, titles=titles))
+    return svg.chart(series, x=svg.Axis(label="first value"), y=svg.Axis(label="second value"), label="Pareto front")
 
 
 def _history(study: Json, axis: svg.Axis) -> Markup:

@@ -53,6 +53,20 @@ def test_a_story_is_told_in_gib_and_by_the_clock() -> None:
     assert str(GIB) not in told
 
 
+def test_a_trial_that_stands_still_is_found_in_its_own_code() -> None:
+    """Of its main thread's stack the innermost line that is neither Python's nor installed, wherever it waits."""
+    stack = (
+        'Thread 0x1 (most recent call first):\n  File "/x/training/trial.py", line 306 in _read\n\n'
+        "Current thread 0x2 (most recent call first):\n"
+        '  File "/usr/lib/python3.11/threading.py", line 320 in wait\n'
+        '  File "/usr/lib/python3.11/site-packages/torch/nn/x.py", line 9 in forward\n'
+        '  File "/home/me/train.py", line 8 in objective\n  File "<frozen runpy>", line 88 in _run_code\n'
+    )
+    assert kill_words.stood(stack) == "It stood in train.py, line 8, in objective."
+    assert kill_words.stood("no stack") == kill_words.stood(None) == ""
+    assert "It stood in train.py" in kill_words.as_text({**STORY, "stack": stack})
+
+
 def test_every_rule_of_the_host_has_its_words() -> None:
     """The names that the watchdog gives to want of memory are all known here."""
     import ast

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from scheduler.cli import report as command
@@ -201,6 +202,55 @@ def test_importance_is_of_the_parameters_by_name(tmp_path: Path) -> None:
     few.study("few").add_trial(frozen(0.5))
     assert "it takes 8 completed trials" in page.facts(load_run(few.folder))["search"][0]["why_no_importance"]
     assert "lower end of x" not in seen.text  # the best four lie within the first tenth, not at the end
+
+
+def test_of_several_values_the_front_is_shown(tmp_path: Path) -> None:
+    """No single best, no importance; the trials that none beats in all values are drawn and listed."""
+    made = Made(tmp_path, direction="minimize,minimize")
+    made.say("study.opened", study="made", counted=0, quota=3)
+    url = f"sqlite:///{made.folder / 'study.db'}"
+    study = optuna.create_study(study_name="made", storage=url, directions=["minimize", "minimize"])
+    for values in ([1.0, 3.0], [2.0, 1.0], [2.0, 4.0]):
+        study.add_trial(optuna.trial.create_trial(values=values))
+    made.end()
+    facts, seen = read(made.folder)
+    assert [each["number"] for each in facts["search"][0]["front"]] == [0, 1]
+    assert "2 of 3 completed trials are on the Pareto front" in seen.text
+    assert facts["best"][0]["why"] == "it has several values"
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_bystander_is_not_blamed(tmp_path: Path, observed: bool) -> None:
+    """One that kept its promise: not its own fault, run again, what it lost since its checkpoint; or only observed."""
+    made = Made(tmp_path)
+    study = made.study("made")
+    made.worker()
+    evidence = {
+        "footprint_bytes": GIB // 2,
+        "promised_bytes": GIB,
+        "available_bytes": GIB // 8,
+        "limit_bytes": 16 * GIB,
+    }
+    told = made.kill("made/0", "memory_exhausted", "preempted", **evidence)
+    if observed:
+        story = next((made.folder / "attempts").glob("*/kill.json"))
+        story.rename(story.with_name("would_kill.json"))
+        made.say("watchdog.would_kill", attempt="made/0/1", rule="memory_exhausted", reason="preempted")
+    made.attempt("made/0", 0, 50, "completed" if observed else "preempted", steps={20: 1, 40: 2},
+                 kill=None if observed else told)  # fmt: skip
+    if not observed:
+        made.attempt("made/0", 60, 80, number=2, steps={70: 3}, resume_from="c")
+    study.add_trial(frozen(0.5))
+    made.end()
+    facts, seen = read(made.folder)
+    assert "the host's memory was as good as used up: 128 MiB of 16.0 GiB were available" in seen.text
+    if observed:
+        assert "Trial 0 of made would have been ended" in seen.text
+        assert facts["kills"][0]["cost"] == ""
+    else:
+        assert "The fault was not its own" in seen.text
+        assert "It cost 10 s of 50 s: it went on from its checkpoint." in seen.text
+        assert "cost the trial nothing" in seen.text
 
 
 def test_hours_add_up(tmp_path: Path) -> None:
