@@ -31,7 +31,7 @@ def section(run: Run) -> Json:
         if attempt.wait_s:
             why = attempt.waited_for[-1] if attempt.waited_for else "its turn"
             waited[why] = waited.get(why, 0.0) + attempt.wait_s
-    again_s = _again_s(run.attempts)
+    again_s = _again_s(run)
     busy_s, serial_s = _busy_s(run.attempts), sum(attempt.lasted_s for attempt in run.attempts)
     return {
         "clock_s": round(sum(start.until - start.began for start in run.starts), 1),
@@ -73,12 +73,20 @@ def _ordered(seconds: Mapping[str, float]) -> list[Json]:
     return [{"reason": reason, "seconds": round(s, 3)} for reason, s in most_first]
 
 
-def _again_s(attempts: Sequence[Attempt]) -> float:
-    """How long attempts had run beyond what the next one of their trial went on from."""
-    by_trial: dict[TrialId, list[Attempt]] = {}
-    for attempt in attempts:
-        by_trial.setdefault(attempt.id.trial, []).append(attempt)
-    return sum(lost_s(before, after) for each in by_trial.values() for before, after in itertools.pairwise(each))
+def _again_s(run: Run) -> float:
+    """How long attempts had run beyond what the next one of their trial went on from.
+
+    A trial that was queued again is another trial in the study: its attempts follow those of the first.
+    """
+    first = {TrialId(spec.name, row["retried"]): TrialId(spec.name, row["number"]) for spec, row in run.trials
+             if isinstance(row.get("retried"), int)}  # fmt: skip
+    chains: dict[TrialId, list[Attempt]] = {}
+    for attempt in run.attempts:
+        trial = attempt.id.trial
+        while first.get(trial, trial).number < trial.number:
+            trial = first[trial]
+        chains.setdefault(trial, []).append(attempt)
+    return sum(lost_s(before, after) for each in chains.values() for before, after in itertools.pairwise(each))
 
 
 def lost_s(attempt: Attempt, after: Attempt) -> float:

@@ -227,10 +227,15 @@ def _attempts(records: Iterable[Json], starts: Sequence[Start], now: float | Non
             _take(found, waiting, record)
     ends = [start.until for start in starts]
     for attempt in found.values():
+        # The last word of the driver that launched it: after its death nobody wrote down when an attempt ended.
+        last = next((end for end in ends if end >= attempt.launched), attempt.until)
         if not attempt.end:
-            after = next((end for end in ends if end >= attempt.launched), attempt.until)
-            attempt.until = max(attempt.until, after if now is None else now)
+            attempt.until = max(attempt.until, last if now is None else now)
             attempt.end = {"reason": "unknown" if now is None else "running"}
+        elif attempt.until > last:  # told by the next driver, who settled it
+            ran_s = finite(attempt.end.get("duration_s")) or 0.0
+            reported = attempt.progress[-1][0] if attempt.progress else attempt.launched
+            attempt.until = attempt.launched + ran_s if ran_s > 0 else max(last, reported)
     return sorted(found.values(), key=lambda a: (a.launched, str(a.id)))
 
 

@@ -274,6 +274,28 @@ def test_hours_add_up(tmp_path: Path) -> None:
     }
 
 
+def test_what_died_with_its_driver_ended_with_it(tmp_path: Path) -> None:
+    """The next driver, an hour later, says that it is lost; its hour is not an hour of training, and it ran again."""
+    made = Made(tmp_path)
+    study = made.study("made")
+    made.worker()
+    made.attempt("made/0", 0, 0, None)
+    made.at = 30
+    made.say("host.opened", worker="h:1")  # the last word
+    made.at = 3600
+    made.say("batch.started", run="made", driver_pid=2, owner="p")
+    made.say("attempt.ended", attempt="made/0/1", reason="lost", duration_s=0.0, peak_bytes=None, kill=None)
+    made.attempt("made/1", 3610, 3650, number=2)
+    study.add_trial(frozen(None, "FAIL", stop_reason="lost", retried=1))
+    study.add_trial(frozen(0.5))
+    made.end()
+    facts, _ = read(made.folder)
+    assert {each["reason"]: each["seconds"] for each in facts["hours"]["spent_by_end"]} == {"completed": 40, "lost": 30}
+    assert facts["hours"]["done_again_s"] == 30
+    assert facts["verdict"]["starts"] == 2
+    assert facts["ends"]["total"]["failed"] == 0
+
+
 def test_overtaking_is_worth_what_the_two_orders_say(tmp_path: Path) -> None:
     """A, B and C are drawn; B does not fit beside A, C does and goes first: 20 s instead of 30 s."""
     made = Made(tmp_path)
