@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import optuna
+from optuna.terminator import report_cross_validation_scores
 
 
 def quadratic(trial: optuna.Trial) -> float:
@@ -73,6 +76,23 @@ def looks_around(trial: optuna.Trial) -> float:
     if any(t.state.is_finished() for t in trial.study.trials):
         assert trial.study.best_value == trial.study.best_trial.value
         trial.study.stop()
+    return x
+
+
+def keeps_an_artifact(trial: optuna.Trial) -> float:
+    """Hands a file to Optuna's artifact store, and its cross-validation to Optuna's terminator."""
+    folder = Path("artifacts")
+    folder.mkdir(exist_ok=True)
+    store = optuna.artifacts.FileSystemArtifactStore(folder)
+    x = trial.suggest_float("x", 0, 1)
+    assert isinstance(trial, optuna.Trial)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write(str(x))
+        file.flush()
+        optuna.artifacts.upload_artifact(artifact_store=store, file_path=file.name, study_or_trial=trial)
+    (kept,) = optuna.artifacts.get_all_artifact_meta(trial)
+    trial.set_user_attr("artifact", kept.artifact_id)
+    report_cross_validation_scores(trial, [x, x + 0.5])
     return x
 
 

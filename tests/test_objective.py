@@ -128,6 +128,20 @@ def tolerant(folder: Path) -> Path:
     return path
 
 
+def test_artifacts_and_scores_of_a_cross_validation_are_in_the_study(tmp_path: Path) -> None:
+    """What Optuna's own functions keep of a running trial, read back by them."""
+    done = schedule(tmp_path, "keeps_an_artifact", "--slots", "1", "--trials", "2")
+    assert done.code == 0, done.stderr
+    study = done.study
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path / "artifacts")
+    for trial in study.trials:
+        (kept,) = optuna.artifacts.get_all_artifact_meta(trial, storage=study._storage)
+        assert kept.artifact_id == trial.user_attrs["artifact"]
+        with store.open_reader(kept.artifact_id) as file:
+            assert float(file.read()) == trial.params["x"]
+        assert trial.system_attrs["terminator:cv_scores"] == [trial.value, trial.params["x"] + 0.5]
+
+
 def test_what_trials_before_it_asked_is_known_before_a_trial_starts(tmp_path: Path) -> None:
     """Also in branches and loops: parameters are in the line of the launch, and the size follows from them."""
     done = schedule(tmp_path, "conditional", "--slots", "1", "--trials", "25", "--sampler", "random")

@@ -172,6 +172,34 @@ tell(said=said, raised=raised, states=sorted({t.state.name for t in study.trials
     assert found["states"] == ["COMPLETE"] and found["after"] > found["raised"]
 
 
+def test_a_function_that_names_a_module_which_is_imported_late_can_travel(tmp_path: Path) -> None:
+    """`optuna.integration` is no plain module, nor are those of transformers; a lock is told as what cannot travel."""
+    found = run(
+        tmp_path,
+        """
+import threading
+def late(trial):
+    assert optuna.integration.__name__ == "optuna.integration"
+    return objective(trial)
+lock = threading.Lock()
+def locked(trial):
+    with lock:
+        return objective(trial)
+from scheduler.model import UsageError
+study = optuna.create_study()
+optuna.integration
+optimize(study, late, n_trials=2, n_jobs=1)
+try:
+    optimize(study, locked, n_trials=2)
+except UsageError as error:
+    said = str(error)
+tell(states=[t.state.name for t in study.trials], said=said)
+""",
+    )
+    assert found["states"] == ["COMPLETE"] * 2
+    assert "objective cannot be pickled" in found["said"] and "lock" in found["said"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

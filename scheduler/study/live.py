@@ -164,6 +164,11 @@ class LiveTrials:
                 reserved.check(key)
                 live.named.add(key)
                 return live.trial.set_user_attr(key, value)
+            case "system_attr", {"key": str(key), "value": value}:
+                reserved.check_system(key)
+                return self._storage.set_trial_system_attr(live.trial_id, key, value)
+            case "system_attrs", _:
+                return self._storage.get_trial_system_attrs(live.trial_id)
             case "set_constraint", {"key": str(key), "value": value}:
                 return live.trial.set_constraint(key, float(value))
             case "study", {"name": str(name)} if name in READABLE:

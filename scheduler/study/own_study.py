@@ -8,11 +8,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import importlib
+import io
 import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import cloudpickle
@@ -31,6 +34,21 @@ from scheduler.workload import objective as objective_workload
 Study: TypeAlias = optuna.Study
 Trial: TypeAlias = optuna.Trial
 Callback: TypeAlias = Callable[[Study, FrozenTrial], None]
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # not typed
+    """Modules of a class of their own (`optuna.integration`, and what else is imported late) travel by name, too."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, ModuleType) and type(obj) is not ModuleType and obj.__name__ in sys.modules:
+            return importlib.import_module, (obj.__name__,)
+        return super().reducer_override(obj)
+
+
+def _dumps(value: Any) -> bytes:
+    with io.BytesIO() as file:
+        _Pickler(file).dump(value)
+        return file.getvalue()
 
 
 class OwnStudy:
@@ -63,7 +81,7 @@ class OwnStudy:
         Raises UsageError when it cannot be pickled.
         """
         try:
-            function: bytes = cloudpickle.dumps((objective, self._caught))
+            function = _dumps((objective, self._caught))
         except Exception as error:
             why = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UsageError(f"objective cannot be pickled ({why}); open inside it what cannot travel") from error

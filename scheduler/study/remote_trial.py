@@ -27,7 +27,7 @@ from optuna.distributions import (
     check_distribution_compatibility,
 )
 from optuna.study import StudyDirection
-from optuna.trial import BaseTrial, FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from scheduler.study import distributions, reserved
 
@@ -44,12 +44,17 @@ class Pipe(Protocol):
     def leave_if_asked(self) -> None: ...
 
 
-class RemoteTrial(BaseTrial):
-    """told: `TrialAsked.ahead`, what the driver sent with the task."""
+class RemoteTrial(optuna.Trial):
+    """told: `TrialAsked.ahead`, what the driver sent with the task.
+
+    A Trial by its class alone: that is what Optuna's own functions (`upload_artifact`) and other people's code ask.
+    """
 
     def __init__(self, pipe: Pipe, told: Mapping[str, Any]) -> None:
         self._pipe, self._told = pipe, told
-        self.study = RemoteStudy(pipe, told)
+        self._trial_id = int(told["number"])  # what `storage` is asked with: it knows no other trial
+        self.study: Any = RemoteStudy(pipe, told)
+        self.storage: Any = RemoteStorage(pipe)
         self._ahead: dict[str, tuple[Any, BaseDistribution]] = {
             name: (each["value"], distributions.from_json(each["distribution"]))
             for name, each in told["params"].items()
@@ -245,6 +250,25 @@ class RemoteStudy:
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(_has_not("study", name))
+
+
+class RemoteStorage:
+    """What Optuna's own functions keep of a trial besides its attributes: artifacts, scores of a cross-validation."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """Keep it. Raises ValueError for a key that is none of these."""
+        reserved.check_system(key)
+        self._pipe.tell("system_attr", {"key": key, "value": _bounded(value, f"system attribute {key!r}")})
+
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        """All that the trial has."""
+        return dict(answer(self._pipe, "system_attrs", {}))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(_has_not("storage", name))
 
 
 def answer(pipe: Pipe, method: str, arguments: Mapping[str, Any]) -> Any:

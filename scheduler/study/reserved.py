@@ -8,8 +8,17 @@ OURS = frozenset(
     | {"resume_host", "micro_batch", "footprint.predicted_bytes", "warm_start"}
 )
 
+# What Optuna's own functions keep of a trial that runs; all else is the sampler's, the pruner's or the driver's.
+OPTUNAS = ("artifacts:", "terminator:")
+
 
 def check(key: str) -> None:
     """Raise ValueError for a name that is not the objective's to set."""
     if key in OURS:
         raise ValueError(f"user attribute {key!r}: Headroom keeps its own under this name; choose another one")
+
+
+def check_system(key: str) -> None:
+    """Raise ValueError for a system attribute that a trial may not set."""
+    if not key.startswith(OPTUNAS):
+        raise ValueError(f"system attribute {key!r}: a trial that Headroom runs can keep {' and '.join(OPTUNAS)} only")
