@@ -92,7 +92,8 @@ def keeps_an_artifact(trial: optuna.Trial) -> float:
         optuna.artifacts.upload_artifact(artifact_store=store, file_path=file.name, study_or_trial=trial)
     (kept,) = optuna.artifacts.get_all_artifact_meta(trial)
     trial.set_user_attr("artifact", kept.artifact_id)
-    report_cross_validation_scores(trial, [x, x + 0.5])
+    report_cross_validation_scores(trial, np.array([x, x + 0.5]))  # type: ignore[arg-type]  # as cross_val_score gives them
+    trial.set_user_attr("count", {"n": np.int64(3)})
     return x
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -139,6 +140,7 @@ def test_artifacts_and_scores_of_a_cross_validation_are_in_the_study(tmp_path: P
         assert kept.artifact_id == trial.user_attrs["artifact"]
         with store.open_reader(kept.artifact_id) as file:
             assert float(file.read()) == trial.params["x"]
+        assert trial.user_attrs["count"] == {"n": 3}
         assert trial.system_attrs["terminator:cv_scores"] == [trial.value, trial.params["x"] + 0.5]
 
 
@@ -223,7 +225,7 @@ def test_an_answer_takes_milliseconds(tmp_path: Path) -> None:
     done = schedule(tmp_path, "asks_often", "--slots", "1", "--trials", "2", "--sampler", "random")
     assert done.code == 0, done.stderr
     medians = [t.user_attrs["median_ms"] for t in done.study.trials]
-    assert min(medians) < 150  # 7 to 9 here; a machine that is busy with other tests takes its time
+    assert min(medians) < 1500  # 7 to 9 here; 160 on a machine that is busy with six others' tests
 
 
 def test_sampler_pruner_and_size_of_ones_own(tmp_path: Path) -> None:
@@ -294,18 +296,27 @@ def test_a_script_is_enough(tmp_path: Path) -> None:
         assert failed.returncode == 2 and said in failed.stderr, failed.stderr
 
 
-def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
-    """The file and the command under "Your own Optuna objective", in an empty folder."""
+def test_the_examples_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
+    """Each file under "Your own Optuna objective" is written, each command given, in order, in an empty folder."""
     section = (FILE.parent.parent / "README.md").read_text().split("## Your own Optuna objective")[1].split("\n## ")[0]
-    ((name, source),) = re.findall(r"This file is `(\S+)`:\n\n```python\n(.*?)```", section, re.DOTALL)
-    words = re.findall(r"\$ bin/schedule (.*)", section)[0].split()
-    (tmp_path / name).write_text(source)
-    line = [sys.executable, "-m", "scheduler", *words, "--dashboard", "off"]
-    done = subprocess.run(
-        line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=360, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "20/20" in done.stdout and "best of forest-objective" in done.stdout
+    for name, source in re.findall(r"This file is `(\S+)`:\n\n```\w+\n(.*?)```", section, re.DOTALL):
+        (tmp_path / name).write_text(source)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["forest.py", "search.py", "space.yaml", "train.sh"]
+    ours = [sys.executable, "-m", "scheduler", "--dashboard", "off"]
+    starts = {"bin/schedule": ours, "python": [sys.executable]}
+    said = []
+    for command_line in re.findall(r"^\$ (.*)", section, re.MULTILINE):
+        program, *words = shlex.split(command_line)
+        done = subprocess.run(
+            [*starts[program], *words],
+            cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=360, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    objective, search, script = said
+    assert "20/20" in objective and "best of forest-objective" in objective
+    assert "10/10" in search and "'kind': " in search
+    assert re.search(r"\d/10 ", script) and re.search(r"with depth=\d lr=\d", script)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +336,9 @@ def test_the_example_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
         ((f"{FILE}:quadratic", "--direction", "up"), ["--direction", "'up'", "minimize", "maximize"]),
         ((f"{FILE}:quadratic", "--memory", "lots"), ["--memory", "'lots'"]),
         ((f"{FILE}:quadratic", "--budgets", "2M"), ["--budgets", "leave it out with --objective"]),
+        ((f"{FILE}:quadratic", "--metric", "(x)"), ["--metric goes with --command"]),
+        ((f"{FILE}:quadratic", "--memory", "0"), ["--memory", "'0'", "more than 0"]),
+        ((f"{FILE}:quadratic", "--memory-budget", "200%"), ["--memory-budget", "(default: 90%)"]),
         ((f"{FILE}:quadratic", "--trials", "0"), ["--trials", "0", "at least 1"]),
         ((f"{FILE}:quadratic", "--storage", "mine.db"), ["--storage", "mine.db", "sqlite:///"]),
     ],

@@ -269,7 +269,9 @@ def _default_of(model: type[BaseModel], path: KeyPath) -> str | None:
     default = info.get_default(call_default_factory=False)
     if default is None or isinstance(default, dict | BaseModel) or repr(default) == "PydanticUndefined":
         return None
-    return ",".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
+    if isinstance(default, tuple):
+        return ",".join(str(part) for part in default)
+    return str(getattr(default, "text", default))  # a budget as it is written
 
 
 def _kind(value: Any) -> str:

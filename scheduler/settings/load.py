@@ -69,6 +69,7 @@ def load(
         found.append(_validate(StudyKeys, sources.Layers(keys, mine.origin), str(path)))
     if settings.command is not None:
         settings = settings.model_copy(update={"objective": _command(settings)})
+    _check_what_goes_with(settings, {*arguments, *(path[0] for path in variables)})
     if settings.objective is not None:
         _check_objective_keys(arguments, variables, experiments)
         name = settings.name or _as_name(settings.study or settings.command or settings.objective)
@@ -158,6 +159,15 @@ def _check_objective_keys(
     given = {*arguments, *(path[0] for path in variables)}
     for key in sorted(given & (set(StudyKeys.model_fields) - {"trials", "seed"})):
         raise UsageError(f"--{key.replace('_', '-')} is for the built-in training; leave it out with --objective")
+
+
+def _check_what_goes_with(settings: Settings, given: set[str]) -> None:
+    """Refuse what would say nothing where it stands: who gives it has forgotten what it belongs to."""
+    needs = {"space": "command", "metric": "command"} if settings.command is None else {}
+    if settings.objective is None:
+        needs |= dict.fromkeys(("study", "direction", "sampler", "memory"), "objective")
+    for key in sorted(given & set(needs)):
+        raise UsageError(f"--{key} goes with --{needs[key]}, which is not given")
 
 
 def _validate(model: type[Model], layers: sources.Layers, file: str | None = None) -> Model:

@@ -273,8 +273,7 @@ class RemoteStorage:
 
 def answer(pipe: Pipe, method: str, arguments: Mapping[str, Any]) -> Any:
     """Return the value of a call; what Optuna raised is raised again here."""
-    _bounded(arguments, method)
-    found = pipe.call(method, arguments)
+    found = pipe.call(method, _bounded(arguments, method))
     if "error" not in found:
         return found["value"]
     kind = getattr(builtins, str(found.get("kind")), None)
@@ -284,13 +283,21 @@ def answer(pipe: Pipe, method: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def _bounded(value: Any, what: str) -> Any:
-    """Return the value, if it can travel whole.
+    """Return the value as JSON holds it, if it can travel whole; arrays and numbers of numpy's as lists and numbers.
 
     Raises TypeError and ValueError as JSON does, ValueError for one too long.
     """
-    if len(json.dumps(value)) > MAX_CALL:
+    told = json.dumps(value, default=_numbers)
+    if len(told) > MAX_CALL:
         raise ValueError(f"{what} is longer than {MAX_CALL} characters; keep it in a file, and its path in the study")
-    return value
+    return json.loads(told)
+
+
+def _numbers(value: Any) -> Any:
+    """Return what numpy or torch holds in plain numbers: a study in memory takes them as they are."""
+    if callable(found := getattr(value, "tolist", None)):
+        return found()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
 
 
 def _same(choice: Any, value: Any) -> bool:

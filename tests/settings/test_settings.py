@@ -107,6 +107,25 @@ def test_the_built_in_trainings_heap_is_its_own() -> None:
     assert "allocator" in refused(arguments={"allocator": "jemalloc"}, environ={})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"metric": "(x)"}, "--metric goes with --command"),
+        ({"space": "space.yaml", "objective": "m:f"}, "--space goes with --command"),
+        ({"memory": "3GiB"}, "--memory goes with --objective"),
+        ({"sampler": "random", "budgets": "2M"}, "--sampler goes with --objective"),
+    ],
+)
+def test_what_would_say_nothing_where_it_stands_is_refused(given: dict[str, Any], said: str) -> None:
+    """Who forgets `--command` does not start twelve studies of days instead."""
+    assert said in refused(arguments=given, environ={})
+
+
+def test_a_default_is_shown_as_it_is_written() -> None:
+    """No word of ours for a value."""
+    assert refused(arguments={"memory_budget": "200%"}, environ={}).endswith("(default: 90%)")
+
+
 # -- precedence ------------------------------------------------------------------------------------------------------
 
 
