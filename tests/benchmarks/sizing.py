@@ -210,14 +210,14 @@ class Process(Learner):
     def bound(self, points: Points, targets: Points, at: Points) -> float:
         middle, spread = targets.mean(), targets.std() + 0.05
         y = (targets - middle) / spread
-        best = (-np.inf, 0.0, 1.0)
+        best = (-math.inf, 0.0, 1.0)
         for length in self.lengths:
             lower = np.linalg.cholesky(self._kernel(points, points, length) + self.noise * np.eye(len(y)))
             half = np.linalg.solve(lower, y)
-            likelihood = -0.5 * half @ half - np.log(np.diag(lower)).sum()
+            likelihood = float(-0.5 * half @ half - np.log(np.diag(lower)).sum())
             if likelihood > best[0]:
                 row = np.linalg.solve(lower, self._kernel(points, at[None], length)[:, 0])
-                best = (likelihood, row @ half, float(np.sqrt(max(1 + self.noise - row @ row, 1e-9))))
+                best = (likelihood, float(row @ half), math.sqrt(max(1 + self.noise - float(row @ row), 1e-9)))
         _, mean, deviation = best
         return float(middle + spread * (mean + 3 * deviation) + np.log(1.1))
 
