@@ -94,7 +94,7 @@ MEASURED_IN = frozenset(f"torch-2.13.0+{build}/{runtime.STACK}" for build in ("c
 UNMEASURED_BYTES, UNMEASURED = 4 * MIB, 0.01  # the share is of all above the ready process
 RANDOM_STATE_BYTES = 5056  # of torch's generator on CPU: kept for each layer that runs again
 # A forked process finds what was imported in memory, but maps the libraries' code only as it runs it: 15 to 18 MiB more
-# above what it holds when it is ready, on four trials of 0.02M to 8M parameters (CPU build).
+# above what it holds when it is ready, on eleven trials of 0.02M to 38M parameters and all recipes (CPU build).
 FORKED_BYTES = 18 * MIB
 CUDA_CONTEXT_BYTES = 600 * MIB  # the driver's own, on the device, and about as much on the host
 
