@@ -36,6 +36,10 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # <linux/prctl.h>
 NAME, TRIAL_NAME = b"fork-server", b"trial"  # what `top` and `ps -o comm` show; their command line is the same
 CUDA_LIBRARY = b"/libcuda.so"  # the driver's, loaded by the first call that needs a device
 REQUEST_BYTES = 4096
+MADV_COLLAPSE, HUGE_PAGE_BYTES = (
+    25,
+    2**21,
+)  # <linux/mman.h>; the size is x86-64's, elsewhere the kernel refuses or rounds
 
 
 def main(arguments: Sequence[str]) -> int | None:
@@ -54,6 +58,7 @@ def main(arguments: Sequence[str]) -> int | None:
     end_library_threads()
     gc.collect()
     gc.freeze()  # a collection in a child would write to the head of every object, and so copy every page
+    use_huge_pages()
     why = unfit()
     if why is None and (left := open_files() - before):
         why = f"what is imported has left {len(left)} files or connections open"
@@ -121,6 +126,23 @@ def end_library_threads() -> None:
     if (child := os.fork()) == 0:
         os._exit(0)
     os.waitpid(child, 0)
+
+
+def use_huge_pages() -> None:
+    """Have the kernel put what was imported into pages of 2 MiB (Linux 6.1 and later; elsewhere it stays as it is).
+
+    A fork copies an entry for each page, and an end takes it away again: with torch a process forked twice, used a
+    little and ended took 14 ms of CPU instead of 27. A page that is written to is copied 4 KiB at a time all the same.
+    """
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+        regions = [line.split() for line in maps]
+    for where, permissions, _, _, inode, *_ in regions:
+        first, last = (int(end, 16) for end in where.split("-"))
+        first, last = -(-first // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES, last // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        if permissions == "rw-p" and inode == "0" and first < last:
+            madvise(first, last - first, MADV_COLLAPSE)
 
 
 def fork_orphan() -> int | None:
