@@ -33,8 +33,9 @@ class World:
     """What the simulated trials are like. bytes_of, seconds_of: study name and source of chance -> one trial's truth.
 
     trouble: share of attempts that end in one of ENDS, evenly. lost_every_s: mean time between losses of a worker (it
-    comes back), 0: never. vitals_s: how often each host reports, 0: never. strangers: largest share of a host that
-    other programs take for a while. check_every: events between two checks of all invariants.
+    comes back), 0: never. vitals_s: how often each host reports, 0: never. over: by what part of the truth estimates
+    are above it, at most. epoch_s: how long an epoch of a trial takes, 0: each trial has three. strangers: largest
+    share of a host that other programs take for a while. check_every: events between two checks of all invariants.
     """
 
     bytes_of: Callable[[str, random.Random], int]
@@ -42,6 +43,8 @@ class World:
     trouble: float = 0.0
     lost_every_s: float = 0.0
     vitals_s: float = 0.0
+    over: float = 0.1
+    epoch_s: float = 0.0
     strangers: float = 0.0
     check_every: int = 1
 
@@ -110,14 +113,18 @@ class Simulation:
         while self.ended is None:
             if not self._queue or self.now > limit_s:
                 raise BrokenPromise(f"not over at {self.now:.0f} s: {self.brain.trials}")
-            self.now, _, what = heapq.heappop(self._queue)
-            if callable(what):
-                what()
-            else:
-                self.tell(what)
+            self.step()
         if self._live:
             raise BrokenPromise(f"the batch ended while attempts run: {sorted(map(str, self._live))}")
         return self
+
+    def step(self) -> None:
+        """Let the next thing happen."""
+        self.now, _, what = heapq.heappop(self._queue)
+        if callable(what):
+            what()
+        else:
+            self.tell(what)
 
     def tell(self, event: m.Event) -> None:
         """One event to the brain; carry out what it answers; look at the invariants."""
@@ -140,8 +147,8 @@ class Simulation:
                 trial = m.TrialId(command.study, number)
                 size = self.world.bytes_of(command.study, self.random)
                 self._truth[trial] = (size, self.world.seconds_of(command.study, self.random))
-                guess = int(size * self.random.uniform(1.0, 1.1))
-                self.at(0.02, asked(number, guess, study=command.study, max_epochs=EPOCHS))
+                guess = int(size * self.random.uniform(1.0, 1 + self.world.over))
+                self.at(0.02, asked(number, guess, study=command.study, max_epochs=self._epochs(trial)))
             case m.LaunchAttempt():
                 self._launch(command)
             case m.ResizeReservation():
@@ -190,14 +197,18 @@ class Simulation:
         reason, until = m.ExitReason.COMPLETED, seconds
         if self.random.random() < self.world.trouble:
             reason, until = self.random.choice(ENDS), seconds * self.random.random()
-        for step in range(1, EPOCHS + 1):
+        epochs = self._epochs(attempt.trial)
+        for step in range(1, epochs + 1):
             progress = m.AttemptProgress(attempt=attempt, step=step, value=1 / step, peak_bytes=size)
-            if (after := seconds * step / (EPOCHS + 0.1)) < until:
+            if (after := seconds * step / (epochs + 0.1)) < until:
                 self.at(0.02 + after, functools.partial(self._news, attempt, progress))
-        if seconds / EPOCHS < until:
+        if seconds / epochs < until:
             settled = m.AttemptSettled(attempt=attempt, peak_bytes=size)
-            self.at(0.03 + seconds / EPOCHS, lambda: self._news(attempt, settled))
+            self.at(0.03 + seconds / epochs, lambda: self._news(attempt, settled))
         self.at(0.05 + until, lambda: self._end(attempt, reason))
+
+    def _epochs(self, trial: m.TrialId) -> int:
+        return max(1, round(self._truth[trial][1] / self.world.epoch_s)) if self.world.epoch_s else EPOCHS
 
     def _beside(self, fact: m.WorkerFacts) -> list[m.WorkerFacts]:
         """All workers that draw from its memory, itself among them."""
@@ -293,12 +304,14 @@ def seconds_of(name: str, source: random.Random) -> float:
     return source.uniform(*SECONDS_OF[name.split("_")[0]])
 
 
-def large(trials: int, workers: int) -> Simulation:
+def large(trials: int, workers: int, vitals_s: float = 0.0) -> Simulation:
     """24 studies of small and middle-sized trials on many hosts."""
     names = [f"{('2M', '20M', '200M')[n % 3]}_{n}" for n in range(24)]
     specs = [study(name, quota=max(1, trials // len(names))) for name in names]
     hosts = [facts(f"w{n:04d}", host=f"host{n}", slots=4) for n in range(workers)]
-    return Simulation(World(bytes_of=bytes_of, seconds_of=seconds_of, check_every=10**9), specs, hosts, seed=1)
+    return Simulation(
+        World(bytes_of=bytes_of, seconds_of=seconds_of, vitals_s=vitals_s, check_every=10**9), specs, hosts, seed=1
+    )
 
 
 if __name__ == "__main__":

@@ -188,11 +188,14 @@ def test_leaves_no_process_behind(run: Run) -> None:
 
 
 def test_same_command_again_finds_everything_done(run: Run) -> None:
-    """A run that is complete starts no trial and gives the same results."""
+    """A run that is complete starts no trial and no cluster, and gives the same results."""
     again = schedule(run.folder.parent, "--budgets", "2M", "--memory-budget", "6GiB", "--dashboard", "off")
     assert again.returncode == 0, again.stderr
     assert "2/2" in again.stdout
     assert len(list((run.folder / "attempts").iterdir())) == 2
+    names = [record["event"] for record in again.records]
+    last = names[len(names) - names[::-1].index("batch.started") :]
+    assert last == ["study.opened", "study.closed", "batch.ended"]
 
 
 def test_runs_on_a_cluster_started_by_hand(tmp_path: Path) -> None:

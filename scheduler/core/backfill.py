@@ -7,6 +7,8 @@ What the hold rests on:
 - A running trial with an unknown end counts as ending after all known ones. Until enough is known a trial may start
   beside the head only in what the head will leave over, so what the head waits for can only shrink.
 - One that outlived its prediction counts as ending now, so an overrun buys nobody else time.
+- A hold must be worth what it idles: while the head has waited for less than some of its own durations, whoever would
+  use at least the memory x time until the shadow time that its overrun costs the head may start all the same.
 - A host's memory counts less what other programs hold now. Where they leave too little for the head even without our
   trials, nothing is held: waiting for a stranger to quit would idle the host without end. A closed worker, where nobody
   starts anyway, is not held either.
@@ -24,6 +26,9 @@ from scheduler.model import Defer, DeferReason, Running, Waiting, WorkerView
 
 # A head that has waited this long is no longer passed on the strength of a prediction, only by what fits beside it.
 PATIENCE_S = 86_400.0
+# For so many of its own expected durations a head is put off where that is worth it; then it is not. Simulated, 40
+# trials: makespan over the lower bound from 1.23 to 1.21 for one study, from 1.153 to 1.147 for ten.
+PUT_OFF = 4.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,8 +49,11 @@ class Hold:
 
     def lets(self, trial: Waiting, worker: str, now: float) -> bool:
         """Whether the trial may start there, on the held worker or on one that shares its memory, without delay for the
-        head."""
-        return self._ends_before(trial, now) or (
+        head, or with one that is worth it."""
+        return self._ends_before(trial, now) or self._is_worth(trial, now) or self._fits_beside(trial, worker)
+
+    def _fits_beside(self, trial: Waiting, worker: str) -> bool:
+        return (
             trial.footprint.is_known
             and trial.footprint.host_bytes <= self.spare_bytes
             and trial.footprint.device_bytes <= self.spare_device_bytes
@@ -53,8 +61,12 @@ class Hold:
         )
 
     def take(self, trial: Waiting, worker: str, now: float) -> None:
-        """Charge a trial that starts there and will still run beside the head."""
-        if not self._ends_before(trial, now):
+        """Charge a trial that starts there and will still run beside the head, or put the head off."""
+        if self._ends_before(trial, now):
+            return
+        if not self._fits_beside(trial, worker) and trial.expected_s is not None:
+            self.until = max(self.until, now + trial.expected_s)
+        else:
             self.spare_bytes -= trial.footprint.host_bytes
             self.spare_device_bytes -= trial.footprint.device_bytes
             self.spare_slots -= trial.slots if worker == self.worker else 0
@@ -75,6 +87,15 @@ class Hold:
         if trial.expected_s is None or not math.isfinite(self.until) or now - self.head.since > PATIENCE_S:
             return False
         return now + trial.expected_s <= self.until
+
+    def _is_worth(self, trial: Waiting, now: float) -> bool:
+        """Whether the memory it uses until the shadow time is worth the time for which the head's will be missing."""
+        lasts, head_lasts = trial.expected_s, self.head.expected_s
+        if lasts is None or head_lasts is None or not math.isfinite(self.until):
+            return False
+        used = trial.footprint.host_bytes * (self.until - now)
+        missed = self.head.footprint.host_bytes * (now + lasts - self.until)
+        return now - self.head.since <= PUT_OFF * head_lasts and used >= missed
 
 
 def earliest(head: Waiting, options: Iterable[tuple[WorkerView, list[Running]]], now: float) -> Hold | None:

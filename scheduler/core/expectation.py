@@ -1,7 +1,9 @@
-"""How long trials take: what placement knows of the end of one that has not begun.
+"""How long a trial that waits will take, as placement is told: one number.
 
-Pure. Learnt from trials that completed, and before a study has any from the pace of those that run; where a study knows
-nothing yet, from trials of the same kind at other studies: the same formula, and about the same memory.
+Pure. Seconds for each epoch that was planned, learnt from trials that completed (also early), and before a study has
+any from the pace of one that runs; times the epochs that are planned for the trial. Where a study knows nothing yet,
+from trials of the same kind at other studies: the same formula, and about the same memory. What a forecast of the whole
+is made of is in `durations`.
 """
 
 from __future__ import annotations
@@ -17,29 +19,31 @@ KEPT = 64
 
 
 class Expectation:
-    """One per batch."""
+    """One per batch. Where no epochs are planned a trial is one."""
 
     def __init__(self) -> None:
-        self._of_kind: defaultdict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
-        self._expected: dict[Kind, float] = {}
+        self._took: defaultdict[Kind | str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self._pace_s: dict[Kind | str, float] = {}
 
     def finished(self, study: Study, trial: Trial, duration_s: float) -> None:
         """Note one that completed."""
         study.durations_s.append(duration_s)
         study.expected_s = median(study.durations_s)
-        kind = _kind(trial)
-        self._of_kind[kind].append(duration_s)
-        self._expected[kind] = median(self._of_kind[kind])
+        for whose in (study.spec.name, _kind(trial)):
+            self._took[whose].append(duration_s / (trial.max_epochs or 1))
+            self._pace_s[whose] = median(self._took[whose])
 
     def progressed(self, study: Study, trial: Trial) -> None:
-        """Note what the pace of a running one foretells, while the study has nothing better."""
-        if study.durations_s or trial.started_at is None or (end := trial.expected_end()) is None:
+        """Note the pace of one that runs, while its study has nothing better."""
+        name = study.spec.name
+        if name in self._took or trial.started_at is None or (end := trial.expected_end()) is None:
             return
-        study.expected_s = end - trial.started_at
+        self._pace_s[name] = (end - trial.started_at) / (trial.max_epochs or 1)
 
     def expected_s(self, study: Study, trial: Trial) -> float | None:
-        """How long the trial will take; None where nobody knows."""
-        return self._expected.get(_kind(trial)) if study.expected_s is None else study.expected_s
+        """Return how long the trial will take; None where nobody knows."""
+        pace_s = self._pace_s.get(study.spec.name, self._pace_s.get(_kind(trial)))
+        return None if pace_s is None else pace_s * (trial.max_epochs or 1)
 
 
 def _kind(trial: Trial) -> Kind:

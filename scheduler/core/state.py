@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from scheduler import model as m
-from scheduler.core import admission, ending, fault, placement
+from scheduler.core import admission, ending, fault, parting, placement
 from scheduler.core.asking import Asking
 from scheduler.core.attributes import FLAT_AFTER, final_attrs
 from scheduler.core.expectation import Expectation
@@ -485,28 +485,13 @@ class BatchState:
         value = outcome.value if state is m.FinalState.COMPLETE else None
         values = outcome.values if value is not None else ()
         self._tell(trial, state, value, attrs, constraint=verdict.constraint, values=values)
-        self._drop_checkpoints(study, trial, value)
+        if (over := parting.unwanted(study, trial, value, self.rules.keep_checkpoints)) is not None:
+            self._out.append(over)
         if outcome.fatal and state is m.FinalState.FAIL:
             self._stop_study(study, f"trial {trial.id.number} failed: {outcome.detail}", early=True)
         study.failures_in_row = fault.failures_in_row(study.failures_in_row, state)
         if fault.is_broken(study.failures_in_row, self.rules.retry):
             self._close(study, f"{study.failures_in_row} failures in a row; last: {outcome.detail}", early=True)
-
-    def _drop_checkpoints(self, study: Study, trial: Trial, value: float | None) -> None:
-        """Drop those that are no longer wanted: a checkpoint of 2B parameters has 24 GB, and a study 50 trials."""
-        over: int | None = trial.id.number
-        spec = study.spec
-        if (
-            value is not None
-            and len(spec.directions) == 1
-            and (study.best is None or spec.is_better(value, study.best[0]))
-        ):
-            over = None if study.best is None else study.best[1]
-            study.best = (value, trial.id.number)
-            if self.rules.keep_checkpoints == "none":
-                over = trial.id.number
-        if over is not None and self.rules.keep_checkpoints != "all":
-            self._out.append(m.DropCheckpoints(trial=m.TrialId(study.spec.name, over)))
 
     def _tell(
         self,
@@ -524,22 +509,7 @@ class BatchState:
 
     def _requeue(self, trial: Trial, *, reason: str, outcome: m.Outcome | None) -> None:
         self._forget(trial, f"requeued: {reason}")
-        attrs: dict[str, Any] = {}
-        if outcome is not None:
-            attempts, earlier_s = trial.attempt - 1, trial.earlier_s
-            attrs = final_attrs(outcome, trial.footprint, attempts, trusted_peak=False, earlier_s=earlier_s)
-        self._out.append(
-            m.EnqueueRetry(
-                trial=trial.id,
-                attempt=trial.attempt,
-                resume_from=trial.resume_from,
-                resume_host=trial.saved[0].host if trial.saved else None,
-                reason=reason,
-                retries=trial.retries,
-                ran_s=trial.ran_s,
-                attrs=attrs,
-            )
-        )
+        self._out.append(parting.requeued(trial, reason, outcome))
 
     def _forget(self, trial: Trial, why: str) -> None:
         study = self.studies[trial.id.study]

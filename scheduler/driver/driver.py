@@ -39,6 +39,7 @@ from scheduler.driver.fleet import Fleet
 from scheduler.driver.forecaster import Forecaster
 from scheduler.driver.hooks import Hooks
 from scheduler.driver.lock import DriverLock
+from scheduler.driver.opening import Opening
 from scheduler.driver.recorder import Recorder
 from scheduler.driver.recording import Recording
 from scheduler.driver.run_files import RunFiles
@@ -46,14 +47,13 @@ from scheduler.host import vitals
 from scheduler.host.agent_folder import ProcessIdentity
 from scheduler.host.attempt_folder import KILL, AttemptFolder, attempts_of
 from scheduler.host.registry import HostRegistry
-from scheduler.masking import masked
 from scheduler.model import letters
 from scheduler.model.fields import read
 from scheduler.model.frames import AgentConfig
 from scheduler.model.journal_events import JournalEvent
 from scheduler.settings.schema import Settings
 from scheduler.study import choice
-from scheduler.study.store import Functions, OpenedStudy, StudyStore, StudyUnavailable
+from scheduler.study.store import Functions, StudyStore, StudyUnavailable
 from scheduler.ui import log, report, story, view
 from scheduler.ui.console import View
 from scheduler.ui.snapshot import Happening
@@ -70,7 +70,6 @@ FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importi
 LOOK_S = 1.0  # while none is there
 CLUSTER_FACTS_TIMEOUT_S = 10.0
 CLUSTER_IMPORT_S = trial_process.CHECK_TIMEOUT_S + 10.0
-STORAGE_START_TIMEOUT_S = 60.0  # at the start only; once it runs, a run waits for its database without end
 CLOSE_TIMEOUT_S = 30.0
 MOST_HAPPENINGS = 40
 FORECAST_NOTED_EVERY_S = 600.0
@@ -177,6 +176,7 @@ class _Driver:
         try:
             with _readable(folder):
                 self.run_id = run_folder.run_id(folder)
+                self.is_first = not (folder / "journal.jsonl").exists()
                 self.journal = journal.Journal(folder / "journal.jsonl")
                 (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; this start is the answer
             with _Signals(self._quit, is_last):
@@ -202,6 +202,13 @@ class _Driver:
             self.log(JournalEvent.JOURNAL_TORN, path=str(self.journal.path))
         self.log(JournalEvent.BATCH_STARTED, durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
         self._may_go_on()
+        store = self._store(folder)
+        self.files = RunFiles(folder, store)
+        # Beside all that follows: connecting and creating the tables take as long as a cluster of our own.
+        opening = Opening(self.plan, store, decisions.outstanding(journal.read(self.journal.path)), self.log)
+        opening.begin()
+        if not self.is_first and (opened := opening.finished()) is not None:
+            return self._already_done(folder, store, opened)
         cluster, fleet = self._cluster(folder), None
         try:
             self._may_go_on()
@@ -213,12 +220,10 @@ class _Driver:
             fleet = self._fleet(cluster)
             joined = self._agents(cluster, fleet, folder)
             self._may_go_on()
-            store = self._store(folder)
             ends = decisions.ends(journal.read(self.journal.path))
             evidence = recovery.Evidence(registry=registry, start_time=vitals.start_time, ends=ends)
-            self.files = RunFiles(folder, store)
             dispatcher = self._dispatcher(folder, cluster, fleet, store, evidence)
-            opened = self._open_studies(store, evidence, dispatcher.brain.rules.retry)
+            opened = opening.settle(evidence, dispatcher.brain.rules.retry)
             end = dispatcher.run(first=[*opened, *joined])
             self._watch(dispatcher.brain, folder)
             if self.page is not None:
@@ -233,15 +238,32 @@ class _Driver:
             if self.recording is not None:
                 self.recording.close()
             shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+        return self._conclude(folder, store, dispatcher.brain, end, len(unwritten))
+
+    def _already_done(self, folder: Path, store: StudyStore, opened: list[m.StudyOpened]) -> int:
+        """Every study has its trials: that is said without a cluster."""
+        brain, end = BatchState(self._rules(), studies=len(self.plan.runnable)), None
+        for event in opened:
+            for command in brain.handle(event, time.monotonic()):
+                match command:
+                    case m.CloseStudy(study=study, reason=reason, early=early):
+                        self.log(JournalEvent.STUDY_CLOSED, durable=True, study=study, reason=reason, early=early)
+                    case m.EndBatch():
+                        end = command
+        assert end is not None  # nothing is asked, runs, or waits
+        return self._conclude(folder, store, brain, end, unwritten=0)
+
+    def _conclude(self, folder: Path, store: StudyStore, brain: BatchState, end: m.EndBatch, unwritten: int) -> int:
+        """Write and say how it ended; return the exit code. Raises FilesLost."""
         loss = self.files.look(is_last=True)
         code, reason = end.exit_code if loss is None else FilesLost.exit_code, end.reason
         if code == ending.DONE and self.plan.refusals:
             refused = sum(study.refusal is not None for study in self.plan.studies)
             code, reason = ending.NOT_DONE, f"{reason}, but {refused} of {len(self.plan.studies)} were refused"
-        self.log(JournalEvent.BATCH_ENDED, durable=True, exit_code=code, reason=reason, unwritten=len(unwritten))
+        self.log(JournalEvent.BATCH_ENDED, durable=True, exit_code=code, reason=reason, unwritten=unwritten)
         self.view.stop()
         told = None if loss is None else self.files.save(loss)
-        delivered = self._report(folder, store, dispatcher.brain)
+        delivered = self._report(folder, store, brain)
         store.close()
         self.files.close()
         if told is not None:
@@ -250,7 +272,7 @@ class _Driver:
             code, reason = ending.NOT_DONE, "the results could not be delivered"
         if self.leave_report is not None:  # before the user's own command hears of the end: it may want to send it
             self.view.line(self.leave_report(folder))
-        self._over(code, reason, dispatcher.brain)
+        self._over(code, reason, brain)
         self.journal.close()
         if code == ending.NOT_DONE:
             self.view.line(f"exit {code}: {reason}")
@@ -443,54 +465,6 @@ class _Driver:
             timeout_s=settings.timeout,
             keep_checkpoints=settings.keep_checkpoints,
         )
-
-    def _open_studies(self, store: StudyStore, evidence: recovery.Evidence, policy: RetryPolicy) -> list[m.StudyOpened]:
-        decided = decisions.outstanding(journal.read(self.journal.path))
-        opened = []
-        for study in self.plan.studies:
-            if study.refusal is not None:
-                self.log(JournalEvent.STUDY_REFUSED, durable=True, study=study.spec.name, reason=study.refusal)
-                continue
-            found = self._wait_for_storage(
-                functools.partial(
-                    recovery.resume,
-                    store,
-                    study.spec,
-                    study.architectures,
-                    evidence=evidence,
-                    policy=policy,
-                    decided=decided,
-                    journal=self.log,
-                )
-            )
-            for note in found.notes:
-                self.log(JournalEvent.STUDY_NOTE, study=study.spec.name, note=note)
-            self.log(JournalEvent.STUDY_OPENED, study=study.spec.name, counted=found.counted, quota=study.spec.quota)
-            opened.append(
-                m.StudyOpened(
-                    study=study.spec,
-                    counted=found.counted,
-                    completed=found.completed,
-                    observations=tuple(found.observations),
-                    peaks=tuple(found.peaks),
-                    best=found.best,
-                )
-            )
-        return opened
-
-    def _wait_for_storage(self, operation: Callable[[], OpenedStudy]) -> OpenedStudy:
-        """Give a database that is locked or restarting when a run starts a minute."""
-        deadline = time.monotonic() + STORAGE_START_TIMEOUT_S
-        while True:
-            try:
-                return operation()
-            except StudyUnavailable as error:
-                if time.monotonic() > deadline:
-                    raise m.UsageError(
-                        f"storage {masked(self.settings.storage_url)}: {error}; check it, then start again"
-                    ) from error
-                self.log(JournalEvent.STUDY_UNAVAILABLE, error=str(error))
-                time.sleep(1.0)
 
     # -- events from outside the loop -----------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ Covers the functions of the settings as the study calls them. Does not know of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from scheduler.core.correction import correct
@@ -38,16 +38,43 @@ class Functions:
     estimate: Callable[..., Mapping[str, Any]] | None = None
 
 
+class Fits:
+    """Which architectures of a study fit into how much, as far as that was asked: where one fits, it fits into more.
+
+    Asking of all eighty for each trial was a fifth of the CPU that a trial takes of the driver.
+    """
+
+    def __init__(self) -> None:
+        self.smallest: dict[
+            Hashable, tuple[int, bool]
+        ] = {}  # of the formula's answer: the runtime, and if all is device
+        self._fits: dict[Hashable, int] = {}  # into so much it did
+        self._not: dict[Hashable, int] = {}
+
+    def into(self, limit_bytes: int, key: Hashable, ask: Callable[[], bool]) -> bool:
+        """Whether that which `key` names fits."""
+        if limit_bytes >= self._fits.get(key, limit_bytes + 1):
+            return True
+        if limit_bytes <= self._not.get(key, limit_bytes - 1):
+            return False
+        found = ask()
+        (self._fits if found else self._not)[key] = limit_bytes
+        return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """The functions, asked for one trial. context: the study's, and where the trial may run."""
+    """The functions, asked for one trial. context: the study's, and where it may run; fits: known of the study."""
 
     functions: Functions
     context: Mapping[str, Any]
     command: AskTrial
+    fits: Fits = field(default_factory=Fits)
 
     @classmethod
-    def of(cls, functions: Functions, context: Mapping[str, Any], command: AskTrial) -> Sampling:
+    def of(
+        cls, functions: Functions, context: Mapping[str, Any], command: AskTrial, fits: Fits | None = None
+    ) -> Sampling:
         """For a trial of a study with this context."""
         runtime_bytes = command.correction.runtime_bytes
         where = {
@@ -55,7 +82,7 @@ class Sampling:
             **({"runtime_bytes": runtime_bytes} if runtime_bytes else {}),
             **({"environments": list(command.environments)} if command.environments else {}),
         }
-        return cls(functions=functions, context=where, command=command)
+        return cls(functions=functions, context=where, command=command, fits=fits or Fits())
 
     def form(self, trial: Any, architectures: Sequence[Mapping[str, Any]], fit: Fit) -> Form:
         """Draw the trial. What it has drawn before stays as it is: only the answer of `fit` may differ."""
@@ -88,13 +115,7 @@ class Sampling:
         answer."""
         if self.functions.micro_batch is None:
             return self.context.get("target_effective_batch")
-        limit, device_limit = self.command.limit_bytes, self.command.device_limit_bytes
-        if self.functions.estimate is not None:
-            smallest = self.functions.estimate({**params, "micro_batch": 1}, self.context)
-            runtime_bytes = int(smallest.get("runtime_bytes", 0))
-            limit = self.command.correction.largest_prior(limit, runtime_bytes)
-            if device_limit is not None and smallest.get("device_bytes") == smallest["host_bytes"]:
-                device_limit = self.command.correction.largest_prior(device_limit, runtime_bytes)
+        limit, device_limit = self._limits(params)
         return self.functions.micro_batch(
             params,
             self.context,
@@ -102,6 +123,23 @@ class Sampling:
             device_limit_bytes=device_limit,
             target_effective_batch=self.context.get("target_effective_batch", 256),
         )
+
+    def _limits(self, params: Mapping[str, Any], key: Hashable = None) -> tuple[int, int | None]:
+        """Return what the answer of the formula may be at most, on the host and on its device. key: names the params
+        for a second time."""
+        limit, device_limit = self.command.limit_bytes, self.command.device_limit_bytes
+        if self.functions.estimate is None:
+            return limit, device_limit
+        if (known := self.fits.smallest.get(key)) is None:
+            smallest = self.functions.estimate({**params, "micro_batch": 1}, self.context)
+            known = int(smallest.get("runtime_bytes", 0)), smallest.get("device_bytes") == smallest["host_bytes"]
+            if key is not None:
+                self.fits.smallest[key] = known
+        runtime_bytes, is_unified = known
+        limit = self.command.correction.largest_prior(limit, runtime_bytes)
+        if device_limit is not None and is_unified:
+            device_limit = self.command.correction.largest_prior(device_limit, runtime_bytes)
+        return limit, device_limit
 
     def footprint(self, params: Mapping[str, Any], correction: Correction) -> Footprint:
         """Return what it will need, corrected."""
@@ -131,7 +169,15 @@ class Sampling:
         ]
         if self.functions.micro_batch is None:
             return indexed
-        return [each for each in indexed if self.micro_batch({**(params or {}), **each})]
+        if params is not None:
+            return [each for each in indexed if self.micro_batch({**params, **each})]
+        where = self.command.environments, self.command.correction.runtime_bytes
+        return [each for each in indexed if self._fits(each, *where)]
+
+    def _fits(self, architecture: Mapping[str, Any], *where: Any) -> bool:
+        key = (architecture["architecture"], *where)
+        limit, device_limit = self._limits(architecture, key)
+        return self.fits.into(limit, (device_limit, *key), lambda: bool(self.micro_batch(architecture)))
 
 
 def predicted(footprint: Footprint) -> dict[str, Any]:

@@ -63,7 +63,7 @@ from scheduler.study.rows import (
     peak_observations,
     row,
 )
-from scheduler.study.sampling import CUT, Functions, Sampling, predicted
+from scheduler.study.sampling import CUT, Fits, Functions, Sampling, predicted
 from scheduler.study.siblings import beginning
 from scheduler.study.transactions import (
     Begun,
@@ -112,6 +112,7 @@ class _Open:
     study: optuna.Study
     architectures: list[dict[str, Any]]
     live: LiveTrials | None = None  # of a study whose trials ask while they run
+    fits: Fits = field(default_factory=Fits)
     delivered: set[int] = field(default_factory=set)  # numbers of trials that `ask` has returned
     told: set[int] = field(default_factory=set)  # of these, those that this driver has given a final state
     leases_seen: dict[str, tuple[Any, float]] = field(default_factory=dict)  # run -> (lease, since when it is so)
@@ -375,7 +376,7 @@ class StudyStore:
         # Seeded by the trial's number: a restart or a second driver with the same seed does not repeat proposals, and
         # the same study gives the same ones.
         seed = zlib.crc32(f"{self._seed}/{opened.spec.name}/{begun.number}".encode())
-        asking = Sampling.of(self.functions, opened.spec.context, command)
+        asking = Sampling.of(self.functions, opened.spec.context, command, opened.fits)
         if fitting is None:
             fitting = asking.fitting(opened.architectures)
         sampler = make_sampler(seed, fitting)

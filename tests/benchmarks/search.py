@@ -4,7 +4,8 @@ Ours goes through the product's own path: `StudyStore` on a real SQLite file (as
 restart) with the project's own `sample`, `micro_batch` and `estimate`. Plain Optuna is `study.ask` and `study.tell` in
 memory with the same sampler and search space, in the order in which `optimize(n_jobs=PARALLEL)` would call them: never
 killed, never restarted, and where a memory limit hides part of the space it is given the part that fits and no more.
-Ours asks when a slot is free, as the driver does for a study that runs alone. Both see the same noise and durations for
+Ours asks when a slot is free, as the driver does for a study that runs alone; `ahead`: and always draws as many more as
+the driver does while memory is short. Both see the same noise and durations for
 a seed. Run it by hand:
 
     .venv/bin/python -m tests.benchmarks.search [--seeds 30] [--parallel 2,8] [--only real/kills] [--jobs 2] [--save F]
@@ -39,6 +40,7 @@ from typing import Any, Protocol
 import optuna
 from scipy.stats import t as student
 
+from scheduler.core.asking import LOOK_AHEAD
 from scheduler.model import AskTrial, EnqueueRetry, FinalState, StudySpec, TellTrial, TrialAsked, TrialId
 from scheduler.study.ask import make_sampler
 from scheduler.study.store import Functions, StudyStore
@@ -48,7 +50,7 @@ from training import batch_size, footprint, hpo
 TRIALS = 50
 KILLED = 0.1  # of the attempts
 ROOMY = 2**50  # bytes
-SCENARIOS = ("undisturbed", "kills", "restart", "memory")
+SCENARIOS = ("undisturbed", "kills", "restart", "memory", "ahead")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +261,7 @@ def play(case: Case) -> tuple[float, float]:
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
     try:
         ours = Ours(stand_in, case, folder, limit)
-        mine = simulate(ours, stand_in, case, disturbed=True)
+        mine = simulate(ours, stand_in, case, disturbed=True, ahead=LOOK_AHEAD * (case.scenario == "ahead"))
         ours.store.close()
     finally:
         shutil.rmtree(folder)

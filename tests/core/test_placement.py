@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler.core.backfill import PATIENCE_S
+from scheduler.core.backfill import PATIENCE_S, PUT_OFF
 from scheduler.core.placement import AGEING_S, Placement, Start, place, place_in
 from scheduler.core.rooms import Rooms
 from scheduler.model import Pressure, Running, TrialId, Waiting, WorkerView
@@ -101,10 +101,10 @@ def test_unknown_footprint_gets_a_worker_of_its_own() -> None:
 
 
 def test_backfill_that_ends_before_the_head_can_start() -> None:
-    """While 20 GiB wait for an end at 100 s, what ends by then may start; what ends later may not."""
+    """While 20 GiB wait for an end at 100 s, what ends by then may start; what ends much later may not."""
     run = running(9, 10 * GIB, expected_end=100.0)
     head = waiting(0, 20 * GIB, expected_s=500.0)
-    queue = [head, waiting(1, 8 * GIB, expected_s=101.0), waiting(2, 8 * GIB, expected_s=99.0)]
+    queue = [head, waiting(1, 8 * GIB, expected_s=150.0), waiting(2, 8 * GIB, expected_s=99.0)]
     plan = place(queue, [run], [busy(run)], 0.0)
     assert started(plan) == {trial_id(2): WORKER}
     assert plan.deferred[trial_id(0)].reason == "memory"
@@ -293,7 +293,8 @@ def test_a_large_head_never_starves(stream: list[tuple[int, float]], known: bool
     """Small trials that keep coming cannot keep a large one out for longer than those running when it came.
 
     Each time something ends, three new small ones arrive with the same share; the large one must have started when the
-    longest of the trials that ran at its arrival has ended (durations known), or after a bounded number of ends.
+    longest of the trials that ran once it could no longer be put off has ended (durations known), or after a bounded
+    number of ends.
     """
     feed = itertools.cycle(stream)
     now, number = 0.0, 1
@@ -327,7 +328,7 @@ def test_a_large_head_never_starves(stream: list[tuple[int, float]], known: bool
     arrive(10)
     launch()
     queue[trial_id(0)] = waiting(0, large, since=now, expected_s=1.0 if known else None)
-    deadline = max(end for _, end in live.values())
+    deadline = now + PUT_OFF * 1.0 + 3.0
     for _ in range(150):
         arrive(3)
         if trial_id(0) in launch():
@@ -423,3 +424,18 @@ def test_a_thousand_workers_are_not_looked_at_for_one_hold() -> None:
     plan = place_in([waiting(0, 31 * GIB, since=-1.0), waiting(1)], running_on, Rooms([*rows, large]), 0.0)
     assert list(started(plan)) == [trial_id(1)]
     assert read == {"large"}
+
+
+def test_a_hold_that_idles_more_than_it_saves_is_passed_for_a_while() -> None:
+    """The head needs all in 100 s: 8 GiB for 110 s put it off by 10. Worth it, until it has waited for four of its own
+    durations; 8 GiB for 150 s are not."""
+    run = running(100, 12 * GIB, expected_end=100.0)
+
+    def starts(lasts_s: float, now: float) -> bool:
+        late = running(100, 12 * GIB, expected_end=now + 100.0)
+        queue = [waiting(0, 20 * GIB, expected_s=50.0), waiting(1, 8 * GIB, expected_s=lasts_s)]
+        return trial_id(1) in started(place(queue, [late], [busy(run)], now))
+
+    assert starts(110.0, now=0.0) and starts(110.0, now=200.0)
+    assert not starts(110.0, now=201.0)
+    assert not starts(150.0, now=0.0)

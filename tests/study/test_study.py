@@ -33,6 +33,7 @@ from scheduler.model import (
     TrialId,
     UsageError,
 )
+from scheduler.study.sampling import Fits, Sampling
 from scheduler.study.store import Functions, NotOurs, StudyStore, StudyUnavailable, check
 from tests.waiting import free_port, wait_until
 
@@ -654,3 +655,19 @@ def test_half_and_a_quarter_of_the_micro_batch_are_forms_of_the_same_trial(file:
 def test_a_sampler_that_does_not_say_what_stays_equal_is_asked_for_one_form_only(store: StudyStore) -> None:
     """Where the micro-batch is the batch, half of it is another training."""
     assert ask(store).smaller == ()
+
+
+def test_what_is_known_to_fit_is_not_asked_again(file: Path) -> None:
+    """Eighty trials into falling and rising limits: as many architectures fit as the function says, seldom asked."""
+    asked: list[int] = []
+
+    def counted(params: Any, context: Any, limit_bytes: int, **_: Any) -> int | None:
+        asked.append(limit_bytes)
+        return micro_batch(params, context, limit_bytes)
+
+    fits, functions = Fits(), Functions(sample=sample, micro_batch=counted, estimate=None)
+    for limit in [*range(20, 0, -1), *range(1, 21)] * 2:
+        command = AskTrial(study=STUDY, limit_bytes=limit)
+        found = Sampling.of(functions, {}, command, fits).fitting(ARCHITECTURES)
+        assert [each["d_model"] for each in found] == list(range(1, limit + 1))
+    assert len(asked) < 20 * 12
