@@ -15,7 +15,6 @@ import contextlib
 import csv
 import functools
 import gzip
-import importlib.util
 import io
 import itertools
 import math
@@ -38,6 +37,7 @@ LEAKING = frozenset({"adj close", "adj_close", "adjclose", "adjusted close", "ad
 MISSING = frozenset({"", "nan", "na", "n/a", "#n/a", "null", "none", "-"})
 DATE_FORMATS = ("%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%Y/%m/%d", "%Y%m%d")
 SAMPLE = "built-in sample"
+SAMPLE_FILE = Path(__file__).parent / "sample" / "sp500.csv.gz"
 LOOKED_AT_FIRST = 50  # rows that tell which columns hold numbers
 BLOCK_CHARS = 2**20
 
@@ -100,7 +100,7 @@ class Raw:
 def read(path: str | None) -> Table:
     """Read and check a file; None is the built-in sample. Raises TrainingInputError."""
     if path is None:
-        return _checked(SAMPLE, _read_csv(_sample_path(), SAMPLE))
+        return _checked(SAMPLE, _read_csv(SAMPLE_FILE, SAMPLE))
     file = Path(path)
     if file.is_dir():
         raise TrainingInputError(f"data file {path}: is a directory: name a CSV or Parquet file")
@@ -116,14 +116,6 @@ def read(path: str | None) -> Table:
 def is_parquet(path: str) -> bool:
     """Whether a file of this name is read as Parquet."""
     return Path(path).suffix.lower() in {".parquet", ".pq"}
-
-
-def _sample_path() -> Path:
-    # find_spec of the top package alone imports nothing; importing arch would cost 72 MiB (statsmodels, scipy).
-    spec = importlib.util.find_spec("arch")
-    if spec is None or spec.origin is None:
-        raise TrainingInputError("the built-in sample needs the package arch: install it, or pass --data FILE")
-    return Path(spec.origin).parent / "data" / "sp500" / "sp500.csv.gz"
 
 
 def _header(source: str, names: Sequence[str]) -> tuple[list[str], int]:

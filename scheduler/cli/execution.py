@@ -13,6 +13,7 @@ import click
 from scheduler import masking
 from scheduler.model import HeadroomError
 
+COMPLETE = "_HEADROOM_COMPLETE"  # set by the shell's completion function (`completion`)
 OK, CLOSED_EARLY, USAGE, NOTHING_FITS, TIMED_OUT, STOPPED = 0, 1, 2, 3, 124, 130
 
 
@@ -21,7 +22,7 @@ def execute(
 ) -> int:
     """Run the command and return its exit code. expected: errors of others that are told as a wrong usage."""
     try:
-        result = command.main(list(arguments), prog_name=name, standalone_mode=False)
+        result = command.main(list(arguments), prog_name=name, standalone_mode=False, complete_var=COMPLETE)
         return result if isinstance(result, int) else OK
     except HeadroomError as error:
         return say(str(error), error.exit_code)

@@ -36,7 +36,7 @@ SURENESS = {
 
 EPILOG = """\b
 Examples:
-  bin/footprint --d-model 1024 --n-layers 256 --d-ff-ratio 2 --micro-batch 64
+  bin/footprint --d-model 1024 --n-layers 256 --d-ff-ratio 2
   bin/footprint --budget 2B --memory 128GiB --device mps
   bin/footprint --d-model 64 --n-layers 4 --data bars.parquet
 """
@@ -53,7 +53,12 @@ Examples:
 @click.option("--device-memory", metavar="SIZE", help="The device's own pool (cuda), or Metal's cap (mps: 3/4).")
 @click.option("--device", type=click.Choice(["cpu", "cuda", "mps"]), default="cpu", show_default=True)
 @click.option(
-    "--recipe", type=click.Choice(RECIPES), default=RECIPES[0], show_default=True, help="What it is computed in."
+    "--recipe",
+    type=click.Choice(RECIPES),
+    metavar="NAME",
+    default=RECIPES[0],
+    show_default=True,
+    help=f"What it is computed in: {', '.join(RECIPES)}.",
 )
 @click.option("--effective-batch", type=click.IntRange(1), default=256, show_default=True, metavar="N")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, metavar="N")
@@ -240,9 +245,26 @@ def _budget(budget: str, context: dict[str, Any], limits: Limits, given: int | N
             }
         )
         return OK if holds else NOTHING_FITS
-    table = Table()
-    for name in ("d_model", "layers", "d_ff", "parameters", "fits", "shown", "host", "device", ""):
-        table.add_column(name, justify="right")
+    console = _console()
+    table = _listing(rows, limits, tuple(rows[0]["components"]))
+    if (needed := console.measure(table).maximum) > console.width:
+        table = _listing(rows, limits, ())
+    console.print(table)
+    if needed > console.width:
+        console.print(f"by component: in a terminal of {needed} columns, in a pipe, or by --json", highlight=False)
+    console.print(f"limit {limits}: {holds} of {len(rows)} architectures fit", highlight=False)
+    console.print(f"runtime: {gib(rows[0]['runtime_bytes'])}, {context['runtime_of']}", highlight=False)
+    console.print(f"how sure: {_sureness(context)}", highlight=False)
+    return OK if holds else NOTHING_FITS
+
+
+def _listing(rows: Sequence[Mapping[str, Any]], limits: Limits, parts: Sequence[str]) -> Table:
+    """One line per architecture. parts: the components that have a column of their own."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    device = any(row["device_bytes"] for row in rows)
+    names = ("d_model", "layers", "d_ff", "parameters", "fits", "shown", *parts, "host", *(["device"] * device), "")
+    for name in names:
+        table.add_column(name.replace("_", " ") if name in parts else name, justify="right", no_wrap=name not in parts)
     for row in rows:
         table.add_row(
             str(row["d_model"]),
@@ -251,21 +273,17 @@ def _budget(budget: str, context: dict[str, Any], limits: Limits, given: int | N
             f"{row['param_count'] / 1e6:,.1f} M",
             str(row["fitting_micro_batch"] or "-"),
             f"{row['micro_batch']} x {row['accumulation_steps']}",
+            *(gib(row["components"][name]) for name in parts),
             gib(row["host_bytes"]),
-            gib(row["device_bytes"]) if row["device_bytes"] else "-",
+            *([gib(row["device_bytes"])] * device),
             "" if limits.hold(row) else "does not fit",
         )
-    console = _console()
-    console.print(table)
-    console.print(f"limit {limits}: {holds} of {len(rows)} architectures fit", highlight=False)
-    console.print(f"runtime: {gib(rows[0]['runtime_bytes'])}, {context['runtime_of']}", highlight=False)
-    console.print(f"how sure: {_sureness(context)}", highlight=False)
-    return OK if holds else NOTHING_FITS
+    return table
 
 
 def _console() -> Console:
     """As wide as the terminal; in a pipe or file as wide as the tables need."""
-    return Console() if sys.stdout.isatty() else Console(width=118)
+    return Console() if sys.stdout.isatty() else Console(width=300)
 
 
 def _print_json(found: Mapping[str, Any]) -> None:

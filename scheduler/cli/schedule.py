@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from scheduler import __version__, masking
-from scheduler.cli import execution, report
+from scheduler.cli import completion, execution, report
 from scheduler.cli.execution import NOTHING_FITS, OK, STOPPED, TIMED_OUT, say
 from scheduler.model import NothingFits, UsageError
 
@@ -41,16 +41,19 @@ Examples:
       on a Dask cluster that runs already
 
 \b
-The same command again resumes the run. q, Ctrl-C, SIGTERM or a file STOP in the run folder ends it: running trials
-write a checkpoint and leave; a second time ends it at once.
+The same command again resumes the run. q, Ctrl-C, SIGTERM or a file STOP in
+the run folder ends it: running trials write a checkpoint and leave; a second
+time ends it at once.
 
 \b
-Every key of configs/schedule.yaml can be set in a file (--config), as HEADROOM_<KEY> in the environment, and most as
-an argument; arguments go first, then the environment, then the experiment file, then the configuration file.
+Every key of configs/schedule.yaml can be set in a file (--config), as
+HEADROOM_<KEY> in the environment, and most as an argument; arguments go
+first, then the environment, then the experiment file, then the configuration.
 
 \b
-Exit codes: 0 all studies reached their quota; 1 some study closed early, was refused or has no completed trial; 2 wrong
-usage or configuration; 3 nothing can fit; 124 stopped by --timeout; 130 stopped by the user (both resume).
+Exit codes: 0 all studies reached their quota; 1 some study closed early, was
+refused or has no completed trial; 2 wrong usage or configuration; 3 nothing
+can fit; 124 stopped by --timeout; 130 stopped by the user (both resume).
 """
 
 FILE = click.Path(path_type=Path)
@@ -60,10 +63,12 @@ Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)  # what a
 def _argument(*names: str, key: str | None = None, **extra: Any) -> Callable[[Command], Command]:
     """Make an option that sets the settings key of the same name. Values stay text: `settings` alone knows the
     types."""
-    return click.option(*names, *([key] if key else []), default=() if extra.get("multiple") else None, **extra)
+    default = () if extra.get("multiple") else None
+    offered = completion.OFFERED.get(names[0])
+    return click.option(*names, *([key] if key else []), default=default, shell_complete=offered, **extra)
 
 
-@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 118})
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @_argument("--objective", metavar="FUNCTION", help="An Optuna objective: FILE.py:NAME or package.module:NAME.")
 @_argument("--command", metavar="LINE", help="A script instead: 'python train.py --lr {lr}'.")
 @_argument("--space", metavar="FILE", help="Its parameters: YAML, name: {type, low, high | choices}.")
@@ -106,6 +111,7 @@ def _argument(*names: str, key: str | None = None, **extra: Any) -> Callable[[Co
 @click.option("--dry-run", is_flag=True, help="Print the plan, start and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --dry-run: the plan as JSON.")
 @_argument("--log-level", metavar="LEVEL", help="debug, info (default), warning or error.")
+@click.option("--completion", "shell", metavar="SHELL", help="Print the completion for bash, zsh or fish, and end.")
 @click.version_option(__version__, prog_name="headroom")
 @click.argument("files", nargs=-1, metavar="", type=FILE)
 def command(
@@ -113,12 +119,16 @@ def command(
     experiment: tuple[Path, ...],
     dry_run: bool,
     as_json: bool,
+    shell: str | None,
     files: tuple[Path, ...],
     **given: Any,
 ) -> int:
     """Run Optuna studies in parallel on Dask, each trial only where its memory fits."""
     from scheduler.settings import load
 
+    if shell is not None:
+        click.echo(completion.script(command, shell, _program()), nl=False)
+        return OK
     try:
         os.getcwd()
     except FileNotFoundError:
@@ -149,9 +159,17 @@ def command(
         from scheduler.ui import report as tables
 
         foreseen, forecast = foresee(settings, plan)
+        foreseen = [*foreseen, *remarks(settings, plan)]
         tables.print_plan(plan, as_json=as_json, foreseen=foreseen, forecast=forecast)
         return OK if plan.runnable else NOTHING_FITS
     return run(settings, plan)
+
+
+def _program() -> Path:
+    """Return the command as the user called it: bin/schedule of the checkout, or the installed one."""
+    own = Path(__file__).resolve().parents[2] / "bin" / "schedule"
+    called = Path(sys.argv[0]).absolute()
+    return own if called.suffix == ".py" and own.exists() else called
 
 
 def foresee(settings: Settings, plan: Plan) -> tuple[list[str], dict[str, Any] | None]:
@@ -166,6 +184,27 @@ def foresee(settings: Settings, plan: Plan) -> tuple[list[str], dict[str, Any] |
     past = history.past(settings)
     found = makespan.foresee(plan, past, random.Random(0).random)
     return makespan.lines(found, plan, sum(map(len, past.values()))), makespan.to_json(found)
+
+
+def remarks(settings: Settings, plan: Plan) -> list[str]:
+    """Say what of the settings will not be as it is written, before anything starts."""
+    import socket
+
+    told = []
+    most = max(room.facts.slots for room in plan.rooms)
+    if settings.threads is not None and settings.threads > most:
+        told.append(f"--threads {settings.threads}: the largest worker has {most} slots; a trial takes all of them, "
+                    f"one runs at a time, and its {settings.threads} threads share these cores")  # fmt: skip
+    address = None if settings.cluster is not None else settings.dashboard_address
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        try:
+            with socket.create_server((host, int(port))):
+                pass
+        except OSError as error:
+            told.append(f"--dashboard {address} cannot be had ({error.strerror or error}): it gets another free port, "
+                        "or give one yourself")  # fmt: skip
+    return told
 
 
 def make_plan(settings: Settings) -> Plan:

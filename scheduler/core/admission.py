@@ -23,7 +23,7 @@ from scheduler.model import (
     WorkerFacts,
     WorkerView,
 )
-from scheduler.units import gib, parse_size
+from scheduler.units import MIB, gib, parse_size
 
 CUDA_SHARE = 0.95  # the rest is the driver's context and fragmentation of the caching allocator
 
@@ -52,6 +52,8 @@ def parse_memory_budget(text: str | int) -> MemoryBudget:
             raise UsageError(f"memory_budget {written!r} must lie above 0% and at most at 100%")
         return MemoryBudget(text=written, percent=percent)
     absolute = parse_size(written, "memory_budget")
+    if written.isdigit() and 0 < absolute < MIB:  # 100 of what? Programs may give whole bytes, and no host has so few
+        raise UsageError(f"memory_budget {written!r} has no unit: write {written}GiB, {written}GB or {written}%")
     if absolute <= 0:
         raise UsageError(f"memory_budget {written!r} leaves no memory: write e.g. 90% or 100GiB")
     return MemoryBudget(text=written, absolute_bytes=absolute)

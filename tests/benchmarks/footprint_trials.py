@@ -30,11 +30,13 @@ def steps_of(case: Case) -> int:
 
 def write_bars(folder: Path, n_features: int, rows: int = BARS) -> Path:
     """The last `rows` days of the built-in sample, with further numeric columns up to `n_features`."""
-    from arch.data import sp500
+    import pandas
+
+    from training.table import SAMPLE_FILE
 
     path = folder / f"bars_{n_features}.csv"
     if not path.exists():
-        bars = sp500.load().tail(rows).copy()
+        bars = pandas.read_csv(SAMPLE_FILE, index_col=0).tail(rows).copy()
         bars = bars.drop(columns=[name for name in bars.columns if str(name).lower().startswith("adj")])
         for i in range(n_features - 25):
             bars[f"further_{i}"] = bars["Close"].pct_change(i + 1).fillna(0.0)

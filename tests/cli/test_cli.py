@@ -296,9 +296,20 @@ def test_first_use_installs_the_pins_once_and_says_so(checkout: Checkout) -> Non
     assert (code, out) == (0, f"ran {checkout.root}/.venv/bin/python\n")
     assert err.count("\n") == 1
     assert "setting up" in err
-    assert f"-c {checkout.root}/constraints.txt -e {checkout.root}[dev,dashboard]" in checkout.log.read_text()
+    assert f"-c {checkout.root}/constraints.txt -e {checkout.root}[dashboard]" in checkout.log.read_text()
     assert checkout.run() == (0, out, "")
     assert checkout.installs == 1
+
+
+def test_only_the_tests_bring_the_test_tools(checkout: Checkout) -> None:
+    """bin/test asks for them, and installs into what a user's first start made; then nothing is installed again."""
+    checkout.run()
+    assert "HEADROOM_EXTRAS=dev,dashboard\n" in (ROOT / "bin" / "test").read_text()
+    assert checkout.run(HEADROOM_EXTRAS="dev,dashboard")[0] == 0
+    assert f"-e {checkout.root}[dev,dashboard]" in checkout.log.read_text()
+    assert checkout.installs == 2
+    assert checkout.run()[2] == ""
+    assert checkout.installs == 2
 
 
 def test_an_environment_that_has_the_package_is_used_as_it_is(checkout: Checkout) -> None:

@@ -16,7 +16,13 @@ from tests.builders import WORKER, facts, footprint, waiting, worker
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("100GiB", 100 * GIB), ("12GB", 12 * 10**9), ("512MiB", 512 * MIB), ("1.5 gib", 3 * GIB // 2), ("4096", 4096)],
+    [
+        ("100GiB", 100 * GIB),
+        ("12GB", 12 * 10**9),
+        ("512MiB", 512 * MIB),
+        ("1.5 gib", 3 * GIB // 2),
+        ("4194304", 4 * MIB),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     """Binary and decimal units, fractions, any case, blanks, plain bytes."""
@@ -25,7 +31,7 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "lots", "-1GiB", "12XB", "100G", "0", "0%", "101%", "-5%", "1e3GiB", "GiB", "9 0%"]
+    "text", ["", "lots", "-1GiB", "12XB", "100G", "0", "0%", "101%", "-5%", "1e3GiB", "GiB", "9 0%", "100", "4096"]
 )
 def test_bad_budgets_are_one_clear_line(text: str) -> None:
     """A budget that cannot be read names itself and the fix, on one line."""
