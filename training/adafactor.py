@@ -31,6 +31,7 @@ class Adafactor:
         self.lr, self.weight_decay = lr, weight_decay
         self.rows = [torch.zeros(len(p), 1, dtype=torch.float32, device=p.device) for p in self.parameters]
         self.columns = [torch.zeros(1, p.shape[1], dtype=torch.float32, device=p.device) for p in self.parameters]
+        self.chance = rounding.Chance()
         self.steps = [torch.zeros((), dtype=torch.float32) for _ in self.parameters]
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -38,6 +39,7 @@ class Adafactor:
     @torch.no_grad()
     def step(self) -> None:
         """One update with `self.lr` from the gradients, one matrix after the other."""
+        chance = self.chance.at(int(self.steps[0]) + 1, self.parameters[0].device)
         for parameter, row, column, steps in zip(self.parameters, self.rows, self.columns, self.steps, strict=True):
             assert parameter.grad is not None
             weights = parameter.float()
@@ -58,7 +60,7 @@ class Adafactor:
                 maximize=False,
             )
             if parameter.dtype == torch.bfloat16:
-                rounding.to_bf16_(parameter.view(-1), weights.view(-1))
+                rounding.to_bf16_(parameter.view(-1), weights.view(-1), chance)
 
     @torch.no_grad()
     def zero_grad(self) -> None:
@@ -66,6 +68,7 @@ class Adafactor:
         torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
 
     def state(self) -> dict[str, Tensor]:
-        """Return sums and step counts by name: the tensors themselves, not copies."""
+        """Return sums, step counts and the seed by name: the tensors themselves, not copies."""
         lists = {"rows": self.rows, "columns": self.columns, "steps": self.steps}
-        return {f"{name}.{i}": tensor for name, tensors in lists.items() for i, tensor in enumerate(tensors)}
+        found = {f"{name}.{i}": tensor for name, tensors in lists.items() for i, tensor in enumerate(tensors)}
+        return found | {"seed": self.chance.seed}

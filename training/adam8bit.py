@@ -48,6 +48,7 @@ class Adam8bit:
         # What an exact Adam never exceeds (Cauchy-Schwarz). A moment that was rounded up beside one rounded down might.
         self._largest_update = (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1**2 / beta2))
         self.steps = torch.zeros((), dtype=torch.float32)
+        self.chance = rounding.Chance()
         self.first = [torch.zeros_like(p, dtype=torch.int8) for p in self.parameters]
         self.second = [torch.zeros_like(p, dtype=torch.uint8) for p in self.parameters]
         self.first_scales = [self._scales(p) for p in self.parameters]
@@ -65,15 +66,16 @@ class Adam8bit:
         self.steps += 1
         count = float(self.steps)
         corrections = (1 - self.betas[0] ** count, 1 - self.betas[1] ** count)
+        chance = self.chance.at(int(count), self.parameters[0].device)
         for i, parameter in enumerate(self.parameters):
             assert parameter.grad is not None
             whole = (parameter, parameter.grad, self.first[i], self.second[i])
             pieces = [tensor.view(-1).split(PIECE) for tensor in whole]
             pieces += [tensor.split(PIECE // BLOCK) for tensor in (self.first_scales[i], self.second_scales[i])]
             for piece in zip(*pieces, strict=True):
-                self._update(piece, corrections)
+                self._update(piece, corrections, chance)
 
-    def _update(self, piece: Sequence[Tensor], corrections: tuple[float, float]) -> None:
+    def _update(self, piece: Sequence[Tensor], corrections: tuple[float, float], chance: torch.Generator) -> None:
         """Move weights and moments on. piece: of weights, gradients, both moments, and their blocks' scales."""
         weights, gradients, first, second, first_scales, second_scales = piece
         beta1, beta2 = self.betas
@@ -90,10 +92,10 @@ class Adam8bit:
         wide = weights.float()
         wide.mul_(1 - self.lr * self.weight_decay).add_(update, alpha=-self.lr)
         if weights.dtype == torch.bfloat16:
-            rounding.to_bf16_(weights, wide)
-        _keep(m.abs(), first, first_scales, 2, FIRST_LEVELS)
+            rounding.to_bf16_(weights, wide, chance)
+        _keep(m.abs(), first, first_scales, 2, FIRST_LEVELS, chance)
         first.mul_(m.sign_().to(torch.int8))
-        _keep(v, second, second_scales, 4, SECOND_LEVELS)
+        _keep(v, second, second_scales, 4, SECOND_LEVELS, chance)
         second.clamp_(min=1)  # 0 would be an unbounded step for a weight whose gradient is small, not nothing
 
     @torch.no_grad()
@@ -102,7 +104,7 @@ class Adam8bit:
         torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
 
     def state(self) -> dict[str, Tensor]:
-        """Return moments, scales and the step count by name: the tensors themselves, not copies."""
+        """Return moments, scales, step count and seed by name: the tensors themselves, not copies."""
         lists = {
             "first": self.first,
             "second": self.second,
@@ -110,13 +112,13 @@ class Adam8bit:
             "second_scales": self.second_scales,
         }
         found = {f"{name}.{i}": tensor for name, tensors in lists.items() for i, tensor in enumerate(tensors)}
-        return found | {"steps": self.steps}
+        return found | {"steps": self.steps, "seed": self.chance.seed}
 
 
-def _keep(moment: Tensor, target: Tensor, scales: Tensor, power: int, levels: int) -> None:
+def _keep(moment: Tensor, target: Tensor, scales: Tensor, power: int, levels: int, chance: torch.Generator) -> None:
     """Round a moment's absolute values, overwritten, to 8 bits; a block's scale is what one level**power stands for."""
     blocks = moment.view(-1, BLOCK)
     largest = blocks.amax(1)
     scales.copy_(largest).div_(float(levels) ** power)
     blocks.div_(largest.clamp_(min=torch.finfo(torch.float32).tiny)[:, None])
-    target.copy_(rounding.to_power_(moment, power, levels))
+    target.copy_(rounding.to_power_(moment, power, levels, chance))

@@ -108,9 +108,9 @@ def held(recipe: Recipe, d_model: int, n_layers: int, d_ff: int, total: int) -> 
         case "adamw":
             state = 8 * n.matrices + 4 * 4 * n_layers
         case "adam8bit":
-            state = 2 * n.matrices + 2 * 4 * (n.matrices // 256) + 4
-        case "adafactor":  # rows and columns of qkv, out, up, down; a step count each
-            state = 4 * n_layers * ((3 + 1) * d_model + 2 * d_model + 2 * (d_ff + d_model) + 4)
+            state = 2 * n.matrices + 2 * 4 * (n.matrices // 256) + 4 + 8  # steps and seed
+        case "adafactor":  # rows and columns of qkv, out, up, down; a step count each; a seed
+            state = 4 * n_layers * ((3 + 1) * d_model + 2 * d_model + 2 * (d_ff + d_model) + 4) + 8
     return {
         "weights": stored * n.matrices + 4 * n.rest,
         "gradients": stored * n.matrices + 4 * n.rest,
