@@ -35,9 +35,10 @@ def check(settings: Settings) -> None:
         before = known.get(study)
         if before is None:
             continue
-        if now.get("recipe") == "auto":  # it keeps the one it has
-            now["recipe"] = before.get("recipe", "auto")
-        for key in sorted({*before, *now}):
+        keys = {*before, *now}
+        if "auto" in (now.get("recipe"), before.get("recipe")):  # it keeps the one it has, or was never begun
+            keys.discard("recipe")
+        for key in sorted(keys):
             old, new = before.get(key, _ABSENT), now.get(key, _ABSENT)
             if old != new:
                 raise UsageError(
@@ -65,10 +66,11 @@ def prepare(settings: Settings, recipes: Mapping[str, str] | None = None) -> Pat
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)  # one that is shared on purpose stays as it is
         attempts_of(folder).mkdir(mode=0o700, exist_ok=True)
-        now = meaning(settings)
-        for study, name in (recipes or {}).items():
-            now[study]["recipe"] = name
-        known = {**_read_meaning(folder / "meaning.json"), **now}
+        known, now = _read_meaning(folder / "meaning.json"), meaning(settings)
+        for study, each in now.items():
+            if each.get("recipe") == "auto":
+                each["recipe"] = (recipes or {}).get(study) or known.get(study, each).get("recipe", "auto")
+        known |= now
         write(folder / "meaning.json", json.dumps(known, indent=1, sort_keys=True) + "\n", durable=True)
         text = HEAD + (LEFT_OUT if has_secret(settings) else "") + as_yaml(settings.resolved())
         write(folder / "settings.yaml", text, durable=True)

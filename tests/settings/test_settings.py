@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,47 @@ def test_a_resume_may_change_machine_quota_and_studies(tmp_path: Path) -> None:
     run_folder.prepare(load(later, environ={}))
     with pytest.raises(UsageError, match="seed = 0, now it is 1"):
         run_folder.prepare(load({**base, "budgets": "2M", "seed": 1}, environ={}))
+
+
+def test_a_study_keeps_its_recipe_when_it_is_left_to_auto(tmp_path: Path) -> None:
+    """What the plan chose at the first start is kept, also by a start that cannot run it; another name is refused."""
+    base = {"runs_dir": str(tmp_path), "name": "r", "budgets": "2M", "horizons": "1"}
+    settings = load(base, environ={})
+    assert run_folder.recipes(settings) == {}
+    run_folder.prepare(settings, {"r_2M_h1": "adam8bit"})
+    run_folder.prepare(settings)
+    assert run_folder.recipes(settings) == {"r_2M_h1": "adam8bit"}
+    run_folder.prepare(load({**base, "recipe": "adam8bit"}, environ={}))
+    with pytest.raises(UsageError, match='recipe = "adam8bit", now it is "fp32_adamw"'):
+        run_folder.prepare(load({**base, "recipe": "fp32_adamw"}, environ={}))
+
+
+def test_a_study_that_no_recipe_was_chosen_for_may_get_any(tmp_path: Path) -> None:
+    """Refused at its first start, it was never begun."""
+    base = {"runs_dir": str(tmp_path), "name": "r", "budgets": "2M", "horizons": "1"}
+    run_folder.prepare(load(base, environ={}))
+    run_folder.prepare(load({**base, "recipe": "fp32_adamw"}, environ={}))
+    assert run_folder.recipes(load(base, environ={})) == {"r_2M_h1": "fp32_adamw"}
+
+
+def test_a_run_from_before_the_recipes_goes_on(tmp_path: Path) -> None:
+    """It had one, under the names precision and optimizer."""
+    base = {"runs_dir": str(tmp_path), "name": "r", "budgets": "2M", "horizons": "1"}
+    path = run_folder.prepare(load(base, environ={})) / "meaning.json"
+    known = json.loads(path.read_text())
+    del known["r_2M_h1"]["recipe"]
+    known["r_2M_h1"] |= {"precision": "fp32", "optimizer": "adamw"}
+    path.write_text(json.dumps(known))
+    assert run_folder.recipes(load(base, environ={})) == {"r_2M_h1": "fp32_adamw"}
+    run_folder.prepare(load(base, environ={}))
+    with pytest.raises(UsageError, match="recipe = "):
+        run_folder.check(load({**base, "recipe": "bf16_autocast"}, environ={}))
+
+
+def test_an_unknown_recipe_is_one_line_with_the_choices(tmp_path: Path) -> None:
+    """The value seen, and the names there are."""
+    with pytest.raises(UsageError, match=r"recipe.*'fp8'.*must be auto or one of fp32_adamw, "):
+        load({"recipe": "fp8"}, environ={})
 
 
 def test_data_counts_by_content(tmp_path: Path) -> None:

@@ -117,6 +117,22 @@ def store(file: Path) -> Iterator[StudyStore]:
     store.close()
 
 
+@pytest.mark.parametrize("created_with", [{"recipe": "bf16_adam8bit"}, {}])
+def test_a_study_of_another_recipe_is_refused(file: Path, created_with: dict[str, str]) -> None:
+    """One per study for its whole life, whoever opens it: one line with both; a study from before there were any has
+    fp32 AdamW's."""
+    first = dataclasses.replace(spec(), context={**spec().context, **created_with})
+    one = store_at(file)
+    one.open(first, ARCHITECTURES)
+    one.close()
+    other = store_at(file, owner="driver2", run="run2")
+    there = created_with.get("recipe", "fp32_adamw")
+    with pytest.raises(UsageError, match=f"exists with recipe {there}, now it is adam8bit: give --recipe {there}"):
+        other.open(dataclasses.replace(spec(), context={**spec().context, "recipe": "adam8bit"}), ARCHITECTURES)
+    other.open(dataclasses.replace(spec(), context={**spec().context, "recipe": there}), ARCHITECTURES)
+    other.close()
+
+
 # -- check -------------------------------------------------------------------------------------------------------------
 
 
