@@ -47,6 +47,17 @@ def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["fitting_micro_batch"] is None and not found["fits"]
 
 
+def test_a_recipe_makes_a_large_model_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """2B on 24 GiB: refused in fp32 with the recipe that would do, and with that recipe it fits."""
+    model = ("--d-model", "1024", "--n-layers", "240", "--d-ff-ratio", "2", "--memory", "20GiB")
+    code, out, _ = run(capsys, *model)
+    assert code == 3 and "it would with --recipe adam8bit" in out
+    code, out, _ = run(capsys, *model, "--recipe", "adam8bit", "--json")
+    assert code == 0
+    parts = json.loads(out)["components"]
+    assert parts["optimizer_state"] < 0.6 * parts["weights"]
+
+
 def test_a_budget_lists_its_architectures(capsys: pytest.CaptureFixture[str]) -> None:
     """All architectures of a budget with the micro-batch of each, as table and as JSON."""
     code, out, _ = run(capsys, "--budget", "2B", "--memory", "128GiB")
