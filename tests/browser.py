@@ -54,6 +54,7 @@ class Page:
 
     def __init__(self, socket: WebSocketClientConnection) -> None:
         self._socket, self._id = socket, 0
+        self.errors: list[str] = []  # what the page has written to its console as an error, or thrown
 
     async def send(self, method: str, **params: Any) -> Any:
         """One DevTools command and its answer; events in between are passed over."""
@@ -63,9 +64,33 @@ class Page:
             raw = await asyncio.wait_for(self._socket.read_message(), 20)
             assert raw is not None, "the browser is gone"
             answer = json.loads(raw)
+            self._listen(answer)
             if answer.get("id") == self._id:
                 assert "error" not in answer, answer
                 return answer["result"]
+
+    def _listen(self, event: dict[str, Any]) -> None:
+        said = event.get("params", {})
+        match event.get("method"):
+            case "Runtime.exceptionThrown":
+                self.errors.append(str(said["exceptionDetails"].get("exception", {}).get("description")))
+            case "Runtime.consoleAPICalled" if said["type"] in ("error", "assert"):
+                self.errors.append(" ".join(str(each.get("value")) for each in said["args"]))
+
+    async def resize(self, width: int, height: int) -> None:
+        """Give the window another size."""
+        size = {"width": width, "height": height}
+        await self.send("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False)
+
+    async def settled(self, expression: str, timeout_s: float = 20.0) -> None:
+        """Wait until an expression has had the same value for half a second."""
+        loop = asyncio.get_running_loop()
+        deadline, since, before = loop.time() + timeout_s, loop.time(), None
+        while loop.time() - since < 0.5:
+            if (value := await self.value(expression)) != before:
+                before, since = value, loop.time()
+            assert loop.time() < deadline, f"{expression} does not come to rest"
+            await asyncio.sleep(0.1)
 
     async def value(self, expression: str) -> Any:
         """The value of a JavaScript expression; may use `deepText` and `deepAll(selector)`."""
@@ -112,8 +137,8 @@ async def browse(url: str, folder: Path, *, width: int = 1280, height: int = 800
         target = (await root.send("Target.createTarget", url="about:blank"))["targetId"]
         socket = await websocket_connect(f"ws://127.0.0.1:{port}/devtools/page/{target}", max_message_size=2**26)
         page = Page(socket)
-        size = {"width": width, "height": height}
-        await page.send("Emulation.setDeviceMetricsOverride", **size, deviceScaleFactor=1, mobile=False)
+        await page.resize(width, height)
+        await page.send("Runtime.enable")
         await page.send("Page.navigate", url=url)
         yield page
         with contextlib.suppress(Exception):

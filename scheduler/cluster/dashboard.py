@@ -1,8 +1,8 @@
 """The page `/headroom` on the Dask dashboard: how snapshots travel from the driver to it, and what it keeps of them.
 
 Three parts: `PageFeed` in the driver sends a snapshot a second as a Dask event; `HeadroomPage`, a plugin on the Dask
-scheduler (our own or somebody else's), puts it on a `Board`, one entry per run; `page` draws the board. Nothing here
-can disturb a run: a failure is logged once, and the run goes on without the page.
+scheduler (our own or somebody else's), puts it on a `Board`, one entry per run; `ui.dashboard` draws the board. Nothing
+here can disturb a run: a failure is logged once, and the run goes on without the page.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,6 @@ from distributed import Scheduler, SchedulerPlugin
 from scheduler.cluster.client import Cluster
 from scheduler.model import HeadroomError, Json
 from scheduler.model.journal_events import JournalEvent
-from scheduler.ui.dashboard import page
 from scheduler.ui.dashboard.runs import VERSION, Board
 from scheduler.ui.snapshot import Snapshot
 
@@ -49,6 +49,7 @@ class HeadroomPage(SchedulerPlugin):
         """Begin; raise HeadroomError when this scheduler has no dashboard that a page could be added to."""
         self._scheduler, self.board = scheduler, Board()
         self._failed = False
+        self._open: weakref.WeakKeyDictionary[Any, Callable[[], None]] = weakref.WeakKeyDictionary()
         # Nothing is awaited: two drivers that register at the same moment get one page.
         try:
             from bokeh.server.tornado import BokehTornado
@@ -73,8 +74,19 @@ class HeadroomPage(SchedulerPlugin):
         """Take a run's message. Called for every event on the cluster, so other topics must cost nothing."""
         if topic == TOPIC:
             self.guard(lambda: self.board.take(msg, time.monotonic()))
+            if isinstance(msg, dict) and msg.get("ended") is not None:
+                self.guard(self._tell_the_end)
             # The scheduler would keep the last 1000 snapshots; nobody asks for them.
             self.guard(lambda: self._scheduler._broker.truncate(TOPIC))
+
+    def opened(self, doc: Any, refresh: Callable[[], None]) -> None:
+        """Remember a tab, as long as it is there."""
+        self._open[doc] = refresh
+
+    def _tell_the_end(self) -> None:
+        """Draw every tab now: a driver whose cluster is its own is gone before the next second."""
+        for doc, refresh in list(self._open.items()):
+            doc.add_next_tick_callback(refresh)
 
     def guard(self, function: Callable[[], None]) -> None:
         """Run `function`; the first failure is logged, none goes further."""
@@ -89,10 +101,14 @@ class HeadroomPage(SchedulerPlugin):
 def _open(plugin: HeadroomPage, scheduler: Scheduler, extra: Json, doc: Any) -> None:
     from distributed.dashboard.components.scheduler import BOKEH_THEME, env
 
+    from scheduler.ui.dashboard import document
+
     doc.template = env.get_template("simple.html")  # the frame of all of Dask's pages
     doc.template_variables.update(extra)
     doc.theme = BOKEH_THEME
-    page.open_document(plugin.board, time.monotonic, plugin.guard, doc)
+    tab = document.Document(plugin.board, time.monotonic, plugin.guard, doc)
+    tab.open()
+    plugin.opened(doc, tab.refresh)
 
 
 # -- in the driver --------------------------------------------------------------------------------------------------
@@ -145,7 +161,7 @@ class PageFeed:
             self._install()
         if not self._installed or self._latest is None:
             return
-        message = {"version": VERSION, "key": self._key, "ended": ended}
+        message = {"version": VERSION, "key": self._key, "ended": ended, "unix": time.time()}
         try:
             self._cluster.publish(TOPIC, {**message, "snapshot": dataclasses.asdict(self._latest)})
         except Exception as error:

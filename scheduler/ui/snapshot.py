@@ -63,6 +63,7 @@ class WorkerLine:
     pressure: str = "normal"
     closed_reason: str | None = None
     available_bytes: int | None = None
+    swap_bytes: int | None = None
     domain: str = ""
     domain_capacity_bytes: int | None = None
     domain_headroom_bytes: int | None = None
@@ -114,11 +115,12 @@ class WaitingLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Happening:
-    """Something to know, as a sentence. tone: "bad", "warn", "good" or ""."""
+    """Something to know, as a sentence. tone: "bad", "warn", "good" or "". attempt: whose end it is, "" if nobody's."""
 
     unix: float
     text: str
     tone: str = ""
+    attempt: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

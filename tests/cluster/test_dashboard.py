@@ -23,8 +23,9 @@ from scheduler.host.agent_folder import AgentFolder, Connection
 from scheduler.host.registry import HostRegistry
 from scheduler.model import Json, frames
 from scheduler.ui.dashboard import page
-from scheduler.ui.dashboard.runs import VERSION, Board, Point
-from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
+from scheduler.ui.dashboard.history import History
+from scheduler.ui.dashboard.runs import VERSION, Board
+from scheduler.ui.snapshot import Happening, Snapshot, StudyLine, TrialLine, WorkerLine
 from scheduler.units import GIB
 from tests import browser
 from tests import builders as b
@@ -92,9 +93,14 @@ def full(run: str = "phase6a") -> Snapshot:
     )
 
 
-def message(snapshot: Snapshot, key: str = "phase6a-1", ended: str | None = None) -> Json:
+KILL = "trial 2 of 2B_h1 was ended: no CPU and no progress for 10 min; story: runs/phase6a/kill.txt"
+
+
+def message(
+    snapshot: Snapshot, key: str = "phase6a-1", ended: str | None = None, unix: float = 1_700_000_000.0
+) -> Json:
     """What a driver sends."""
-    return {"version": VERSION, "key": key, "ended": ended, "snapshot": dataclasses.asdict(snapshot)}
+    return {"version": VERSION, "key": key, "ended": ended, "unix": unix, "snapshot": dataclasses.asdict(snapshot)}
 
 
 # -- the board and the HTML, without a cluster ----------------------------------------------------------------------
@@ -126,11 +132,20 @@ def test_text_from_outside_is_escaped() -> None:
     """Neither a host's name, nor a study's reason, nor a run's name can bring markup into the page."""
     evil = "<script>alert(1)</script>"
     study = StudyLine(name=evil, done=0, quota=1, waiting=evil, best=None)
-    shot = Snapshot(run=evil, studies=(study,), workers=(worker(evil, closed_reason=evil),), trials=(trial(evil),))
+    evil_end = Happening(unix=1.0, text=evil, tone="bad", attempt=evil)
+    shot = Snapshot(
+        run=evil,
+        studies=(study,),
+        workers=(worker(evil, closed_reason=evil),),
+        trials=(trial(evil),),
+        happenings=(evil_end,),
+    )
     board = Board()
     board.take(message(shot, key=evil), 0.0)
     board.take(message(shot, key=evil + "2"), 0.0)
-    drawn = page.head(board, board.find("", "", 0.0), 0.0) + page.workers(shot) + page.below(shot)
+    run = board.find("", "", 0.0)
+    assert run is not None
+    drawn = page.head(board, run, 0.0) + page.workers(shot) + page.trials(shot) + page.below(shot, run.history)
     assert "<script" not in drawn
     assert "&lt;script&gt;" in drawn
 
@@ -138,7 +153,7 @@ def test_text_from_outside_is_escaped() -> None:
 def test_a_thousand_workers_are_cut_to_what_can_be_read() -> None:
     """The page stays small on a large cluster and says how much it leaves out."""
     shot = Snapshot(run="r", workers=tuple(worker(f"n{i}") for i in range(1000)), trials=(trial(),) * 300)
-    drawn = page.workers(shot) + page.below(shot)
+    drawn = page.workers(shot) + page.trials(shot) + page.below(shot, History())
     assert "… and 968 more workers" in drawn
     assert "… and 236 more trials" in drawn
     assert len(drawn) < 200_000
@@ -159,18 +174,70 @@ def test_a_silent_driver_is_called_stale_and_one_that_left_ended() -> None:
 
 
 def test_history_keeps_half_an_hour() -> None:
-    """One point each 5 s for 30 min, the present as the last; nothing grows over days."""
+    """One level each 5 s for 30 min, the present as the last; nothing grows over days."""
     board = Board()
-    small = message(Snapshot(run="r", workers=full().workers))
+    small = message(Snapshot(run="r", workers=(worker(),)))
     for second in range(4000):
         board.take(small, float(second))
     run = board.find("", "", 4000.0)
     assert run is not None
-    points = run.points()
-    assert len(points) in (361, 362)
-    assert points[0].at >= 3999 - 1800
-    assert points[-1].at == 3999.0
-    assert points[-1].used_bytes == 106 * GIB
+    (levels,) = run.history.levels.values()
+    assert len(levels) in (361, 362)
+    assert levels[0].at >= 3999 - 1800
+    assert levels[-1].at == 3999.0
+    assert levels[-1].used_bytes == 40 * GIB
+
+
+def test_areas_stack_by_trial_and_none_is_drawn_twice() -> None:
+    """The worker's own lies lowest, each trial on those before it; one that ended leaves its place at that moment."""
+    history = History()
+
+    def at(now: float, **used: int) -> None:
+        trials = tuple(trial(f"s/{n}/1", used_bytes=size * GIB) for n, size in used.items())
+        total = (1 + sum(used.values())) * GIB
+        history.take(Snapshot(run="r", workers=(worker(used_bytes=total),), trials=trials), now, now)
+
+    at(0.0, a=2)
+    at(10.0, a=2, b=3)
+    at(20.0, b=4)
+    bands = {band.attempt: band for band in history.bands(worker().address, 30.0)}
+    (own,) = [band for name, band in bands.items() if not name.startswith("s/")]
+    assert own.high == (GIB, GIB, GIB)
+    assert own.times == (0.0, 10.0, 20.0, 30.0)
+    assert (bands["s/a/1"].times, bands["s/a/1"].low, bands["s/a/1"].high) == (
+        (0.0, 10.0, 20.0),
+        (GIB, GIB),
+        (3 * GIB, 3 * GIB),
+    )
+    assert (bands["s/b/1"].times, bands["s/b/1"].low, bands["s/b/1"].high) == (
+        (10.0, 20.0, 30.0),
+        (3 * GIB, GIB),
+        (6 * GIB, 5 * GIB),
+    )
+
+
+def test_a_thousand_short_trials_stay_few_areas_and_spans() -> None:
+    """What is sent to a browser is bounded however short the trials are."""
+    history = History()
+    for n in range(1000):
+        shot = Snapshot(run="r", workers=(worker(),), trials=(trial(f"s/{n}/1", used_bytes=n, running_s=0.5),))
+        history.take(shot, float(n), float(n))
+    assert len(history.bands(worker().address, 1000.0)) < 1500
+    assert len({band.attempt for band in history.bands(worker().address, 1000.0)}) <= 42
+    assert len(history.spans) <= 501
+    assert {span.lane for span in history.spans.values()} <= {0, 1}
+
+
+def test_an_end_is_told_with_its_reason_and_at_its_time() -> None:
+    """The driver's clock is not the page's: what counts is how long before its message it was."""
+    history = History()
+    history.take(Snapshot(run="r", workers=(worker(),), trials=(trial("s/1/1"),)), 100.0, 5000.0)
+    told = Happening(unix=5003.0, text=KILL, tone="bad", attempt="s/1/1")
+    history.take(Snapshot(run="r", workers=(worker(),), happenings=(told,)), 104.0, 5004.0)
+    history.take(Snapshot(run="r", workers=(worker(),), happenings=(told,)), 105.0, 5005.0)
+    span = history.spans["s/1/1"]
+    assert (span.ended, span.tone, span.text) == (103.0, "bad", KILL)
+    assert [each.text for each in history.troubles] == [KILL]
 
 
 def test_a_run_started_again_takes_its_place() -> None:
@@ -185,7 +252,7 @@ def test_a_run_started_again_takes_its_place() -> None:
     found = board.find("phase6a-1", "phase6a", 30.0)
     assert found is not None
     assert found.key == "phase6a-3"
-    assert found.history[0].at in (0.0, 5.0)
+    assert found.history.levels["tcp://10.0.0.7:41233"][0].at in (0.0, 5.0)
 
 
 def test_a_board_forgets_old_runs() -> None:
@@ -337,6 +404,13 @@ def own_rss(dask_worker: Worker) -> int:
 
 needs_browser = pytest.mark.skipif(browser.CHROMIUM is None, reason="no Chromium on this machine")
 
+# Elements that stick out of the window to the right, the innermost ones.
+TOO_WIDE = """
+document.documentElement.scrollWidth <= window.innerWidth ? [] : deepAll("*")
+  .filter((n) => n.getBoundingClientRect().right > window.innerWidth + 1 && !n.closest(".wide"))
+  .map((n) => `${n.nodeName}.${n.className}: ${n.getBoundingClientRect().right} ${n.textContent.slice(0, 40)}`)
+"""
+
 # Pairs of pieces of text (leaf elements of our parts) whose boxes overlap, or that stick out of the window.
 COLLISIONS = """
 (() => {
@@ -355,14 +429,21 @@ COLLISIONS = """
 
 
 def remember_a_morning(board: Board) -> None:
-    """Give the one run on the board half an hour of history, so that there is a line to look at."""
-    run = board.find("", "", 0.0)
-    assert run is not None
-    now = run.history[0].at
-    for minutes in range(29, 0, -1):
-        used = (60 + minutes * 7 % 40) * GIB
-        point = Point(at=now - 60 * minutes, used_bytes=used, reserved_bytes=140 * GIB, capacity_bytes=300 * GIB)
-        run.history.insert(len(run.history) - 1, point)
+    """Give the board half an hour of a run, with a kill in it, so that there is something to look at."""
+    now, unix = time.monotonic(), time.time()
+    told: tuple[Happening, ...] = ()
+    for step in range(29 * 12, 0, -1):
+        ago = 5.0 * step
+        running = [trial(running_s=7200 - ago, used_bytes=(20 + step % 9) * GIB)]
+        if ago > 600:
+            running.append(trial("phase6a_2B_h1/2/1", running_s=3000 - ago, used_bytes=10 * GIB))
+        else:
+            told = (Happening(unix=unix - 600, text=KILL, tone="bad", attempt="phase6a_2B_h1/2/1"),)
+        short = f"phase6a_20M_h3/{step // 30}/1"
+        running.append(trial(short, running_s=150.0 - ago % 150, used_bytes=5 * GIB))
+        lines = tuple(dataclasses.replace(each, swap_bytes=GIB * (step % 40) // 10) for each in full().workers)
+        shot = dataclasses.replace(full(), workers=lines, trials=tuple(running), happenings=told)
+        board.take(message(shot, unix=unix - ago), now - ago)
 
 
 @needs_browser
@@ -377,8 +458,8 @@ def test_a_person_sees_the_run(local: LocalCluster, tmp_path: Path) -> None:
             async with browser.browse(url, tmp_path) as tab:
                 await tab.wait_for("No run has reported")
                 await tab.screenshot(tmp_path / "empty.png")
-                await asyncio.to_thread(client.log_event, dashboard.TOPIC, message(full()))
                 remember_a_morning(board_of(local))
+                await asyncio.to_thread(client.log_event, dashboard.TOPIC, message(full(), unix=time.time()))
                 await tab.wait_for("phase6a")
                 for words in (
                     "186 / 600 trials done 9 running 160.0 GiB headroom 1 d 02 h elapsed",
@@ -395,9 +476,18 @@ def test_a_person_sees_the_run(local: LocalCluster, tmp_path: Path) -> None:
                 used = await tab.value("deepAll('.worker .bar .used')[0].getBoundingClientRect().width")
                 whole = await tab.value("deepAll('.worker .bar')[0].getBoundingClientRect().width")
                 assert used == pytest.approx(0.4 * whole, rel=0.02)
-                assert await tab.value("deepAll('canvas').some((c) => c.width > 300 && c.height > 100)")
+                assert await tab.value("deepAll('canvas').filter((c) => c.width > 300 && c.height > 100).length") >= 4
+                assert KILL in await tab.text()
                 await tab.screenshot(tmp_path / "busy.png")
-                await asyncio.to_thread(client.log_event, dashboard.TOPIC, message(full("other"), key="other-1"))
+                for width, height in ((390, 3200), (1440, 1400), (1920, 1400)):
+                    await tab.resize(width, height)
+                    await tab.settled("deepAll('canvas').map((c) => c.width).join()")
+                    await tab.screenshot(tmp_path / f"busy-{width}.png")
+                    assert await tab.value(TOO_WIDE) == [], width
+                    assert await tab.value(COLLISIONS) == [], width
+                assert tab.errors == []
+                for each in (message(full(), unix=time.time()), message(full("other"), key="other-1")):
+                    await asyncio.to_thread(client.log_event, dashboard.TOPIC, each)
                 await tab.wait_for("Runs on this cluster: other running phase6a running")
                 await tab.screenshot(tmp_path / "two.png")
                 await asyncio.to_thread(local.close)

@@ -5,27 +5,15 @@ Time is an argument; nothing is drawn or sent here.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from scheduler.model import Json
+from scheduler.ui.dashboard.history import History
 from scheduler.ui.snapshot import Eta, Happening, Snapshot, StudyLine, TrialLine, WaitingLine, WorkerLine
 
-VERSION = 3  # of the message; a page left by another version of ours shows nothing rather than nonsense
+VERSION = 4  # of the message; a page left by another version of ours shows nothing rather than nonsense
 SILENT_AFTER_S = 10.0
-HISTORY_S = 1800.0
-HISTORY_STEP_S = 5.0
 MAX_RUNS = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """Totals over a run's workers at one moment (monotonic seconds of the Dask scheduler)."""
-
-    at: float
-    used_bytes: int
-    reserved_bytes: int
-    capacity_bytes: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,7 +25,7 @@ class Run:
     first: float
     seen: float
     ended: str | None = None
-    history: deque[Point] = field(default_factory=deque)
+    history: History = field(default_factory=History)
 
     def is_silent(self, now: float) -> bool:
         return self.ended is None and now - self.seen > SILENT_AFTER_S
@@ -50,25 +38,10 @@ class Run:
             return "stale", "bad"
         return ("draining", "warn") if self.snapshot.draining else ("running", "good")
 
-    def points(self) -> list[Point]:
-        """Return the history and, as its last point, the present."""
-        return [*self.history, self._present()]
-
-    def take(self, snapshot: Snapshot, now: float) -> None:
+    def take(self, snapshot: Snapshot, now: float, sent_unix: float) -> None:
+        """Take its state, sent at `sent_unix` by the driver's clock."""
         self.snapshot, self.seen = snapshot, now
-        if not self.history or now - self.history[-1].at >= HISTORY_STEP_S:
-            self.history.append(self._present())
-        while self.history[0].at < now - HISTORY_S:
-            self.history.popleft()
-
-    def _present(self) -> Point:
-        workers = self.snapshot.workers
-        return Point(
-            at=self.seen,
-            used_bytes=sum(w.used_bytes or 0 for w in workers),
-            reserved_bytes=sum(w.reserved_bytes for w in workers),
-            capacity_bytes=self.snapshot.capacity_bytes,
-        )
+        self.history.take(snapshot, now, sent_unix)
 
 
 class Board:
@@ -86,7 +59,7 @@ class Board:
         if run is None:
             run = self._runs[key] = Run(key=key, snapshot=snapshot, first=now, seen=now)
             self._succeed(run, now)
-        run.take(snapshot, now)
+        run.take(snapshot, now, float(message["unix"]))
         run.ended = message["ended"]
 
     def runs(self, now: float) -> list[Run]:
