@@ -7,6 +7,7 @@ here can disturb a run: a failure is logged once, and the run goes on without th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -69,6 +70,11 @@ class HeadroomPage(SchedulerPlugin):
         scheduler.http_application.add_application(application)
         application.initialize(scheduler.loop)
         application.start()
+        # A scheduler of somebody else's environment may have none: Dask's own metrics are not there then either.
+        with contextlib.suppress(ImportError):
+            from scheduler.cluster import metrics
+
+            metrics.publish(self.board)
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Take a run's message. Called for every event on the cluster, so other topics must cost nothing."""

@@ -6,7 +6,8 @@ library only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +135,8 @@ class Snapshot:
     trials: tuple[TrialLine, ...] = ()
     waiting: tuple[WaitingLine, ...] = ()
     happenings: tuple[Happening, ...] = ()
+    waits: Mapping[str, int] = field(default_factory=dict)
+    ends: Mapping[str, int] = field(default_factory=dict)
     elapsed_s: float = 0.0
     eta: Eta | None = None
     unforeseen: str = ""

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 from distributed import Client, LocalCluster, Scheduler, Worker
+from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler.cluster import agent_plugin, dashboard
 from scheduler.cluster.client import Cluster
@@ -331,6 +332,34 @@ def test_two_drivers_share_one_page(local: LocalCluster) -> None:
     assert failures == []
 
 
+def test_prometheus_finds_memory_and_reasons_on_dask_s_own_page(local: LocalCluster) -> None:
+    """What a worker may promise, has promised and holds, who waits for what and why attempts ended, beside Dask's."""
+    shot = dataclasses.replace(
+        full(), waits={"memory": 2}, ends={"completed": 7, "stalled": 1}, workers=(worker(swap_bytes=GIB),)
+    )
+    with Client(local.scheduler_address, set_as_default=False) as client:
+        client.register_plugin(HeadroomPage())
+        client.log_event(dashboard.TOPIC, message(shot))
+        url = local.dashboard_link.replace("/status", "/metrics")
+        wait_until(lambda: "headroom_trials_running" in get(url), WAIT_S)
+        found = get(url)
+    samples = {
+        (each.name, *sorted(each.labels.values())): each.value
+        for family in text_string_to_metric_families(found)
+        for each in family.samples
+    }
+    place = ("mac-studio", "phase6a", "tcp://10.0.0.7:41233")
+    assert samples["headroom_memory_capacity_bytes", *place] == 100 * GIB
+    assert samples["headroom_memory_reserved_bytes", *place] == 60 * GIB
+    assert samples["headroom_memory_used_bytes", *place] == 40 * GIB
+    assert samples["headroom_swap_used_bytes", *place] == GIB
+    assert samples["headroom_trials_running", "phase6a"] == 9
+    assert samples["headroom_trials_waiting", "memory", "phase6a"] == 2
+    assert samples["headroom_attempts_ended_total", "phase6a", "stalled"] == 1
+    assert samples["headroom_trials_quota", "phase6a", "phase6a_2B_h1"] == 50
+    assert ("dask_scheduler_clients",) in samples
+
+
 def test_a_scheduler_without_bokeh_costs_one_line(local: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the page cannot be, the driver says so once and names Dask's own page; updates and the end cost nothing."""
     monkeypatch.setitem(sys.modules, "bokeh.server.tornado", None)
@@ -493,5 +522,33 @@ def test_a_person_sees_the_run(local: LocalCluster, tmp_path: Path) -> None:
                 await asyncio.to_thread(local.close)
                 await tab.wait_for("Connection lost at")
                 await tab.screenshot(tmp_path / "lost.png")
+
+    asyncio.run(look())
+
+
+@needs_browser
+def test_a_person_sees_that_the_run_is_over(tmp_path: Path) -> None:
+    """A run whose cluster is its own takes the page's server along: what stays says how it ended, and cries nothing."""
+
+    async def look() -> None:
+        cluster = await asyncio.to_thread(
+            Cluster.local,
+            slots=1,
+            memory_bytes=2**30,
+            topic="test",
+            dashboard="127.0.0.1:0",
+            scratch=str(tmp_path / "dask"),
+        )
+        feed = PageFeed(cluster, key="k", log=lambda event, **fields: None)
+        url = await asyncio.to_thread(feed.start, str(cluster.dashboard))
+        async with browser.browse(url, tmp_path) as tab:
+            await asyncio.to_thread(feed.update, full())
+            await tab.wait_for("186 / 600")
+            await asyncio.to_thread(feed.end, "all studies reached their quota")
+            await asyncio.to_thread(cluster.close)
+            text = await tab.wait_for("The run is over: all studies reached their quota")
+            await tab.screenshot(tmp_path / "over.png")
+            assert "Connection lost" not in text
+            assert tab.errors == []
 
     asyncio.run(look())

@@ -20,12 +20,9 @@ REFRESH_MS = 1000
 # The server is the driver itself when the cluster is its own: once it is gone only the browser can say so. The next
 # run on the same port then takes the page over.
 LOST = """
-banner.visible = true
-const over = /<span class="badge ?">ended: ([^<]*)</.exec(top.text)
-const when = new Date().toLocaleTimeString()
-if (over) {
-  banner.text = `<div class="banner over">The run is over: ${over[1]}. What is below is how it ended.</div>`
-} else {
+if (!top.text.includes('class="banner over"')) {
+  const when = new Date().toLocaleTimeString()
+  banner.visible = true
   top.text = top.text.replace(/badge good("[^>]*)>running/g, 'badge bad$1>stale')
   banner.text = `<div class="banner bad">Connection lost at ${when}: the run's driver or the Dask scheduler is gone.
    What is below is the last that was seen.</div>`

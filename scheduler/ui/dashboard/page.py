@@ -119,6 +119,8 @@ def head(board: Board, run: Run | None, now: float) -> str:
         f'<div class="tiles">{"".join(f"""<div class="tile"><b>{a}</b><span>{b}</span></div>""" for a, b in tiles)}'
         "</div></div>"
     )
+    if run.ended is not None:
+        text += f'<div class="banner over">The run is over: {escape(run.ended)}. What is below is how it ended.</div>'
     if run.is_silent(now):
         text += (
             f'<div class="banner bad">No news from the driver for {duration(now - run.seen, wide=True)}: it is gone or '
