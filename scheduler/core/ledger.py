@@ -79,6 +79,7 @@ class Row:
     device_capacity_bytes: int | None
     reserve_bytes: int
     available_bytes: int | None
+    swap_used_bytes: int | None = None  # shown to people; swap that others made keeps nothing from starting here
     pressure: Pressure = Pressure.NORMAL
     closed_reason: str | None = None
     others_unclaimed_bytes: int = 0

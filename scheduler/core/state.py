@@ -170,6 +170,7 @@ class BatchState:
             return
         row.vitals_at = self._now
         row.available_bytes, row.pressure = event.available_bytes, event.pressure
+        row.swap_used_bytes = event.swap_used_bytes
         self._shut(row, event.closed_reason)
         row.others_unclaimed_bytes = event.others_unclaimed_bytes
         row.touch()

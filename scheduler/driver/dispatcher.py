@@ -421,6 +421,7 @@ def _vitals(worker: str, said: letters.Vitals) -> m.WorkerVitals:
     return m.WorkerVitals(
         worker=worker,
         available_bytes=said.available_bytes,
+        swap_used_bytes=said.swap_used_bytes,
         pressure=said.pressure,
         closed_reason=said.closed_reason,
         others_unclaimed_bytes=said.others_unclaimed_bytes,

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,7 @@ class _Driver:
         self.recording: Recording | None = None
         self.unusable: dict[str, str] = {}  # Dask worker -> why
         self.happenings: deque[Happening] = deque(maxlen=MOST_HAPPENINGS)
+        self.ends: Counter[str] = Counter()
         self.refused = {each.spec.name: each.refusal for each in plan_.studies if each.refusal is not None}
         self.forecaster = Forecaster(history.past(settings), self._foreseen, self._not_foreseen)
         self.hooks = Hooks(
@@ -501,6 +502,7 @@ class _Driver:
             forecast=self.forecaster.latest,
             refused=self.refused,
             happenings=tuple(self.happenings),
+            ends=self.ends,
         )
         self.view.update(picture)
         if self.page is not None:
@@ -510,6 +512,8 @@ class _Driver:
         """One event to the journal as JSON, and to the user as a readable line or a sentence."""
         self.journal.write(event, durable=durable, **fields)
         told = story.tell(event, fields, self.settings.name, time.time(), self._story)
+        if event is JournalEvent.ATTEMPT_ENDED:
+            self.ends[str(fields["reason"])] += 1
         if told is not None:
             self.happenings.append(told)
             self.view.happened(told)

@@ -49,11 +49,13 @@ class WorkerVitals:
 
     step_s: attempt -> longest pause it lately made between two signs of life; ticks: its steps so far.
     others_unclaimed_bytes: promised to other runs' attempts on this host and not yet taken by them.
-    available_bytes: None when the probe failed. closed_reason: the watchdog closed the host (an unkillable victim).
+    available_bytes: None when the probe failed; swap_used_bytes: None where there is no swap.
+    closed_reason: the watchdog closed the host (an unkillable victim).
     """
 
     worker: str
     available_bytes: int | None
+    swap_used_bytes: int | None = None
     pressure: Pressure = Pressure.NORMAL
     closed_reason: str | None = None
     others_unclaimed_bytes: int = 0

@@ -107,12 +107,14 @@ class Vitals:
     """The host at this moment; whoever misses it misses nothing. used_bytes, peak_bytes, step_s: by attempt.
 
     available_bytes: None when the probe failed. closed_reason: why nothing may start here. others_unclaimed_bytes:
-    promised to other runs' attempts and not yet taken. step_s: the longest pause between two signs of life lately.
+    promised to other runs' attempts and not yet taken.
+    swap_used_bytes: None where the host has no swap. step_s: the longest pause between two signs of life lately.
     ticks: steps so far.
     tree_bytes: of all our processes there.
     """
 
     available_bytes: int | None
+    swap_used_bytes: int | None = None
     closed_reason: str | None = None
     pressure: Pressure = Pressure.NORMAL
     others_unclaimed_bytes: int = 0

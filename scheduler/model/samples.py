@@ -42,6 +42,13 @@ class HostMemory:
     oom_kills: int | None = None
 
     @property
+    def swap_used_bytes(self) -> int | None:
+        """Swap in use; None where there is none or it cannot be read."""
+        if not self.swap_total_bytes or self.swap_free_bytes is None:
+            return None
+        return self.swap_total_bytes - self.swap_free_bytes
+
+    @property
     def free_share(self) -> float | None:
         """Available memory as a part of the limit, 0..1."""
         if self.available_bytes is None or not self.limit_bytes:

@@ -127,7 +127,10 @@ class Happening:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The whole batch. draining: a first `q` came, nothing new starts; drain_s: at most so long, None while nothing
-    drains. eta: until its end; unforeseen: why there is none. happenings: the latest, oldest first."""
+    drains. eta: until its end; unforeseen: why there is none. happenings: the latest, oldest first.
+
+    waits: how many trials wait, by reason; ends: how many attempts ended, by reason.
+    """
 
     run: str
     studies: tuple[StudyLine, ...] = ()

@@ -42,8 +42,10 @@ def tell(
 
     run: whose studies go without its name.
     """
+    whose = ""
     match event:
         case JournalEvent.ATTEMPT_ENDED:
+            whose = str(fields["attempt"])
             tone, text = _ended(fields, run, story)
         case JournalEvent.WATCHDOG_WOULD_KILL:
             attempt = AttemptId.parse(fields["attempt"])
@@ -58,7 +60,7 @@ def tell(
             if found is None:
                 return None
             tone, text = found
-    return Happening(unix=unix, text=line(text, 400), tone=tone)
+    return Happening(unix=unix, text=line(text, 400), tone=tone, attempt=whose)
 
 
 def _other(event: str, f: Fields, run: str) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ Reads, never changes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from scheduler.core.forecast import Forecast, Span
@@ -29,10 +30,11 @@ def snapshot(
     unforeseen: str = UNKNOWN_YET,
     refused: Mapping[str, str] | None = None,
     happenings: tuple[Happening, ...] = (),
+    ends: Mapping[str, int] | None = None,
 ) -> Snapshot:
     """Take a snapshot of the whole batch at instant `now` (monotonic).
 
-    refused: why each study that was not begun was not.
+    refused: why each study that was not begun was not. ends: how many attempts ended so, by reason.
     """
     seen = _Seen(brain, run, now, forecast)
     foreseen = None if brain.draining or forecast is None else seen.eta(forecast.whole)
@@ -48,6 +50,8 @@ def snapshot(
         ),
         waiting=seen.waiting(),
         happenings=happenings,
+        waits=Counter(trial.deferred.value for trial in brain.trials.values() if trial.deferred is not None),
+        ends=dict(ends or {}),
         elapsed_s=elapsed_s,
         eta=foreseen,
         unforeseen="" if foreseen else unforeseen,
@@ -151,6 +155,7 @@ def _worker(row: Row) -> WorkerLine:
         pressure=row.pressure.name.lower(),
         closed_reason=row.closed_reason,
         available_bytes=row.available_bytes,
+        swap_bytes=row.swap_used_bytes,
         domain=seen.domain,
         domain_capacity_bytes=row.domain.capacity_bytes if seen.domain else None,
         domain_headroom_bytes=seen.domain_headroom_bytes,

@@ -298,6 +298,7 @@ class Agent:
         level, closed_reason = self._pressure()
         return letters.Vitals(
             available_bytes=memory.available_bytes,
+            swap_used_bytes=memory.swap_used_bytes,
             others_unclaimed_bytes=self.promises.others_unclaimed_bytes(),
             pressure=level,
             closed_reason=self._door.reason or closed_reason,

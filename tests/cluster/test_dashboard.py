@@ -341,7 +341,7 @@ def test_prometheus_finds_memory_and_reasons_on_dask_s_own_page(local: LocalClus
         client.register_plugin(HeadroomPage())
         client.log_event(dashboard.TOPIC, message(shot))
         url = local.dashboard_link.replace("/status", "/metrics")
-        wait_until(lambda: "headroom_trials_running" in get(url), WAIT_S)
+        wait_until(lambda: 'headroom_trials_running{run="phase6a"}' in get(url), "the run is at /metrics", WAIT_S)
         found = get(url)
     samples = {
         (each.name, *sorted(each.labels.values())): each.value

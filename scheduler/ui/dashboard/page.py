@@ -113,6 +113,9 @@ def head(board: Board, run: Run | None, now: float) -> str:
     free = shot.headroom_bytes
     state, kind = run.state(now)
     tiles = [(f"{done} / {quota}", "trials done"), (str(len(shot.trials)), "running")]
+    if shot.eta is not None and run.ended is None:
+        low, high = (duration(s, wide=True) for s in (shot.eta.low_s, shot.eta.high_s))
+        tiles.append((f"{low} – {high}" if low != high else low, "still to go"))
     tiles += [(f"{size(free)} GiB", "headroom"), (duration(shot.elapsed_s, wide=True), "elapsed")]
     text = (
         f'<div class="head"><h1>{escape(shot.run)}</h1><span class="badge {kind}">{escape(state)}</span>'
