@@ -6,6 +6,7 @@ the trials that come after.
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -90,6 +91,12 @@ def check_kill(box: Sandbox, trials: dict[int, dict[str, Any]], reason: str) -> 
     assert ended["unix"] >= released["unix"], "the reservation was given back before the memory was"
     story = json.loads(next((box.folder / "attempts").glob("*t0000.a1/kill.json")).read_text())
     assert story["kill_id"] == attrs["watchdog.kill_id"]
+    words = next((box.folder / "attempts").glob("*t0000.a1/kill.txt")).read_text()
+    assert words.startswith("Trial 0 of crash_2M_h1 was ended, because ")
+    because = words.partition("because ")[2].partition(".\n")[0]
+    report = html.unescape((box.folder / "report.html").read_text())
+    assert f"because {because}. " in report, "the report that the run left tells it in the same words"
+    assert "The fault was its own" in report
     return dict(attrs)
 
 
