@@ -100,6 +100,30 @@ tell(states=[t.state.name for t in study.trials], said=said)
     assert "No module named 'helper'" in found["said"] and "\n" not in found["said"]
 
 
+def test_a_script_on_stdin_runs_an_object_that_can_be_called(tmp_path: Path) -> None:
+    """`python -`: there is no file that a worker could run again; the object travels with what it holds."""
+    script = """
+class Mine:
+    def __init__(self, data):
+        self.data = data
+    def __call__(self, trial):
+        return sum(self.data) + objective(trial)
+study = optuna.create_study()
+optimize(study, Mine([1, 2]), n_trials=2, n_jobs=1)
+tell(states=[t.state.name for t in study.trials], least=study.best_value)
+"""
+    done = subprocess.run(
+        [sys.executable, "-"],
+        input=HEAD + script,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("FOUND ")]
+    found = json.loads(said.removeprefix("FOUND "))
+    assert found["states"] == ["COMPLETE"] * 2 and found["least"] >= 3
+
+
 def test_trials_are_counted_from_where_the_study_is_in_its_database(tmp_path: Path) -> None:
     """Twice three are six, as with `study.optimize`; several values, callbacks with the study, `study.stop()`."""
     found = run(
