@@ -11,7 +11,8 @@ from typing import Any
 
 from scheduler.model import UsageError
 
-PREFIX = "command:"
+PREFIX, PICKLE_FILE, PICKLED = "command:", "pickle-file:", "pickled:"
+HANDED_OVER = (PREFIX, PICKLE_FILE, PICKLED)  # how an objective begins that has no name to be found by
 
 
 def describe(command: str, space: Mapping[str, Any], metric: str | None) -> str:

@@ -27,6 +27,7 @@ from scheduler import masking
 from scheduler.core.admission import MemoryBudget, parse_memory_budget
 from scheduler.host.facts import cores
 from scheduler.model import UsageError
+from scheduler.settings import command
 from scheduler.settings.study_keys import Frozen, Number, StudyKeys, Whole, listed
 from scheduler.units import GIB, parse_duration, parse_size
 from scheduler.watchdog.policy.thresholds import Thresholds
@@ -200,6 +201,8 @@ class Settings(StudyKeys):
     def _function(cls, value: str | None) -> str | None:
         if value is None:
             return None
+        if value.startswith(command.HANDED_OVER):
+            return value
         where, _, name = value.rpartition(":")
         if not where or not re.fullmatch(r"[A-Za-z_][\w.]*", name):
             raise ValueError("must be FILE.py:NAME or package.module:NAME")
@@ -311,6 +314,8 @@ class Settings(StudyKeys):
     def resolved(self) -> dict[str, Any]:
         """All keys with their values as plain data, without passwords: what the run folder keeps."""
         data = self.model_dump(mode="json")
+        if (self.objective or "").startswith(command.PICKLED):
+            data["objective"] = command.PICKLED  # whoever goes on with the run has the function
         if self.storage is not None:
             data["storage"] = masking.bare(self.storage)
         if self._experiments:

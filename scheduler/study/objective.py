@@ -21,9 +21,10 @@ from typing import Any
 from scheduler import attempt
 from scheduler.model import HeadroomError, Json
 from scheduler.model.plain import line
+from scheduler.settings.command import PICKLE_FILE, PICKLED
+from scheduler.settings.command import PREFIX as COMMAND
 
 Objective = Callable[[Any], Any]
-PICKLE_FILE, PICKLED, COMMAND = "pickle-file:", "pickled:", "command:"
 
 
 class NotImported(HeadroomError):

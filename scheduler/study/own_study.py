@@ -24,9 +24,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from scheduler.files.private import opener
 from scheduler.model import UsageError
+from scheduler.settings.command import PICKLE_FILE, PICKLED
 from scheduler.study import optuna_private, verbosity
 from scheduler.study.choice import Choice
-from scheduler.study.objective import PICKLE_FILE, PICKLED
 from scheduler.study.plain_storage import PlainStorage
 from scheduler.study.transactions import Rdb, sqlite_path
 from scheduler.workload import objective as objective_workload

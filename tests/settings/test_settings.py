@@ -14,7 +14,8 @@ import yaml
 from scheduler.driver import run_folder
 from scheduler.model import UsageError
 from scheduler.settings import layers
-from scheduler.settings.load import load
+from scheduler.settings.layers import as_yaml
+from scheduler.settings.load import load, resolved
 from scheduler.settings.schema import Settings, configs_root
 from scheduler.settings.study_keys import RangeParameter
 from scheduler.watchdog.policy.thresholds import Thresholds
@@ -125,6 +126,18 @@ def test_what_would_say_nothing_where_it_stands_is_refused(given: dict[str, Any]
 def test_a_default_is_shown_as_it_is_written() -> None:
     """No word of ours for a value."""
     assert refused(arguments={"memory_budget": "200%"}, environ={}).endswith("(default: 90%)")
+
+
+@pytest.mark.parametrize(
+    "objective", ["pickled:" + "QUJD" * 50_000, "pickle-file:/x/o.pkl", 'command:{"command": "x"}']
+)
+def test_an_objective_without_a_name_is_read_back_from_the_runs_folder(tmp_path: Path, objective: str) -> None:
+    """The report reads it; a function that travels as text is not kept there, whoever goes on with the run has it."""
+    settings = load({"objective": "m:f"}, environ={}).model_copy(update={"objective": objective})
+    path = write(tmp_path / "settings.yaml", as_yaml(settings.resolved()))
+    kept = resolved(path).objective
+    assert kept == ("pickled:" if objective.startswith("pickled:") else objective)
+    assert path.stat().st_size < 20_000
 
 
 # -- precedence ------------------------------------------------------------------------------------------------------
