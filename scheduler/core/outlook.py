@@ -35,17 +35,28 @@ class Outlook:
         room = 0 if largest is None else largest.limit_bytes or 0
         return self._sizing.size(trial.id.study, prior, trial.family, environments, asked, room)
 
+    def _needs(self, trial: Trial) -> Sequence[Footprint]:
+        """Return what each form of it needs; worked out anew only when something was learnt: it may wait for a thousand
+        placements."""
+        environments, forms = self._ledger.environments, trial.forms
+        basis = self._sizing.of_formula(trial.prior, trial.family, environments)
+        if trial.alone or basis is None or trial.needs is None or trial.needs[0] is not basis:
+            found = [self._sized(trial, prior, environments) for prior in (trial.prior, *(f.footprint for f in forms))]
+            trial.needs = None if basis is None or trial.alone else (basis, found)
+            return found
+        return trial.needs[1][: 1 + len(forms)]
+
     def waiting(self, study: Study, trial: Trial) -> Waiting:
         """Return the trial as it waits now."""
-        environments = self._ledger.environments
+        footprint, *smaller = self._needs(trial)
         return Waiting(
             trial=trial.id,
-            footprint=self._sized(trial, trial.prior, environments),
+            footprint=footprint,
             slots=study.spec.slots,
             since=trial.since,
             share=study.share,
             expected_s=self._expectation.expected_s(study, trial),
-            smaller=tuple(self._sized(trial, form.footprint, environments) for form in trial.forms),
+            smaller=tuple(smaller),
             prefer_host=trial.saved[0].host if trial.saved else None,
             prefer_until=max(trial.since, trial.not_before) + patience_s(trial.ran_s),
         )

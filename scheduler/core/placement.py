@@ -155,6 +155,7 @@ class _Board:
         self._now = now
         self._running_on = running_on
         self._started: defaultdict[str, list[Running]] = defaultdict(list)
+        self._nearest: WorkerView | None = None  # until the next start
 
     def _view(self, address: str) -> WorkerView:
         return self._charged.views.get(address) or self._rooms.views[address]
@@ -200,6 +201,7 @@ class _Board:
         admitted = admission.admit(trial, view)
         assert isinstance(admitted, Admit), (trial, admitted)
         host_bytes, device_bytes = admitted.host_bytes, admitted.device_bytes
+        self._nearest = None
         for address in self._rooms.together(view.address):
             self._charge(self._view(address), host_bytes, device_bytes, trial.slots, here=address == view.address)
         self._started[view.address].append(
@@ -252,13 +254,15 @@ class _Board:
     def why_not(self, trial: Waiting) -> Defer:
         """Return the reason on the worker that comes nearest: the roomiest open one, unless it can never take the
         trial."""
-        near = (self._rooms.nearest(without=self._charged.views), self._charged.nearest())
-        views = [self._view(view.address) for view in near if view is not None]
-        if not views:
-            return Defer(DeferReason.NO_WORKER)
+        if self._nearest is None:
+            near = (self._rooms.nearest(without=self._charged.views), self._charged.nearest())
+            views = [self._view(view.address) for view in near if view is not None]
+            if not views:
+                return Defer(DeferReason.NO_WORKER)
+            order = lambda view: (admission.closed(view) is None, view.free_slots > 0, *_place(view))  # noqa: E731
+            self._nearest = max(views, key=order)
         *_, (_, trial) = _forms(trial)
-        nearest = max(views, key=lambda view: (admission.closed(view) is None, view.free_slots > 0, *_place(view)))
-        decision = admission.admit(trial, nearest)
+        decision = admission.admit(trial, self._nearest)
         if isinstance(decision, Defer):
             return decision
         others = (admission.admit(trial, self._view(address)) for address in sorted(self._rooms.views))

@@ -58,6 +58,13 @@ class Sizing:
         """Return what a prediction for this study's next trial is corrected with, wherever of these it will run."""
         return self._correction(self._family.get(study, ""), environments)
 
+    def of_formula(self, prior: Footprint, family: str, environments: Environments) -> Correction | None:
+        """Return what a formula's answer is corrected with, the same object while nothing was learnt; None where there
+        is no formula."""
+        if not prior.is_known or prior.source is FootprintSource.GIVEN:
+            return None
+        return self._correction(family, environments)
+
     def _correction(self, family: str, environments: Environments) -> Correction:
         found = tuple(self._corrections.of(family, environment) for environment in environments)
         return found[0] if len(found) == 1 else _largest(found)

@@ -6,7 +6,7 @@ Mutable, and mutated by `batch.BatchState` alone. Holds the table of legal trans
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from scheduler.core.growth import Growth
 from scheduler.core.resume import Saved, remember
 from scheduler.model import (
     AttemptId,
+    Correction,
     Defer,
     DeferReason,
     ExitReason,
@@ -113,6 +114,7 @@ class Trial:
     max_epochs: int | None
     since: float
     smaller: tuple[Form, ...] = ()  # what it can be instead, largest first, until it has something to go on from
+    needs: tuple[Correction, Sequence[Footprint]] | None = None  # of each form, corrected by that
     space: Space | None = None
     ahead: Mapping[str, Any] = field(default_factory=dict)
     alone: bool = False  # what it was guessed to need was wrong: it gets all there is
@@ -183,6 +185,7 @@ class Trial:
         """Become its smaller form of that number, counted from 1. What is larger is gone for good."""
         form = self.smaller[number - 1]
         self.params, self.prior, self.smaller = dict(form.params), form.footprint, self.smaller[number:]
+        self.needs = None
         return form
 
     @property
