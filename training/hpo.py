@@ -176,7 +176,7 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """
     import torch
 
-    from training import checkpoint, data
+    from training import checkpoint, data, products
     from training.trainer import Trainer
 
     params, context = task["params"], Context.of(task["context"])
@@ -185,6 +185,11 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     torch.manual_seed(context.seed)
     dataset = data.load(context.data, context.horizon, context.context_length)
     device, every = _device(context), context.checkpoint_every_minutes
+    speedup = None
+    if device == "cpu" and chosen.compute == "bf16":
+        speedup = products.bf16_speedup(params["d_model"], params["d_ff"])
+        if warning := products.warning(chosen.name, speedup):
+            progress.note(warning)
     trainer = Trainer(
         build_model(params, task["context"], dataset.n_features),
         samples(dataset, dataset.train, device),
@@ -231,6 +236,7 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         "validation_positive_rate": data.positive_rate(validation_labels),
         "resumed_epoch": resumed_epoch,
         "checkpoint_rejected": rejected,
+        "bf16_speedup": speedup,
     }
     model = trainer.model_path if trainer.model_path is not None and trainer.model_path.exists() else None
     result = {key: found[key] for key in ("value", "epochs", "best_epoch", "stop_reason")}
