@@ -28,9 +28,9 @@ _SPREAD, _SPREAD_COUNTS = 0.4, 6.0
 _APART, _APART_COUNTS = 0.6, 3.0
 _SLOPE, _SLOPE_SD = 0.9, 0.4
 _SHARE = 0.5  # of their bound of epochs that trials make
-# What is to come differs from what was: samplers and pruners move on, neighbours come and go. A factor of e^0.15 for a
-# study, of e^0.08 for all.
-_SHIFT, _SHIFT_ALL = 0.15, 0.08
+# What is to come differs from what was: samplers and pruners move on, neighbours come and go. A factor of e^0.2 for a
+# study, of e^0.1 for all.
+_SHIFT, _SHIFT_ALL = 0.2, 0.1
 _BELIEVED = 3.0  # so many trials of its own, and a study's are drawn from as often as from what is believed
 
 
