@@ -285,8 +285,6 @@ def run(settings: Settings, plan: Plan) -> int:
 
     view = console.choose()
     log.configure(settings.log_level, view.line)
-    for line in (*plan.recipes, *plan.devices, *plan.refusals):
-        view.line(line)
     with view:
         # Shows the results itself: the study is open there.
         code = driver.run(settings, plan, view, is_last=True, leave_report=report.leave)

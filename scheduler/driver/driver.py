@@ -202,6 +202,8 @@ class _Driver:
         if self.journal.was_torn:
             self.log(JournalEvent.JOURNAL_TORN, path=str(self.journal.path))
         self.log(JournalEvent.BATCH_STARTED, durable=True, run=settings.name, driver_pid=os.getpid(), owner=self.owner)
+        for line in (*self.plan.recipes, *self.plan.devices, *self.plan.refusals):
+            self.view.line(line)
         self._may_go_on()
         store = self._store(folder)
         self.files = RunFiles(folder, store)
