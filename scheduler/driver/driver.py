@@ -16,7 +16,6 @@ import signal
 import threading
 import time
 import uuid
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,26 +25,23 @@ from scheduler.cluster import credentials
 from scheduler.cluster.agent_plugin import describe
 from scheduler.cluster.client import Cluster, Listener
 from scheduler.cluster.credentials import Security
-from scheduler.cluster.dashboard import PageFeed
 from scheduler.core import ending
 from scheduler.core.fault import RetryPolicy
-from scheduler.core.forecast import Forecast
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
-from scheduler.driver import decisions, history, journal, recovery, run_folder
+from scheduler.driver import decisions, journal, recovery, run_folder
 from scheduler.driver.caller import Caller
 from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said
 from scheduler.driver.fleet import Fleet
-from scheduler.driver.forecaster import Forecaster
-from scheduler.driver.hooks import Hooks
 from scheduler.driver.lock import DriverLock
 from scheduler.driver.opening import Opening
 from scheduler.driver.recorder import Recorder
 from scheduler.driver.recording import Recording
 from scheduler.driver.run_files import RunFiles
+from scheduler.driver.telling import Telling
 from scheduler.host import vitals
 from scheduler.host.agent_folder import ProcessIdentity
-from scheduler.host.attempt_folder import KILL, AttemptFolder, attempts_of
+from scheduler.host.attempt_folder import attempts_of
 from scheduler.host.registry import HostRegistry
 from scheduler.model import letters
 from scheduler.model.fields import read
@@ -54,16 +50,14 @@ from scheduler.model.journal_events import JournalEvent
 from scheduler.settings.schema import Settings
 from scheduler.study import choice
 from scheduler.study.store import Functions, StudyStore, StudyUnavailable
-from scheduler.ui import log, report, story, view
+from scheduler.ui import report
 from scheduler.ui.console import View
-from scheduler.ui.snapshot import Happening
 from scheduler.worker import trial_process
 from scheduler.worker.trial_process import Witness, conclude
 from scheduler.workload import functions as training_side
 from scheduler.workload import objective as objective_workload
 from scheduler.workload.plan import Plan
 
-_OOM = m.ExitReason.KERNEL_OOM.value
 SCRATCH = "dask"  # below the run folder, while it runs: the worker's own files and the spares' logs
 ENVIRONMENT = "training.runtime:environment"
 FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
@@ -71,8 +65,6 @@ LOOK_S = 1.0  # while none is there
 CLUSTER_FACTS_TIMEOUT_S = 10.0
 CLUSTER_IMPORT_S = trial_process.CHECK_TIMEOUT_S + 10.0
 CLOSE_TIMEOUT_S = 30.0
-MOST_HAPPENINGS = 40
-FORECAST_NOTED_EVERY_S = 600.0
 CLOSE_TIMEOUT_AT_ONCE_S = 2.0  # the user has asked twice
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
 
@@ -147,22 +139,8 @@ class _Driver:
         self.topic = f"{settings.name}-{self.owner[:8]}"
         self.started = time.monotonic()
         self.inbox: Inbox = queue.SimpleQueue()  # one, from the first line: nothing can come too early or too late
-        self.dashboard: str | None = None
-        self.page: PageFeed | None = None
         self.recording: Recording | None = None
         self.unusable: dict[str, str] = {}  # Dask worker -> why
-        self.happenings: deque[Happening] = deque(maxlen=MOST_HAPPENINGS)
-        self.ends: Counter[str] = Counter()
-        self.refused = {each.spec.name: each.refusal for each in plan_.studies if each.refusal is not None}
-        self.forecaster = Forecaster(history.past(settings), self._foreseen, self._not_foreseen)
-        self.hooks = Hooks(
-            on_kill=settings.on_kill,
-            on_end=settings.on_end,
-            run=settings.name,
-            folder=str(settings.run_folder.absolute()),
-            note=lambda text: self.log(JournalEvent.HOOK_FAILED, note=text),
-        )
-        self._noted_at = 0.0
         self._asked_to_quit: str | None = None
         self.preload = settings.training.preload
         if settings.objective is not None and self.preload is None:
@@ -179,13 +157,14 @@ class _Driver:
                 self.run_id = run_folder.run_id(folder)
                 self.is_first = not (folder / "journal.jsonl").exists()
                 self.journal = journal.Journal(folder / "journal.jsonl")
+                self.telling = Telling(self.settings, self.plan, self.view, self.journal)
                 (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; this start is the answer
             with _Signals(self._quit, is_last):
                 self.view.start(on_quit=self._quit)
                 try:
                     return self._run(folder, registry)
                 except m.HeadroomError as error:
-                    self._over(error.exit_code, str(error))
+                    self.telling.over(error.exit_code, str(error))
                     raise
         finally:
             lock.release()
@@ -215,11 +194,7 @@ class _Driver:
         cluster, fleet = self._cluster(folder), None
         try:
             self._may_go_on()
-            self.dashboard = cluster.dashboard
-            if self.dashboard:
-                self.page = PageFeed(cluster, key=self.topic, log=self.log)
-                self.dashboard = self.page.start(self.dashboard)
-                self.log(JournalEvent.DASHBOARD_READY, url=self.dashboard)
+            self.telling.open_page(cluster, key=self.topic)
             fleet = self._fleet(cluster)
             joined = self._agents(cluster, fleet, folder)
             self._may_go_on()
@@ -229,8 +204,7 @@ class _Driver:
             opened = opening.settle(evidence, dispatcher.brain.rules.retry)
             end = dispatcher.run(first=[*opened, *joined])
             self._watch(dispatcher.brain, folder)
-            if self.page is not None:
-                self.page.end(end.reason)
+            self.telling.close_page(end.reason)
             unwritten = dispatcher.recorder.close(
                 CLOSE_TIMEOUT_AT_ONCE_S if dispatcher.brain.at_once else CLOSE_TIMEOUT_S
             )
@@ -275,22 +249,11 @@ class _Driver:
             code, reason = ending.NOT_DONE, "the results could not be delivered"
         if self.leave_report is not None:  # before the user's own command hears of the end: it may want to send it
             self.view.line(self.leave_report(folder))
-        self._over(code, reason, brain)
+        self.telling.over(code, reason, brain)
         self.journal.close()
         if code == ending.NOT_DONE:
             self.view.line(f"exit {code}: {reason}")
         return code
-
-    def _over(self, code: int, reason: str, brain: BatchState | None = None) -> None:
-        """Call the command of the user's that wants to know of the end."""
-        studies = [] if brain is None else list(brain.studies.values())
-        done = [
-            {"study": each.spec.name, "done": each.counted, "quota": each.spec.quota, "best": (each.best or [None])[0]}
-            for each in studies
-        ]
-        text = f"run {self.settings.name} has ended: {reason}"
-        elapsed_s = round(time.monotonic() - self.started, 1)
-        self.hooks.ended(text, {"exit_code": code, "reason": reason, "elapsed_s": elapsed_s, "studies": done})
 
     def _dispatcher(
         self, folder: Path, cluster: Cluster, fleet: Fleet, store: StudyStore, evidence: recovery.Evidence
@@ -494,54 +457,11 @@ class _Driver:
             for study in brain.studies.values():
                 if study.stopped is None and study.closed is None:
                     self.inbox.put(m.StudyStopped(study=study.spec.name, source="its time limit"))
-        self.forecaster.look(brain, now)
-        picture = view.snapshot(
-            brain,
-            run=self.settings.name,
-            now=now,
-            elapsed_s=now - self.started,
-            dashboard=self.dashboard,
-            forecast=self.forecaster.latest,
-            refused=self.refused,
-            happenings=tuple(self.happenings),
-            ends=self.ends,
-        )
-        self.view.update(picture)
-        if self.page is not None:
-            self.page.update(picture)
+        self.telling.show(brain)
 
     def log(self, event: JournalEvent, durable: bool = False, **fields: Any) -> None:
-        """One event to the journal as JSON, and to the user as a readable line or a sentence."""
-        self.journal.write(event, durable=durable, **fields)
-        told = story.tell(event, fields, self.settings.name, time.time(), self._story)
-        if event is JournalEvent.ATTEMPT_ENDED:
-            self.ends[str(fields["reason"])] += 1
-        if told is not None:
-            self.happenings.append(told)
-            self.view.happened(told)
-            if event is JournalEvent.ATTEMPT_ENDED and (fields.get("kill") or fields["reason"] == _OOM):
-                path = self._story(m.AttemptId.parse(fields["attempt"]))
-                self.hooks.killed(told.text, {**fields, "story": path})
-        if event not in self.view.shows:
-            log.show(event, fields)
-
-    def _story(self, attempt: m.AttemptId) -> str | None:
-        """Return where a kill is told, None where that lies on another host."""
-        path = AttemptFolder.of(self.settings.run_folder, attempt).path / KILL
-        readable = path.with_suffix(".txt")
-        return str(readable if readable.exists() else path) if path.exists() else None
-
-    def _foreseen(self, found: Forecast) -> None:
-        """Keep a forecast now and then, so that it can be compared with what came."""
-        if time.monotonic() - self._noted_at < FORECAST_NOTED_EVERY_S and self._noted_at:
-            return
-        self._noted_at = time.monotonic()
-        whole, now = found.whole, time.time() - (time.monotonic() - found.at)
-        ends = {f"{k}_unix": round(now + v) for k, v in dataclasses.asdict(whole).items()}
-        self.journal.write(JournalEvent.BATCH_FORECAST, **{k.replace("_s_unix", "_unix"): v for k, v in ends.items()})
-
-    def _not_foreseen(self, error: str) -> None:
-        self.log(JournalEvent.BATCH_NO_FORECAST, error=error)
+        """One event to the journal, and to whoever looks on."""
+        self.telling.log(event, durable=durable, **fields)
 
 
 def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: recovery.Evidence, folder: Path) -> m.Outcome:
