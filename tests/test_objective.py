@@ -86,6 +86,7 @@ def optimized(
     return study
 
 
+@pytest.mark.timeout(400)  # each trial imports torch anew, several seconds on a loaded machine
 @pytest.mark.parametrize(
     ("objective", "directions", "trials"),
     [

@@ -339,7 +339,7 @@ def about(eta: Eta) -> str:
 def span(eta: Eta) -> str:
     """Say how sure that is, in brackets; "" where it makes no difference."""
     low, high = rough(eta.low_s), rough(eta.high_s)
-    return "" if eta.high_s < 60 else f" ({low} to {high}, 4 times in 5)"
+    return "" if eta.high_s < 60 or low == high else f" ({low} to {high}, 4 times in 5)"
 
 
 def rough(seconds: float) -> str:

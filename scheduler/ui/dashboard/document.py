@@ -20,7 +20,7 @@ REFRESH_MS = 1000
 # The server is the driver itself when the cluster is its own: once it is gone only the browser can say so. The next
 # run on the same port then takes the page over.
 LOST = """
-if (!top.text.includes('class="banner over"')) {
+if (!top.text.includes('class="banner ended"')) {
   const when = new Date().toLocaleTimeString()
   banner.visible = true
   top.text = top.text.replace(/badge good("[^>]*)>running/g, 'badge bad$1>stale')

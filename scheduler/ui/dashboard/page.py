@@ -28,7 +28,7 @@ h1 { font-size: 21px; margin: 0; } h2 { font-size: 14px; margin: 0 0 6px; font-w
 .tile b { display: block; font-size: 18px; line-height: 1.2; } .tile span, .muted { color: #66727f; font-size: 12px; }
 .badge { border-radius: 9px; padding: 1px 9px; font-size: 12px; white-space: nowrap; background: #e3e8ee; }
 .good { background: #d5efdf; color: #17603a; } .warn { background: #fdeccb; color: #7a4b00; }
-.bad { background: #f9d6d2; color: #8f1d12; } .over { background: #dfe8f1; color: #1f4e79; }
+.bad { background: #f9d6d2; color: #8f1d12; } .ended { background: #dfe8f1; color: #1f4e79; }
 .banner { padding: 7px 12px; margin: 4px 0 0; border-radius: 5px; font-weight: 600; }
 .runs a { margin-right: 14px; color: #2b6cb0; }
 .runs a.here { color: inherit; font-weight: 600; text-decoration: none; }
@@ -123,7 +123,7 @@ def head(board: Board, run: Run | None, now: float) -> str:
         "</div></div>"
     )
     if run.ended is not None:
-        text += f'<div class="banner over">The run is over: {escape(run.ended)}. What is below is how it ended.</div>'
+        text += f'<div class="banner ended">The run is over: {escape(run.ended)}. What is below is how it ended.</div>'
     if run.is_silent(now):
         text += (
             f'<div class="banner bad">No news from the driver for {duration(now - run.seen, wide=True)}: it is gone or '
