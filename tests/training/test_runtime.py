@@ -77,7 +77,7 @@ def test_torch_is_named_with_its_build() -> None:
 def test_the_margin_is_wider_where_nothing_was_measured() -> None:
     """A preloaded allocator, other tunables or another torch: 2 % more, and a family of its own."""
     params = {"d_model": 256, "n_layers": 8, "n_heads": 8, "d_ff": 1024, "micro_batch": 64}
-    known = sorted(footprint.MEASURED_IN)
+    known = sorted(name for name in footprint.MEASURED_IN if not name.endswith("/forked"))
     usual = footprint.estimate(params, {"environments": known})
     assert usual == footprint.estimate(params, {})
     for other in (
