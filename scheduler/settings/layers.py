@@ -24,7 +24,7 @@ from scheduler.model import UsageError
 KeyPath = tuple[str, ...]
 ENVIRONMENT_PREFIX = "HEADROOM_"
 # Read elsewhere (bin/_bootstrap, the host registry): not settings.
-ENVIRONMENT_OTHERS = ("PYTHON", "VENV", "ROOT", "RUN_PYTHON", "HOST_DIR", "SETUP_VENV", "SETUP_PINS")
+ENVIRONMENT_OTHERS = ("PYTHON", "VENV", "ROOT", "RUN_PYTHON", "HOST_DIR", "SETUP_VENV", "SETUP_PINS", "EXTRAS")
 
 # What YAML's own constructors raise besides YAMLError: `2026-13-45`, `!!int x`, a number of 5,000 digits, brackets in
 # brackets in brackets.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from scheduler import __version__
 from scheduler.cli import schedule
+from scheduler.settings import layers
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE_HEAD = "date,open,high,low,close,volume\n"
@@ -369,3 +371,11 @@ def test_scripts_are_posix_sh() -> None:
     for name in ("bin/schedule", "bin/test", "bin/_bootstrap", ".ci/run"):
         subprocess.run([shell, "-n", str(ROOT / name)], check=True)
         assert name == "bin/_bootstrap" or os.access(ROOT / name, os.X_OK)
+
+
+def test_no_variable_of_the_start_script_is_taken_for_a_setting() -> None:
+    """A first start hands its own variables on; one that the settings do not know would end it with 2."""
+    script = (ROOT / "bin" / "_bootstrap").read_text()
+    used = set(re.findall(r"HEADROOM_([A-Z_]+)", script))
+    assert {"EXTRAS", "SETUP_VENV"} <= used
+    assert used <= set(layers.ENVIRONMENT_OTHERS)
