@@ -200,7 +200,7 @@ class Host:
         assert trial.process.stdout is not None
         for line in trial.process.stdout:
             trial.said.append(line.strip())
-            if line.startswith("tick"):
+            if line.startswith("tick ") and line.endswith("\n"):  # one that is killed may leave half a line
                 step = int(line.split()[1])
                 self.registry.tick(trial.registration, step, time.monotonic())
         status = trial.process.wait()
