@@ -20,18 +20,25 @@ SHARE = 0.05  # of one core: one that took 2 s is made again after 40 s
 
 
 class Forecaster:
-    """Call `look` as often as one likes, always from the same thread. past: of trials before this driver."""
+    """Call `look` as often as one likes, always from the same thread.
 
-    def __init__(self, past: Past, note: Callable[[Forecast], None], failed: Callable[[str], None]) -> None:
+    past: reads what is known of trials before this driver; it may read journals of days, so no start waits for it.
+    """
+
+    def __init__(
+        self, past: Callable[[], Past], note: Callable[[Forecast], None], failed: Callable[[str], None]
+    ) -> None:
         self.latest: Forecast | None = None
-        self._past, self._note, self._failed = past, note, failed
-        self._busy: threading.Thread | None = None
+        self._past: Past = {}
+        self._note, self._failed = note, failed
+        self._busy = threading.Thread(target=self._remember, args=(past,), name="history", daemon=True)
         self._next = 0.0
         self._chance = random.Random(0)
+        self._busy.start()
 
     def look(self, brain: BatchState, now: float) -> None:
         """Begin a forecast when one is due, there is something to go by, and the last one is done."""
-        if self._busy is not None and self._busy.is_alive():
+        if self._busy.is_alive():
             return
         if now < self._next or brain.draining or brain.ended or not brain.studies:
             return
@@ -41,6 +48,12 @@ class Forecaster:
         self._next = now + EVERY_S
         self._busy = threading.Thread(target=self._foresee, args=(left,), name="forecast", daemon=True)
         self._busy.start()
+
+    def _remember(self, past: Callable[[], Past]) -> None:
+        try:
+            self._past = past()
+        except Exception as error:  # somebody else's journal, perhaps of another version: this run goes by its own
+            self._failed(f"earlier runs: {type(error).__name__}: {error}")
 
     def _foresee(self, left: Work) -> None:
         began = time.thread_time()

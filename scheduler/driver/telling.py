@@ -44,7 +44,7 @@ class Telling:
         self._happenings: deque[Happening] = deque(maxlen=MOST_HAPPENINGS)
         self._ends: Counter[str] = Counter()
         self._refused = {each.spec.name: each.refusal for each in plan.studies if each.refusal is not None}
-        self._forecaster = Forecaster(history.past(settings), self._foreseen, self._not_foreseen)
+        self._forecaster = Forecaster(lambda: history.past(settings), self._foreseen, self._not_foreseen)
         self._noted_at: float | None = None
         self._hooks = Hooks(
             on_kill=settings.on_kill,

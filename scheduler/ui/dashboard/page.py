@@ -109,14 +109,12 @@ def head(board: Board, run: Run | None, now: float) -> str:
             "start one with <code>bin/schedule --cluster ADDRESS</code>.</div>"
         )
     shot = run.snapshot
-    done, quota = sum(s.done for s in shot.studies), sum(s.quota for s in shot.studies)
-    free = shot.headroom_bytes
     state, kind = run.state(now)
-    tiles = [(f"{done} / {quota}", "trials done"), (str(len(shot.trials)), "running")]
+    tiles = [(f"{shot.done} / {shot.quota}", "trials done"), (str(len(shot.trials)), "running")]
     if shot.eta is not None and run.ended is None:
         low, high = (duration(s, wide=True) for s in (shot.eta.low_s, shot.eta.high_s))
         tiles.append((f"{low} – {high}" if low != high else low, "still to go"))
-    tiles += [(f"{size(free)} GiB", "headroom"), (duration(shot.elapsed_s, wide=True), "elapsed")]
+    tiles += [(f"{size(shot.headroom_bytes)} GiB", "headroom"), (duration(shot.elapsed_s, wide=True), "elapsed")]
     text = (
         f'<div class="head"><h1>{escape(shot.run)}</h1><span class="badge {kind}">{escape(state)}</span>'
         f'<div class="tiles">{"".join(f"""<div class="tile"><b>{a}</b><span>{b}</span></div>""" for a, b in tiles)}'
@@ -236,7 +234,7 @@ def _rows(
 
 
 def troubles(history: History) -> str:
-    """List what was killed, failed, lost or closed, the latest first, each with its reason."""
+    """List the attempts that were killed, failed or lost, the latest first, each with its reason."""
     found = list(reversed(history.troubles))
     title = f"<h2>Killed, failed and in trouble ({len(found)})</h2>"
     if not found:
