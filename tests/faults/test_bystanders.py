@@ -6,10 +6,8 @@ that was preempted runs again and counts nothing. Which of several victims the p
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import sqlite3
 import sys
 import time
@@ -192,32 +190,12 @@ def test_shared_memory_of_a_stranger_is_nobodys_of_ours(here: Host) -> None:
 
 
 @pytest.fixture
-def group() -> Iterator[Path]:
-    """A cgroup with 2 GiB, taken away when nobody is left in it."""
-    root = Path("/sys/fs/cgroup/memory")
-    if os.geteuid() != 0 or not (root / "cgroup.procs").exists():
-        pytest.skip("needs root and the v1 memory controller")
-    made = root / f"headroom-test-{os.getpid()}-box"
-    made.mkdir()
-    (made / "memory.limit_in_bytes").write_text(str(2048 * MIB))
-    yield made
-    until(lambda: remove(made), 30.0, "the cgroup is empty")
-
-
-@pytest.fixture
 def made(group: Path) -> Iterator[list[Sandbox]]:
     """Sandboxes that are ended whatever happens, before their cgroup is taken away."""
     all_: list[Sandbox] = []
     yield all_
     for each in all_:
         each.end_all()
-
-
-def remove(group: Path) -> bool:
-    """Take the cgroup away, if nobody is in it."""
-    with contextlib.suppress(OSError):
-        group.rmdir()
-    return not group.exists()
 
 
 def sandbox(root: Path, group: Path, *, hold: int, promise: int, **settings: Any) -> Sandbox:

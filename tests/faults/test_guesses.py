@@ -8,7 +8,6 @@ that what is "far over" is scaled down with the memory. What the policy does wit
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,30 +18,9 @@ import pytest
 
 from tests.faults import swelling
 from tests.faults.sandbox import Sandbox
-from tests.waiting import until
 
 pytestmark = pytest.mark.faults
 MIB = 2**20
-
-
-@pytest.fixture
-def group() -> Iterator[Path]:
-    """A cgroup with 2 GiB, taken away when nobody is left in it."""
-    root = Path("/sys/fs/cgroup/memory")
-    if os.geteuid() != 0 or not (root / "cgroup.procs").exists():
-        pytest.skip("needs root and the v1 memory controller")
-    made = root / f"headroom-test-{os.getpid()}-guess"
-    made.mkdir()
-    (made / "memory.limit_in_bytes").write_text(str(2048 * MIB))
-    yield made
-    until(lambda: remove(made), 30.0, "the cgroup is empty")
-
-
-def remove(group: Path) -> bool:
-    """Take the cgroup away, if nobody is in it."""
-    with contextlib.suppress(OSError):
-        group.rmdir()
-    return not group.exists()
 
 
 @pytest.fixture
