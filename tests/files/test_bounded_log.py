@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,26 +63,32 @@ def test_one_endless_line_is_bounded_too(tmp_path: Path) -> None:
     assert len(text) <= 40_000 and text.startswith(b"y" * 20_000 + b"\n...") and text.endswith(b"yend")
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """No file of this process may grow past 10,000 bytes: a disk that is full, for whoever runs this."""
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """No file of this process may grow past `limit` bytes: a disk that is full, for whoever runs this.
+
+    Not a fixture: pytest tells a test's end before it tears its fixtures down, and its own output may be a longer file.
+    """
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    yield 10_000
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_costs_log_and_nothing_else(tmp_path: Path, small_files: int) -> None:
+def test_a_full_disk_costs_log_and_nothing_else(tmp_path: Path) -> None:
     """No write raises; when there is room again the log says how much is missing, and goes on."""
     path = tmp_path / "log"
     log = BoundedLog(path)
-    for _ in range(30):
-        log.write(b"z" * 999 + b"\n")
-    assert path.stat().st_size == small_files
-    os.truncate(path, 1_000)
-    log.write(b"again\n")
-    log.close()
+    with small_files(10_000):
+        for _ in range(30):
+            log.write(b"z" * 999 + b"\n")
+        assert path.stat().st_size == 10_000
+        os.truncate(path, 1_000)
+        log.write(b"again\n")
+        log.close()
     assert path.read_bytes().endswith(b"z\n\n... 20000 bytes of log could not be written: File too large ...\nagain\n")
 
 
