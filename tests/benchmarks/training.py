@@ -39,7 +39,7 @@ from training import runtime
 SHAPES = {"d=64 L=48": (64, 48), "d=192 L=4": (192, 4), "d=512 L=6": (512, 6)}
 PLAIN, PLAIN_BF16, PRODUCTS, PRODUCTS_BF16 = "plain", "plain bf16", "products", "products bf16"
 BY_DEFAULT = ("fp32_adamw", "bf16_autocast")
-SAMPLES, BATCH, PATCHES, HEADS = 5000, 256, 11, 8
+SAMPLES, BATCH, PATCHES, HEADS, FEATURES = 5000, 256, 11, 8, 25
 MOST_FP32 = {"d=64 L=48": 0.75, "d=192 L=4": 0.75, "d=512 L=6": 0.90}
 MOST_FASTEST = {"d=64 L=48": 0.50, "d=192 L=4": 0.36, "d=512 L=6": 0.36}
 
@@ -51,23 +51,24 @@ def windows() -> tuple[Any, Any]:
     """Overlapping windows of random days, as `hpo.samples` makes them, and labels."""
     import torch
 
-    days = torch.randn(SAMPLES + 59, 25, generator=torch.Generator().manual_seed(0))
+    days = torch.randn(SAMPLES + 59, FEATURES, generator=torch.Generator().manual_seed(0))
     return days.unfold(0, 60, 1).transpose(1, 2), (days[59:, 0] > 0).float()
 
 
-def plain_loop(d: int, layers: int, is_bf16: bool) -> Iterator[None]:
-    """What a user would write."""
+def plain_model(
+    d: int, layers: int, *, features: int = FEATURES, heads: int = HEADS, d_ff: int | None = None, dropout: float = 0.1
+) -> Any:
+    """What a user would write: (n, 60, features) to (n,) logits."""
     import torch
     from torch import nn
-    from torch.utils.data import DataLoader, TensorDataset
 
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.embedding = nn.Linear(250, d)
+            self.embedding = nn.Linear(10 * features, d)
             self.positions = nn.Parameter(torch.zeros(PATCHES, d))
             layer = nn.TransformerEncoderLayer(
-                d, HEADS, 4 * d, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+                d, heads, d_ff or 4 * d, dropout=dropout, activation="gelu", batch_first=True, norm_first=True
             )
             self.encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(d), enable_nested_tensor=False)
             self.head = nn.Linear(PATCHES * d, 1)
@@ -77,7 +78,16 @@ def plain_loop(d: int, layers: int, is_bf16: bool) -> Iterator[None]:
             logits: torch.Tensor = self.head(self.encoder(self.embedding(patches) + self.positions).flatten(1))
             return logits.squeeze(1)
 
-    model, loss_of = Plain(), nn.BCEWithLogitsLoss()
+    return Plain()
+
+
+def plain_loop(d: int, layers: int, is_bf16: bool) -> Iterator[None]:
+    """Train that model as a user would."""
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    model, loss_of = plain_model(d, layers), nn.BCEWithLogitsLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     loader = DataLoader(TensorDataset(*windows()), batch_size=BATCH, shuffle=True, drop_last=True)
     while True:
