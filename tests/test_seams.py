@@ -23,7 +23,7 @@ from scheduler.model import ExitReason, FinalState, KillRecord, Outcome, TellTri
 from scheduler.model.fields import BadMessage
 from scheduler.model.plain import MAX_CHARACTERS, MAX_ENTRIES, line, plain, text
 from scheduler.study.transactions import clean
-from scheduler.worker.trial_process import Witness, conclude
+from scheduler.worker.witness import Witness, conclude
 from tests import builders as b
 from tests.driver.test_settle import TRIAL, folder_of, left
 from tests.study.test_study import ARCHITECTURES, STUDY, ask, spec, store_at

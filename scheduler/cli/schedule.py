@@ -21,7 +21,7 @@ from scheduler.model import NothingFits, UsageError
 
 if TYPE_CHECKING:
     from scheduler.settings.schema import Settings
-    from scheduler.worker.trial_process import ToImport
+    from scheduler.worker.importable import ToImport
     from scheduler.workload.plan import Plan
 
 
@@ -237,7 +237,7 @@ def to_import(settings: Settings) -> ToImport | None:
     """Return what a trial must be able to import, None when it is ours: that the first worker imports before it says
     that it is ready."""
     from scheduler.settings.schema import Training
-    from scheduler.worker.trial_process import ToImport
+    from scheduler.worker.importable import ToImport
     from scheduler.workload.objective import RUNNER_MODULE
 
     if settings.objective is not None:
@@ -253,14 +253,15 @@ def to_import(settings: Settings) -> ToImport | None:
 
 def check_objective(settings: Settings) -> None:
     """Import the objective as a trial would, in a process: it may take torch along. Raises UsageError."""
-    from scheduler.worker import trial_process
+    from scheduler.worker import importable
+    from scheduler.worker.trial_process import TrialStartError
 
     imported = to_import(settings)
     if imported is None:
         return
     try:
-        trial_process.check_objective(imported.path, module=imported.module)
-    except trial_process.TrialStartError as error:
+        importable.check_objective(imported.path, module=imported.module)
+    except TrialStartError as error:
         raise imported.refused(str(error)) from None
 
 

@@ -52,8 +52,8 @@ from scheduler.study import choice
 from scheduler.study.store import Functions, StudyStore, StudyUnavailable
 from scheduler.ui import report
 from scheduler.ui.console import View
-from scheduler.worker import trial_process
-from scheduler.worker.trial_process import Witness, conclude
+from scheduler.worker import importable
+from scheduler.worker.witness import Witness, conclude
 from scheduler.workload import functions as training_side
 from scheduler.workload import objective as objective_workload
 from scheduler.workload.plan import Plan
@@ -63,7 +63,7 @@ ENVIRONMENT = "training.runtime:environment"
 FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
 LOOK_S = 1.0  # while none is there
 CLUSTER_FACTS_TIMEOUT_S = 10.0
-CLUSTER_IMPORT_S = trial_process.CHECK_TIMEOUT_S + 10.0
+CLUSTER_IMPORT_S = importable.CHECK_TIMEOUT_S + 10.0
 CLOSE_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_AT_ONCE_S = 2.0  # the user has asked twice
 RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
@@ -97,7 +97,7 @@ def run(
 
 
 def cluster_facts(
-    settings: Settings, address: str, security: Security, imported: trial_process.ToImport | None = None
+    settings: Settings, address: str, security: Security, imported: importable.ToImport | None = None
 ) -> list[m.WorkerFacts]:
     """Ask what the workers of a running cluster have, for the plan.
 
@@ -109,7 +109,7 @@ def cluster_facts(
     try:
         found = [read(m.WorkerFacts, answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
         if imported is not None:
-            tried = functools.partial(trial_process.why_not_imported, imported.path, imported.module)
+            tried = functools.partial(importable.why_not_imported, imported.path, imported.module)
             said = [each["problem"] for each in cluster.ask_workers(tried, CLUSTER_FACTS_TIMEOUT_S, CLUSTER_IMPORT_S)]
             if None not in said:
                 raise imported.refused(said[0], f" (on the workers of {address})")

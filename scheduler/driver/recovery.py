@@ -1,7 +1,7 @@
 """What becomes of trials that a dead driver left RUNNING.
 
 Covers the rule (`decide`), the reader of what an attempt left on disk (`Evidence`), and `resume`, which opens a study
-and settles it. Uses the same conclusions as a living driver: `trial_process.conclude`, `fault`, `attributes`. Does not
+and settles it. Uses the same conclusions as a living driver: `witness.conclude`, `fault`, `attributes`. Does not
 write to the study except through the store, and ends a process only after checking that it is still the same one.
 
 In order: what the dead driver had decided (its journal); a durable result; a kill by the watchdog; how the dead driver
@@ -42,7 +42,7 @@ from scheduler.model import (
 from scheduler.model.journal_events import JournalEvent
 from scheduler.model.messages import Last
 from scheduler.study.store import LeftTrial, NotOurs, OpenedStudy, StudyStore
-from scheduler.worker.trial_process import Witness, conclude
+from scheduler.worker.witness import Witness, conclude
 
 END_TIMEOUT_S = 10.0
 _POLL_S = 0.05

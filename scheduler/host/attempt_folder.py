@@ -218,6 +218,26 @@ def newest_checkpoint(newest_first: Sequence[AttemptFolder]) -> str | None:
     return None
 
 
+def first_readable(checkpoints: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
+    """Find the first of these, files or folders, that can be read on this host; and why each before it cannot.
+
+    Returns (its path, or None when there is none; [(path, why)] of those before it).
+    """
+    unreadable = []
+    for path in checkpoints:
+        try:
+            if os.path.isdir(path):
+                os.listdir(path)
+            else:
+                with open(path, "rb") as file:
+                    file.read(1)
+        except OSError as error:
+            unreadable.append((path, error.strerror or str(error)))
+        else:
+            return path, unreadable
+    return None, unreadable
+
+
 def drop_checkpoints(attempts: Path, trial: TrialId) -> list[Path]:
     """Remove the checkpoints of all attempts of a trial, and of the attempts that it was resumed from.
 

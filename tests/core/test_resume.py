@@ -12,7 +12,7 @@ from scheduler.core.fault import RetryPolicy
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
 from scheduler.model import ExitReason
-from scheduler.worker.trial_process import Witness, conclude
+from scheduler.worker.witness import Witness, conclude
 from tests import builders as b
 
 

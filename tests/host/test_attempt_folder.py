@@ -140,3 +140,15 @@ def test_an_objectives_own_checkpoint_is_found_whatever_its_suffix(tmp_path: Pat
     assert folder.checkpoint == tmp_path / "checkpoint.pt"
     folder.drop_checkpoint()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_checkpoint_that_can_be_read_is_found_and_each_before_it_explained(tmp_path: Path) -> None:
+    """A file or a folder; nothing is believed from its name."""
+    file, folder = tmp_path / "older.pt", tmp_path / "folder"
+    file.write_bytes(b"x")
+    folder.mkdir()
+    gone = str(tmp_path / "gone.pt")
+    assert attempt_folder.first_readable([str(folder), str(file)]) == (str(folder), [])
+    assert attempt_folder.first_readable([gone, str(file)]) == (str(file), [(gone, "No such file or directory")])
+    assert attempt_folder.first_readable([gone]) == (None, [(gone, "No such file or directory")])
+    assert attempt_folder.first_readable([]) == (None, [])

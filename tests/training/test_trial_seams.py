@@ -10,7 +10,9 @@ import pytest
 from scheduler.host.attempt_folder import AttemptFolder
 from scheduler.model import ExitReason, Outcome, messages
 from scheduler.model.fields import BadMessage
-from scheduler.worker.trial_process import TrialProcess, TrialStartError, Witness, check_objective, conclude
+from scheduler.worker.importable import check_objective
+from scheduler.worker.trial_process import TrialProcess, TrialStartError
+from scheduler.worker.witness import Witness, conclude
 from tests.test_seams import travels
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +15,8 @@ from scheduler.driver import journal
 from scheduler.host import vitals
 from scheduler.model.messages import Last
 from scheduler.model.samples import ProcessMemory
-from scheduler.worker import families
 from scheduler.worker.tree_peak import TreePeak, with_children
-from scheduler.worker.trial_process import Witness, conclude
+from scheduler.worker.witness import Witness, conclude
 from tests.test_own_objective import WITHOUT_ESTIMATE, launches_of, schedule, trials_of
 
 pytestmark = pytest.mark.timeout(800)  # whole commands, on a machine that may be busy
@@ -121,13 +118,6 @@ def test_children_that_no_look_saw(waited_for: int | None, looks: list[list[Proc
     assert conclude(Witness(last=last, tree=tree(*looks))).peak_bytes == peak * MIB
 
 
-def test_within_its_promise_means_the_whole_tree() -> None:
-    """A kill by the kernel is the trial's own doing when its children are what went over."""
-    looks = tree([process(ROOT, 60), process(2, 900)])
-    seen = Witness(oom_killed=True, peak_bytes=60 * MIB, allowed_bytes=500 * MIB, tree=looks)
-    assert conclude(seen).reason.value == "kernel_oom"
-
-
 # -- real processes -------------------------------------------------------------------------------------------------
 
 FORKS = """
@@ -194,49 +184,6 @@ def test_a_childs_peak_is_seen_at_the_next_look() -> None:
         found.saw(us, vitals.processes({"": (us, start, ())})[""])
         child.kill()
     assert 190 * MIB < found.peak_bytes - before < 230 * MIB
-
-
-# -- how often ------------------------------------------------------------------------------------------------------
-
-
-class Looks:
-    """Processes as a host has them that does what it is told; `cost_s` goes by with each look."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost_s: float) -> None:
-        self.now, self.cost_s = 0.0, cost_s
-        self.keys: list[list[str]] = []
-        monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(vitals, "has_children", lambda pid: pid != 2)
-        monkeypatch.setattr(vitals, "processes", self.processes)
-
-    def processes(self, wanted: Mapping[str, tuple[int, Any, Any]]) -> dict[str, list[ProcessMemory]]:
-        self.now += self.cost_s
-        self.keys.append(list(wanted))
-        return {key: [process(pid, 10), process(pid + 100, 5)] for key, (pid, _, _) in wanted.items()}
-
-
-def run_of(pid: int) -> Any:
-    """As much of an attempt as is looked at."""
-    return SimpleNamespace(
-        attempt=f"study/{pid}/1",
-        process=SimpleNamespace(pid=pid),
-        registration=SimpleNamespace(start_time=1.0),
-        family=set(),
-        seen=Witness(),
-    )
-
-
-def test_only_trials_with_children_are_looked_at_and_not_for_more_than_their_share(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """One reading for all that have children; after one that took 20 ms the next is a second away."""
-    looks, runs, watched = Looks(monkeypatch, 0.02), [run_of(pid) for pid in (1, 2, 3)], families.Families()
-    for _ in range(16):
-        watched.beat(runs)
-        looks.now += 0.25
-    assert looks.keys == [["study/1/1", "study/3/1"]] * 4
-    assert [run.seen.tree.peak_bytes for run in runs] == [15 * MIB, 0, 15 * MIB]
-    assert runs[0].family == {(1, 1.0), (101, 1.0)}
 
 
 # -- the whole command ----------------------------------------------------------------------------------------------
