@@ -36,10 +36,8 @@ PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # <linux/prctl.h>
 NAME, TRIAL_NAME = b"fork-server", b"trial"  # what `top` and `ps -o comm` show; their command line is the same
 CUDA_LIBRARY = b"/libcuda.so"  # the driver's, loaded by the first call that needs a device
 REQUEST_BYTES = 4096
-MADV_COLLAPSE, HUGE_PAGE_BYTES = (
-    25,
-    2**21,
-)  # <linux/mman.h>; the size is x86-64's, elsewhere the kernel refuses or rounds
+MADV_COLLAPSE = 25  # <linux/mman.h>
+HUGE_PAGE_BYTES = 2**21  # x86-64's; elsewhere the kernel refuses or rounds
 
 
 def main(arguments: Sequence[str]) -> int | None:

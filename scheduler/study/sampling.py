@@ -45,9 +45,8 @@ class Fits:
     """
 
     def __init__(self) -> None:
-        self.smallest: dict[
-            Hashable, tuple[int, bool]
-        ] = {}  # of the formula's answer: the runtime, and if all is device
+        # Of the formula's answer: the runtime in it, and whether all of it is the device's.
+        self.smallest: dict[Hashable, tuple[int, bool]] = {}
         self._fits: dict[Hashable, int] = {}  # into so much it did
         self._not: dict[Hashable, int] = {}
 
