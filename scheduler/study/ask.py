@@ -9,16 +9,27 @@ adapter. Does not claim trials (`study_rdb`) or know what their parameters mean.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from scheduler.study.grid_sampler import GridSampler
+from scheduler.study.statements import Drawn
 from scheduler.study.transactions import Begun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A study as a storage is asked for it. id: its number in the database."""
+
+    id: int
+    directions: Sequence[StudyDirection]
 
 
 def make_sampler(seed: int, candidates: Sequence[Mapping[str, Any]] = ()) -> optuna.samplers.BaseSampler:
@@ -81,6 +92,77 @@ class BegunStorage(_PassedOn):  # type: ignore[misc]  # a base made at run time
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
         # False: another process was quicker. Which waiting trial is next was decided when this one was begun.
         return False
+
+
+class HeldStorage(BegunStorage):
+    """The same for a trial that is drawn in one go: read once, and what is drawn is held back, to be written at once.
+
+    Optuna reads the study three times for a trial and writes each parameter in a transaction of its own: with these,
+    asking took twice the CPU. distributions: of each parameter the one that the study has, kept by the caller between
+    trials. A storage of a process of its own sees what was there when the trial began.
+    """
+
+    def __init__(
+        self, behind: BaseStorage, begun: Begun, study: Stored, distributions: dict[str, BaseDistribution]
+    ) -> None:
+        super().__init__(behind, begun.trial_id)
+        self._study, self._distributions = study, distributions
+        self._trials = behind.get_all_trials(study.id, deepcopy=False)
+        own = next(trial for trial in reversed(self._trials) if trial.number == begun.number)
+        self._own, self._had = copy.deepcopy(own), frozenset(own.system_attrs)
+        self.drawn = Drawn()
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self._study.id
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return list(self._study.directions)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        found = [trial for trial in self._trials if states is None or trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return copy.deepcopy(self._own) if trial_id == self.trial_id else self.behind.get_trial(trial_id)
+
+    def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
+        return self.get_trial(trial_id).system_attrs
+
+    def get_trial_user_attrs(self, trial_id: int) -> dict[str, Any]:
+        return self.get_trial(trial_id).user_attrs
+
+    def get_trial_params(self, trial_id: int) -> dict[str, Any]:
+        return self.get_trial(trial_id).params
+
+    def set_trial_param(
+        self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
+    ) -> None:
+        if (before := self._of(param_name)) is not None:
+            check_distribution_compatibility(before, distribution)
+        self._distributions.setdefault(param_name, distribution)
+        self._own.params[param_name] = distribution.to_external_repr(param_value_internal)
+        self._own.distributions[param_name] = distribution
+        self.drawn.params[param_name] = (param_value_internal, distribution)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._own.system_attrs[key] = value
+        if key in self._had:  # an earlier try of this ask got as far as writing it
+            self.behind.set_trial_system_attr(trial_id, key, value)
+        else:
+            self.drawn.system_attrs[key] = value
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._own.user_attrs[key] = self.drawn.user_attrs[key] = value
+
+    def _of(self, name: str) -> BaseDistribution | None:
+        """Return the distribution that the study's trials have for this parameter."""
+        if name not in self._distributions:
+            found = next((trial.distributions[name] for trial in self._trials if name in trial.distributions), None)
+            if found is not None:
+                self._distributions[name] = found
+        return self._distributions.get(name)
 
 
 class AheadStorage(BegunStorage):

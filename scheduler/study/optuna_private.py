@@ -8,31 +8,39 @@ that no other module uses anything private. Everything else goes through the pub
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, TypeAlias, cast
 
 import optuna
 import sqlalchemy
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 StudyRow: TypeAlias = models.StudyModel
 StudyAttr: TypeAlias = models.StudyUserAttributeModel
 TrialRow: TypeAlias = models.TrialModel
 TrialAttr: TypeAlias = models.TrialUserAttributeModel
+TrialSystemAttr: TypeAlias = models.TrialSystemAttributeModel
+TrialParam: TypeAlias = models.TrialParamModel
+TrialReport: TypeAlias = models.TrialIntermediateValueModel
+TrialValue: TypeAlias = models.TrialValueModel
 
 COLUMNS: Mapping[Any, tuple[str, ...]] = {
     StudyRow: ("study_id",),
     StudyAttr: ("study_id", "key", "value_json"),
     TrialRow: ("trial_id", "study_id", "number", "state", "datetime_start", "datetime_complete"),
     TrialAttr: ("trial_id", "key", "value_json"),
+    TrialSystemAttr: ("trial_id", "key", "value_json"),
+    TrialParam: ("trial_id", "param_name", "param_value", "distribution_json"),
+    TrialReport: ("trial_id", "step", "intermediate_value", "intermediate_value_type"),
+    TrialValue: ("trial_id", "objective", "value", "value_type"),
 }
 METHODS = (
     "_get_prepared_new_trial",
     "_build_frozen_trial_from_trial_model",
-    "_set_trial_value_without_commit",
-    "_set_trial_intermediate_value_without_commit",
     "_set_trial_attr_without_commit",
 )
 
@@ -74,15 +82,33 @@ def frozen(storage: RDBStorage, trial: TrialRow) -> FrozenTrial:
     return storage._build_frozen_trial_from_trial_model(trial)
 
 
-def set_values(storage: RDBStorage, session: Any, trial: TrialRow, values: Sequence[float]) -> None:
-    """Set the trial's values, one per objective. As `set_trial_state_values`."""
-    for objective, value in enumerate(values):
-        storage._set_trial_value_without_commit(session, trial, objective, value)
+def new_trial(study_id: int, number: int) -> TrialRow:
+    """Return a row for a RUNNING trial that begins now, to be added to a session. As `create_new_trial`."""
+    began = datetime.now()  # noqa: DTZ005 - Optuna keeps local times
+    return TrialRow(study_id=study_id, number=number, state=TrialState.RUNNING, datetime_start=began)
 
 
-def set_intermediate_value(storage: RDBStorage, session: Any, trial: TrialRow, step: int, value: float) -> None:
-    """One report; a later one of the same step wins. As `Trial.report`."""
-    storage._set_trial_intermediate_value_without_commit(session, trial_id(trial), step, value)
+def param_fields(trial_id: int, name: str, value: float, distribution: BaseDistribution) -> dict[str, Any]:
+    """Return a row of TrialParam. value: in Optuna's own form. As `set_trial_param`, after its check."""
+    kept = distribution_to_json(distribution)
+    return {"trial_id": trial_id, "param_name": name, "param_value": value, "distribution_json": kept}
+
+
+def report_fields(trial_id: int, step: int, value: float) -> dict[str, Any]:
+    """Return a row of TrialReport. As `Trial.report`."""
+    stored, kind = TrialReport.intermediate_value_to_stored_repr(value)
+    return {"trial_id": trial_id, "step": step, "intermediate_value": stored, "intermediate_value_type": kind}
+
+
+def report_value(stored: float | None, kind: Any) -> float:
+    """Return the value of such a row."""
+    return TrialReport.stored_repr_to_intermediate_value(stored, kind)
+
+
+def value_fields(trial_id: int, objective: int, value: float) -> dict[str, Any]:
+    """Return a row of TrialValue, one per objective. As `set_trial_state_values`."""
+    stored, kind = TrialValue.value_to_stored_repr(value)
+    return {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
 
 
 def set_constraint(storage: RDBStorage, session: Any, trial: TrialRow, name: str, value: float) -> None:

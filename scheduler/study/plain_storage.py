@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from scheduler.core import fault
 from scheduler.study import optuna_private
-from scheduler.study.transactions import OVER, Begun, Full, NotOurs, clean
+from scheduler.study.statements import OVER, Drawn
+from scheduler.study.transactions import Begun, Full, NotOurs, clean
 
 
 class PlainStorage:
@@ -60,8 +61,17 @@ class PlainStorage:
             self._enqueue(study_id, fixed, attrs, {})
         return True
 
-    def annotate(self, study_id: int, number: int, run: str, attrs: Mapping[str, Any]) -> None:
-        self._put(self._running(study_id, number, run), attrs)
+    def annotate(
+        self, study_id: int, number: int, run: str, attrs: Mapping[str, Any], drawn: Drawn | None = None
+    ) -> None:
+        trial = self._running(study_id, number, run)
+        if drawn is not None:
+            trial_id, attrs = optuna_private.id_of(trial), {**drawn.user_attrs, **attrs}
+            for name, (value, distribution) in drawn.params.items():
+                self.storage.set_trial_param(trial_id, name, value, distribution)
+            for key, value in drawn.system_attrs.items():
+                self.storage.set_trial_system_attr(trial_id, key, value)
+        self._put(trial, attrs)
 
     def report(self, study_id: int, number: int, run: str, values: Mapping[int, float]) -> None:
         trial = self._running(study_id, number, run)

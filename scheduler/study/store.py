@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -48,7 +49,7 @@ from scheduler.model.calls import Answer, CallStudy
 from scheduler.model.parameters import PeakObservation
 from scheduler.model.plain import plain
 from scheduler.study import optuna_private
-from scheduler.study.ask import begun_trial, make_sampler
+from scheduler.study.ask import HeldStorage, Stored, begun_trial, make_sampler
 from scheduler.study.choice import Choice, check_directions, check_recipe
 from scheduler.study.distributions import space
 from scheduler.study.live import LiveTrials
@@ -113,9 +114,14 @@ class _Open:
     architectures: list[dict[str, Any]]
     live: LiveTrials | None = None  # of a study whose trials ask while they run
     fits: Fits = field(default_factory=Fits)
+    distributions: dict[str, BaseDistribution] = field(default_factory=dict)  # of its parameters, as first drawn
     delivered: set[int] = field(default_factory=set)  # numbers of trials that `ask` has returned
     told: set[int] = field(default_factory=set)  # of these, those that this driver has given a final state
     leases_seen: dict[str, tuple[Any, float]] = field(default_factory=dict)  # run -> (lease, since when it is so)
+
+    @property
+    def as_stored(self) -> Stored:
+        return Stored(id=self.id, directions=self.study.directions)
 
 
 def _history(begun: Begun) -> dict[str, Any]:
@@ -379,8 +385,25 @@ class StudyStore:
         asking = Sampling.of(self.functions, opened.spec.context, command, opened.fits)
         if fitting is None:
             fitting = asking.fitting(opened.architectures)
-        sampler = make_sampler(seed, fitting)
-        trial = begun_trial(opened.spec.name, self._cached, begun, sampler=sampler, pruner=opened.study.pruner)
+        held = HeldStorage(self._cached, begun, opened.as_stored, opened.distributions)
+        try:
+            return self._draw(opened, begun, asking, fitting, make_sampler(seed, fitting), held)
+        except Exception as error:
+            if not is_storage_error(error):  # the sampler is to know what it was that failed, or did not fit
+                self._connect().annotate(opened.id, begun.number, self.run, {}, held.drawn)
+            raise
+
+    def _draw(
+        self,
+        opened: _Open,
+        begun: Begun,
+        asking: Sampling,
+        fitting: Sequence[Mapping[str, Any]],
+        sampler: optuna.samplers.BaseSampler,
+        held: HeldStorage,
+    ) -> TrialAsked:
+        pruner = opened.study.pruner
+        trial = begun_trial(opened.spec.name, self._cached, begun, sampler=sampler, pruner=pruner, seen=held)
         previous = begun.attrs.get("micro_batch")
 
         def fit(params: Mapping[str, Any]) -> int | None:
@@ -403,8 +426,7 @@ class StudyStore:
             **predicted(asked.footprint),
             "footprint.family": family,
         }
-        assert self._rdb is not None
-        self._rdb.annotate(opened.id, begun.number, self.run, attrs)
+        self._connect().annotate(opened.id, begun.number, self.run, attrs, held.drawn)
         return TrialAsked(
             trial=TrialId(opened.spec.name, begun.number),
             params=params,

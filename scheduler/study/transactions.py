@@ -28,23 +28,20 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import event, exc, func
+from sqlalchemy import event, exc
 from sqlalchemy.orm import Session
 
-from scheduler.core import fault
 from scheduler.files.pinned import Pinned
 from scheduler.masking import masked, scrubbed
 from scheduler.model import HeadroomError, UsageError
 from scheduler.model.plain import plain
-from scheduler.model.plain import text as bounded_text
-from scheduler.study import optuna_private
-from scheduler.study.optuna_private import StudyAttr, StudyRow, TrialAttr, TrialRow
+from scheduler.study import optuna_private, statements
+from scheduler.study.optuna_private import StudyAttr, TrialRow
+from scheduler.study.statements import OVER, Drawn
 
 BUSY_TIMEOUT_S = 5.0  # how long one transaction waits for another process's; the recorder repeats it after that
 CONNECT_TIMEOUT_S = 10
 QUICK_CHECK_BYTES = 256 * 2**20  # read in some 0.2 s; a larger file would hold up the start
-OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-MAX_ATTRIBUTE = 60_000  # characters of one attribute's JSON: MySQL's TEXT holds 64 KiB
 
 
 class StudyUnavailable(HeadroomError):
@@ -221,13 +218,6 @@ def clean(value: Any) -> Any:
     return plain(value)
 
 
-def _attribute(value: Any) -> str:
-    """Return an attribute's JSON. Larger than a column of MySQL holds, it is cut to its text: the study matters
-    more."""
-    text = json.dumps(plain(value))
-    return text if len(text) <= MAX_ATTRIBUTE else json.dumps(bounded_text(text, MAX_ATTRIBUTE // 2))
-
-
 class Rdb:
     """A connection to the study database and the transactions on it. Safe to use from several threads."""
 
@@ -313,10 +303,10 @@ class Rdb:
         self._close_file()
 
     @contextmanager
-    def _transaction(self, study_id: int) -> Iterator[Any]:
+    def _transaction(self, study_id: int) -> Iterator[Session]:
         """Open a session that holds the study's lock: its row's, or (SQLite has none) the whole file's."""
         with translated(), Session(self.engine) as session, session.begin():
-            session.query(StudyRow).filter_by(study_id=study_id).with_for_update().one()
+            session.connection().execute(statements.LOCK, {"study": study_id}).one()
             yield session
 
     # -- trials -----------------------------------------------------------------------------------------------------
@@ -335,28 +325,32 @@ class Rdb:
         A RUNNING trial of this owner that is not in `delivered` is what an earlier call began before it failed: it is
         returned again.
         """
+        mine = {"owner": owner, "run": run}
         with self._transaction(study_id) as session:
             running = 0
-            for trial in self._trials(session, study_id, TrialState.RUNNING):
-                attrs = self._attrs(session, trial.trial_id)
-                if attrs.get("owner") == owner and trial.number not in delivered:
+            for trial in session.connection().execute(statements.RUNNING, {"study": study_id}):
+                if trial.owner == json.dumps(owner) and trial.number not in delivered:
+                    attrs = statements.attributes(session, trial.trial_id)
                     return Begun(trial_id=trial.trial_id, number=trial.number, attrs=attrs)
                 # One without an owner was left by another program; nobody will ever finish it, so it is not waited for.
-                running += "owner" in attrs
-            counted = self._counted(session, study_id)
+                running += trial.owner is not None
+            in_state = statements.in_state(session, study_id)
+            counted = statements.counted(session, study_id, in_state)
             if counted + running >= quota:
                 return Full(counted=counted, running=running)
-            mine = {"owner": owner, "run": run}
-            waiting = self._trials(session, study_id, TrialState.WAITING).first()
-            if waiting is not None:
-                self._put_attrs(session, waiting.trial_id, mine)
+            if in_state.get(TrialState.WAITING):
+                waiting = self._trials(session, study_id, TrialState.WAITING).first()
+                have = statements.stored_attributes(session, waiting.trial_id)
+                statements.put_attributes(session, waiting.trial_id, mine, have)
                 waiting.state, waiting.datetime_start = TrialState.RUNNING, datetime.now()  # noqa: DTZ005
-                return Begun(
-                    trial_id=waiting.trial_id, number=waiting.number, attrs=self._attrs(session, waiting.trial_id)
-                )
-            template = create_trial(state=TrialState.RUNNING, user_attrs=mine)
-            created = optuna_private.add_trial(self.storage, session, study_id, template)
-            return Begun(trial_id=optuna_private.trial_id(created), number=optuna_private.number(created), attrs=mine)
+                attrs = statements.attributes(session, waiting.trial_id)
+                return Begun(trial_id=waiting.trial_id, number=waiting.number, attrs=attrs)
+            created = optuna_private.new_trial(study_id, sum(in_state.values()))
+            session.add(created)
+            session.flush()
+            begun = Begun(trial_id=optuna_private.trial_id(created), number=optuna_private.number(created), attrs=mine)
+            statements.put_attributes(session, begun.trial_id, mine, {})
+            return begun
 
     def enqueue_first(self, study_id: int, trials: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> bool:
         """Queue trials, each with (fixed parameters, user attributes), if the study has none at all; whether it did."""
@@ -369,22 +363,22 @@ class Rdb:
                 optuna_private.add_trial(self.storage, session, study_id, template)
             return True
 
-    def annotate(self, study_id: int, number: int, run: str, attrs: Mapping[str, Any]) -> None:
-        """Write attributes of a RUNNING trial of `run`. Raises NotOurs."""
+    def annotate(
+        self, study_id: int, number: int, run: str, attrs: Mapping[str, Any], drawn: Drawn | None = None
+    ) -> None:
+        """Write attributes of a RUNNING trial of `run`, and what it was given as it was drawn. Raises NotOurs."""
         with self._transaction(study_id) as session:
-            trial = self._ours(session, study_id, number, run)
-            if trial.state is not TrialState.RUNNING:
-                raise NotOurs(f"trial {number} is {trial.state.name}, not RUNNING")
-            self._put_attrs(session, trial.trial_id, attrs)
+            trial_id, have = self._running(session, study_id, number, run)
+            if drawn is not None:
+                attrs = {**drawn.user_attrs, **attrs}
+                statements.put_drawn(session, trial_id, drawn)
+            statements.put_attributes(session, trial_id, attrs, have)
 
     def report(self, study_id: int, number: int, run: str, values: Mapping[int, float]) -> None:
         """Write intermediate values (a later one of a step wins). Raises NotOurs, also when the trial is over."""
         with self._transaction(study_id) as session:
-            trial = self._ours(session, study_id, number, run)
-            if trial.state is not TrialState.RUNNING:
-                raise NotOurs(f"trial {number} is {trial.state.name}, not RUNNING")
-            for step, value in values.items():
-                optuna_private.set_intermediate_value(self.storage, session, trial, step, float(value))
+            trial_id, _ = self._running(session, study_id, number, run)
+            statements.put_reports(session, trial_id, values)
 
     def finish(
         self,
@@ -402,13 +396,13 @@ class Rdb:
         Raises NotOurs, also when it was queued again: whoever did that has taken it over.
         """
         with self._transaction(study_id) as session:
-            trial = self._ours(session, study_id, number, run)
+            trial, have = self._ours(session, study_id, number, run)
             if trial.state.is_finished():
-                if "retried" in self._attrs(session, trial.trial_id):
+                if "retried" in have:
                     raise NotOurs(f"trial {number} was queued again by another driver")
                 return TrialState(trial.state)
             self._require_lease(session, study_id, lease)
-            self._finish(session, trial, state, values, attrs, constraint)
+            self._finish(session, trial, state, values, attrs, constraint, have)
             return state
 
     def requeue(
@@ -427,9 +421,9 @@ class Rdb:
         it, so that the pruner and the curve see one training and not its last part.
         """
         with self._transaction(study_id) as session:
-            trial = self._ours(session, study_id, number, run)
+            trial, have = self._ours(session, study_id, number, run)
             if trial.state.is_finished():
-                return self._attrs(session, trial.trial_id).get("retried")
+                return None if "retried" not in have else int(json.loads(have["retried"]))
             self._require_lease(session, study_id, lease)
             frozen = optuna_private.frozen(self.storage, trial)
             fixed = {**frozen.system_attrs.get(optuna_private.FIXED_PARAMS, {}), **frozen.params}
@@ -440,9 +434,8 @@ class Rdb:
                 intermediate_values=frozen.intermediate_values,
             )
             successor = optuna_private.add_trial(self.storage, session, study_id, template)
-            self._finish(
-                session, trial, TrialState.FAIL, (), {**attrs, "retried": optuna_private.number(successor)}, None
-            )
+            told = {**attrs, "retried": optuna_private.number(successor)}
+            self._finish(session, trial, TrialState.FAIL, (), told, None, have)
             return optuna_private.number(successor)
 
     def finished(self, study_id: int, numbers: Collection[int]) -> set[int]:
@@ -461,7 +454,8 @@ class Rdb:
     def counted(self, study_id: int) -> int:
         """Trials that count towards the quota."""
         with self._transaction(study_id) as session:
-            return self._counted(session, study_id)
+            in_state = statements.in_state(session, study_id)
+            return statements.counted(session, study_id, in_state)
 
     def completed(self, study_id: int) -> int:
         """Trials that ended COMPLETE."""
@@ -475,7 +469,7 @@ class Rdb:
         with self._transaction(study_id) as session:
             found = session.query(StudyAttr).filter_by(study_id=study_id, key=key).one_or_none()
             if found is not None:
-                return json.loads(found.value_json)
+                return json.loads(str(found.value_json))
             session.add(StudyAttr(study_id=study_id, key=key, value_json=json.dumps(value)))
             return value
 
@@ -504,12 +498,24 @@ class Rdb:
             raise KeyError(f"no trial {number} in study {study_id}")
         return trial
 
-    def _ours(self, session: Any, study_id: int, number: int, run: str) -> Any:
+    def _ours(self, session: Session, study_id: int, number: int, run: str) -> tuple[Any, Mapping[str, str]]:
+        """Return the trial's row, locked, and its attributes as they are stored."""
         trial = self._trial(session, study_id, number)
-        owner = self._attrs(session, trial.trial_id).get("run")
-        if owner != run:
-            raise NotOurs(f"trial {number} belongs to {owner or 'another program'}, this is {run}")
-        return trial
+        have = statements.stored_attributes(session, trial.trial_id)
+        _require_run(number, run, have)
+        return trial, have
+
+    @staticmethod
+    def _running(session: Session, study_id: int, number: int, run: str) -> tuple[int, Mapping[str, str]]:
+        """Return the id of a RUNNING trial instead of its row, for what writes nothing of the row itself."""
+        found = session.connection().execute(statements.TRIAL, {"study": study_id, "number": number}).one_or_none()
+        if found is None:
+            raise KeyError(f"no trial {number} in study {study_id}")
+        have = statements.stored_attributes(session, found.trial_id)
+        _require_run(number, run, have)
+        if found.state is not TrialState.RUNNING:
+            raise NotOurs(f"trial {number} is {found.state.name}, not RUNNING")
+        return found.trial_id, have
 
     @staticmethod
     def _require_lease(session: Any, study_id: int, lease: tuple[str, Any] | None) -> None:
@@ -519,40 +525,8 @@ class Rdb:
             return
         key, expected = lease
         found = session.query(StudyAttr).filter_by(study_id=study_id, key=key).one_or_none()
-        if (None if found is None else json.loads(found.value_json)) != expected:
+        if (None if found is None else json.loads(str(found.value_json))) != expected:
             raise NotOurs(f"{key} has been renewed")
-
-    @staticmethod
-    def _counted(session: Any, study_id: int) -> int:
-        finished = session.query(func.count(TrialRow.trial_id)).filter(
-            TrialRow.study_id == study_id, TrialRow.state.in_(OVER)
-        )
-        never_ran = [json.dumps(reason) for reason in fault.NEVER_RAN]
-        excluded = (
-            session.query(func.count(func.distinct(TrialAttr.trial_id)))
-            .join(TrialRow, TrialRow.trial_id == TrialAttr.trial_id)
-            .filter(TrialRow.study_id == study_id, TrialRow.state.in_(OVER))
-            .filter(
-                (TrialAttr.key == "retried") | ((TrialAttr.key == "stop_reason") & TrialAttr.value_json.in_(never_ran))
-            )
-        )
-        return int(finished.scalar()) - int(excluded.scalar())
-
-    @staticmethod
-    def _attrs(session: Any, trial_id: int) -> dict[str, Any]:
-        found = session.query(TrialAttr).filter_by(trial_id=trial_id)
-        return {attribute.key: json.loads(attribute.value_json) for attribute in found}
-
-    @staticmethod
-    def _put_attrs(session: Any, trial_id: int, attrs: Mapping[str, Any]) -> None:
-        # Some twenty attributes per trial: one read and one batch of inserts instead of Optuna's transaction for each.
-        have = {a.key: a for a in session.query(TrialAttr).filter_by(trial_id=trial_id)}
-        for key, value in attrs.items():
-            text = _attribute(value)
-            if key in have:
-                have[key].value_json = text
-            else:
-                session.add(TrialAttr(trial_id=trial_id, key=key, value_json=text))
 
     def _finish(
         self,
@@ -562,18 +536,25 @@ class Rdb:
         values: Sequence[float],
         attrs: Mapping[str, Any],
         constraint: float | None,
+        have: Mapping[str, str],
     ) -> None:
-        self._put_attrs(session, trial.trial_id, attrs)
+        statements.put_attributes(session, trial.trial_id, attrs, have)
         if constraint is not None:
             optuna_private.set_constraint(self.storage, session, trial, "memory", float(constraint))
         if state is TrialState.PRUNED:
             # As `study.tell` does: the last finite intermediate value becomes the trial's.
-            reports = optuna_private.frozen(self.storage, trial).intermediate_values
+            reports = statements.reports(session, trial.trial_id)
             last = reports[max(reports)] if reports else math.nan
             values = () if math.isnan(last) else (last,)
         if state is not TrialState.FAIL:
-            optuna_private.set_values(self.storage, session, trial, [float(value) for value in values])
+            statements.put_values(session, trial.trial_id, [float(value) for value in values])
         trial.state, trial.datetime_complete = state, datetime.now()  # noqa: DTZ005 - Optuna keeps local times
+
+
+def _require_run(number: int, run: str, have: Mapping[str, str]) -> None:
+    owner = json.loads(have["run"]) if "run" in have else None
+    if owner != run:
+        raise NotOurs(f"trial {number} belongs to {owner or 'another program'}, this is {run}")
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.orm import Session
 
 from scheduler.model import UsageError
-from scheduler.study import optuna_private, transactions
+from scheduler.study import optuna_private, statements, transactions
+from scheduler.study.ask import BegunStorage, HeldStorage, Stored, begun_trial
 from scheduler.study.optuna_private import StudyAttr, StudyRow, TrialAttr, TrialRow
 from scheduler.study.transactions import Begun, Rdb
 
@@ -109,17 +110,95 @@ def test_value_reports_and_constraint_are_read_back_by_optuna(study: optuna.Stud
     study.tell(public, 0.5)
     ours = study.ask()
     with Session(optuna_private.engine(storage)) as session, session.begin():
-        row = session.query(TrialRow).filter_by(number=ours.number).one()
-        for step, value in {1: 9.0, 2: math.inf, 3: 0.5}.items():
-            optuna_private.set_intermediate_value(storage, session, row, step, value)
-        optuna_private.set_intermediate_value(storage, session, row, 1, 0.75)  # the later report wins
+        row: Any = session.query(TrialRow).filter_by(number=ours.number).one()
+        statements.put_reports(session, row.trial_id, {1: 9.0, 2: math.inf, 3: 0.5})
+        statements.put_reports(session, row.trial_id, {1: 0.75})  # the later report wins
         optuna_private.set_constraint(storage, session, row, "memory", 1.5)
-        optuna_private.set_values(storage, session, row, [0.5])
+        statements.put_values(session, row.trial_id, [0.5])
         row.state, row.datetime_complete = TrialState.COMPLETE, datetime.now()  # noqa: DTZ005 - as Optuna
     first, second = study.get_trials()
     assert comparable(first) == comparable(second)
     assert second.constraints == {"memory": 1.5}
     assert second.duration is not None
+
+
+@pytest.mark.parametrize("value", [0.5, math.inf, -math.inf])
+def test_a_value_without_bound_is_kept_as_optuna_keeps_it(study: optuna.Study, storage: RDBStorage, value: Any) -> None:
+    """Of a COMPLETE trial, too: the database has no number for it."""
+    study.tell(study.ask(), value)
+    ours = study.ask()
+    with Session(optuna_private.engine(storage)) as session, session.begin():
+        row: Any = session.query(TrialRow).filter_by(number=ours.number).one()
+        statements.put_values(session, row.trial_id, [value])
+        row.state, row.datetime_complete = TrialState.COMPLETE, datetime.now()  # noqa: DTZ005 - as Optuna
+    assert [trial.value for trial in study.get_trials()] == [value, value]
+
+
+def test_a_new_trial_is_what_ask_makes(study: optuna.Study, storage: RDBStorage) -> None:
+    """RUNNING, begun now, with the study's next number; times as Optuna keeps them, whatever the time zone."""
+    public = study.ask()
+    with Session(optuna_private.engine(storage)) as session, session.begin():
+        session.add(optuna_private.new_trial(storage.get_study_id_from_name("s"), 1))
+    ours = study.get_trials()[1]
+    assert comparable(ours) == comparable(study.get_trials()[0]) and ours.number == 1
+    assert ours.datetime_start is not None and public.datetime_start is not None
+    assert 0 <= (ours.datetime_start - public.datetime_start).total_seconds() < 600
+
+
+def drawn(trial: Any) -> dict[str, Any]:
+    """Of each kind of parameter one."""
+    return {
+        "x": trial.suggest_float("x", 1e-3, 1.0, log=True),
+        "n": trial.suggest_int("n", 0, 9, step=3),
+        "c": trial.suggest_categorical("c", ["a", None, 3]),
+    }
+
+
+@pytest.mark.parametrize("startup", [0, 10])
+def test_a_trial_drawn_at_once_is_the_one_that_optuna_draws(tmp_path: Path, startup: int) -> None:
+    """Read once and written once or step by step: the same proposals, and the same in the database."""
+    studies = []
+    for held in (False, True):
+        url = f"sqlite:///{tmp_path}/{held}.db"
+        rdb = Rdb(url)
+        cached = optuna.storages.get_storage(rdb.storage)
+        study = optuna.create_study(study_name="s", storage=cached)
+        known: dict[str, BaseDistribution] = {}
+        for number in range(8):
+            begun = rdb.begin(1, run="r", owner="o", quota=99, delivered=range(number))
+            assert isinstance(begun, Begun)
+            sampler = optuna.samplers.TPESampler(
+                seed=number, multivariate=True, constant_liar=True, n_startup_trials=startup
+            )
+            stored = Stored(id=1, directions=study.directions)
+            seen = HeldStorage(cached, begun, stored, known) if held else BegunStorage(cached, begun.trial_id)
+            trial = begun_trial("s", cached, begun, sampler=sampler, pruner=study.pruner, seen=seen)
+            asked = drawn(trial)
+            trial.set_user_attr("said", number)
+            if isinstance(seen, HeldStorage):
+                assert study.get_trials()[number].params == {}
+                rdb.annotate(1, number, "r", {}, seen.drawn)
+            assert study.get_trials()[number].params == asked == trial.params
+            if number % 3:  # some are still running when the next is drawn
+                rdb.finish(1, number, "r", TrialState.COMPLETE, [asked["x"]], {}, None)
+        studies.append([(comparable(t), t.system_attrs) for t in study.get_trials()])
+        rdb.close()
+    assert studies[0] == studies[1]
+
+
+def test_a_parameter_may_not_change_its_kind_in_a_study(tmp_path: Path) -> None:
+    """As Optuna refuses it, also where the first trial that had it was another driver's."""
+    rdb = Rdb(f"sqlite:///{tmp_path}/study.db")
+    cached = optuna.storages.get_storage(rdb.storage)
+    study = optuna.create_study(study_name="s", storage=f"sqlite:///{tmp_path}/study.db")
+    study.ask().suggest_categorical("c", ["a", "b"])
+    begun = rdb.begin(1, run="r", owner="o", quota=9, delivered=())
+    assert isinstance(begun, Begun)
+    held = HeldStorage(cached, begun, Stored(id=1, directions=study.directions), {})
+    trial = begun_trial("s", cached, begun, sampler=study.sampler, pruner=study.pruner, seen=held)
+    with pytest.raises(ValueError, match="CategoricalDistribution does not support dynamic value space"):
+        trial.suggest_categorical("c", ["a", "z"])
+    rdb.close()
 
 
 @pytest.mark.parametrize("reports", [{}, {1: 0.75, 2: 0.5}, {1: 0.75, 2: math.nan}, {2: math.inf}])
