@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ PING_EVERY_S = 5.0
 SILENT_S = 30.0  # an agent speaks once a second: its Dask worker hangs, whatever the scheduler says
 UNHEARD_S = 5.0  # the same for one that was told to end attempts
 PAUSE_S = 10.0  # between two ticks that are a second apart: the driver itself was stopped or suspended
+OCCUPY_AFTER_S = 1.0  # a Dask task for each attempt cost the driver a third of what an idle trial takes of Dask's loop
 GRACE_S = 15.0  # an agent that holds no longer asks its attempts to leave, and then is not waited for
 
 OnEnd = Callable[[str, Outcome], None]
@@ -43,8 +45,9 @@ class Carrier(Protocol):
 class _Agent:
     """One agent. via: the Dask worker that carries for it, None while it is out of reach. away_since: since when.
 
-    joined: its message of that kind, told again whenever it comes back. leaving: it takes no further attempt. ending:
-    attempts that are not waited for when it is out of reach, and why.
+    joined: its message of that kind, told again whenever it comes back. leaving: it takes no further attempt. attempts:
+    those it holds, and when each gets a thread of its Dask worker, infinity for one that has. ending: attempts that are
+    not waited for when it is out of reach, and why.
     """
 
     id: str
@@ -58,7 +61,7 @@ class _Agent:
     inbox: Inbox = field(default_factory=Inbox)
     joined: letters.Joined | None = None
     leaving: bool = False
-    attempts: set[str] = field(default_factory=set)
+    attempts: dict[str, float] = field(default_factory=dict)
     ending: dict[str, str] = field(default_factory=dict)
 
 
@@ -97,11 +100,9 @@ class Fleet:
         with self._lock:
             agent = self._named(name)
             if agent is not None:
-                agent.attempts.add(attempt)
+                agent.attempts[attempt] = self._clock() + OCCUPY_AFTER_S
                 self._where[attempt] = agent.id
                 self._post(agent, letters.Launch(task=task))
-                if agent.via is not None:
-                    self._carrier.occupy(attempt, agent.via)
         if agent is None:
             self._on_end(attempt, Outcome(reason=ExitReason.LOST, detail=f"{name} is gone"))
 
@@ -181,6 +182,7 @@ class Fleet:
                 if agent.away_since is not None:
                     agent.away_since += paused_s
                 self._judge(agent, now)
+                self._occupy(agent, now)
 
     def _judge(self, agent: _Agent, now: float) -> None:
         if agent.via is not None:
@@ -194,6 +196,15 @@ class Fleet:
             self._lose(agent, "its process is dead")
         elif agent.away_since is not None and now - agent.away_since > self._hold_s + GRACE_S:
             self._lose(agent, f"nothing heard of it for {now - agent.away_since:.0f} s")
+
+    def _occupy(self, agent: _Agent, now: float) -> None:
+        """Have Dask count a thread as taken by each attempt: it scales down what it takes for idle."""
+        if agent.via is None:
+            return
+        for attempt, due in agent.attempts.items():
+            if due <= now:
+                agent.attempts[attempt] = math.inf
+                self._carrier.occupy(attempt, agent.via)
 
     # -- small things -------------------------------------------------------------------------------------------------
 
@@ -221,8 +232,8 @@ class Fleet:
         agent.via, agent.away_since = worker, None
         if was_away and agent.joined is not None and not agent.leaving:
             self._on_message(agent.name, self._named_facts(agent, agent.joined))
-        for attempt in agent.attempts:
-            self._carrier.occupy(attempt, worker)
+        agent.attempts = dict.fromkeys(agent.attempts, 0.0)
+        self._occupy(agent, agent.heard_at)
         self._send(agent, agent.outbox.waiting())
 
     def _out_of_reach(self, agent: _Agent) -> None:
@@ -278,7 +289,7 @@ class Fleet:
             if (agent_id := self._where.pop(attempt, None)) is None:
                 return  # it was given up before
             if (agent := self._agents.get(agent_id)) is not None:
-                agent.attempts.discard(attempt)
+                agent.attempts.pop(attempt, None)
                 agent.ending.pop(attempt, None)
         self._carrier.vacate(attempt)
         self._on_end(attempt, outcome)

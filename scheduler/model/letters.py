@@ -218,6 +218,11 @@ def is_droppable(report: Report) -> bool:
     return isinstance(report, WouldKill)
 
 
+def may_lie(report: Report) -> bool:
+    """Tell what nobody waits for: it may be carried a moment later, with what comes meanwhile."""
+    return isinstance(report, TrialSaid) and not isinstance(report.message, messages.Called)
+
+
 def to_json(letter: Order | Report) -> Json:
     """Return the letter as JSON; `order` and `report` are the inverses."""
     body = letter.to_json() if isinstance(letter, TrialSaid) else fields_of(letter)

@@ -94,23 +94,17 @@ class BegunStorage(_PassedOn):  # type: ignore[misc]  # a base made at run time
         return False
 
 
-class HeldStorage(BegunStorage):
-    """The same for a trial that is drawn in one go: read once, and what is drawn is held back, to be written at once.
+class SeenStorage(BegunStorage):
+    """The same, read once: what others write afterwards is not seen. For one proposal, or one word of a pruner.
 
-    Optuna reads the study three times for a trial and writes each parameter in a transaction of its own: with these,
-    asking took twice the CPU. distributions: of each parameter the one that the study has, kept by the caller between
-    trials. A storage of a process of its own sees what was there when the trial began.
+    Optuna reads the study three times for a trial that it proposes, and twice for one that it judges.
     """
 
-    def __init__(
-        self, behind: BaseStorage, begun: Begun, study: Stored, distributions: dict[str, BaseDistribution]
-    ) -> None:
+    def __init__(self, behind: BaseStorage, begun: Begun, study: Stored) -> None:
         super().__init__(behind, begun.trial_id)
-        self._study, self._distributions = study, distributions
+        self._study = study
         self._trials = behind.get_all_trials(study.id, deepcopy=False)
-        own = next(trial for trial in reversed(self._trials) if trial.number == begun.number)
-        self._own, self._had = copy.deepcopy(own), frozenset(own.system_attrs)
-        self.drawn = Drawn()
+        self.own = next(trial for trial in reversed(self._trials) if trial.number == begun.number)
 
     def get_study_id_from_name(self, study_name: str) -> int:
         return self._study.id
@@ -125,7 +119,24 @@ class HeldStorage(BegunStorage):
         return copy.deepcopy(found) if deepcopy else found
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return copy.deepcopy(self._own) if trial_id == self.trial_id else self.behind.get_trial(trial_id)
+        return copy.deepcopy(self.own) if trial_id == self.trial_id else self.behind.get_trial(trial_id)
+
+
+class HeldStorage(SeenStorage):
+    """The same for a trial that is drawn in one go: what is drawn is held back, to be written at once.
+
+    Optuna writes each parameter in a transaction of its own: so asking took twice the CPU. distributions: of each
+    parameter the one that the study has, kept by the caller between trials.
+    """
+
+    def __init__(
+        self, behind: BaseStorage, begun: Begun, study: Stored, distributions: dict[str, BaseDistribution]
+    ) -> None:
+        super().__init__(behind, begun, study)
+        self._distributions = distributions
+        self.own = copy.deepcopy(self.own)  # what others are shown stays as it is
+        self._had = frozenset(self.own.system_attrs)
+        self.drawn = Drawn()
 
     def get_trial_system_attrs(self, trial_id: int) -> dict[str, Any]:
         return self.get_trial(trial_id).system_attrs
@@ -142,19 +153,19 @@ class HeldStorage(BegunStorage):
         if (before := self._of(param_name)) is not None:
             check_distribution_compatibility(before, distribution)
         self._distributions.setdefault(param_name, distribution)
-        self._own.params[param_name] = distribution.to_external_repr(param_value_internal)
-        self._own.distributions[param_name] = distribution
+        self.own.params[param_name] = distribution.to_external_repr(param_value_internal)
+        self.own.distributions[param_name] = distribution
         self.drawn.params[param_name] = (param_value_internal, distribution)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._own.system_attrs[key] = value
+        self.own.system_attrs[key] = value
         if key in self._had:  # an earlier try of this ask got as far as writing it
             self.behind.set_trial_system_attr(trial_id, key, value)
         else:
             self.drawn.system_attrs[key] = value
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        self._own.user_attrs[key] = self.drawn.user_attrs[key] = value
+        self.own.user_attrs[key] = self.drawn.user_attrs[key] = value
 
     def _of(self, name: str) -> BaseDistribution | None:
         """Return the distribution that the study's trials have for this parameter."""

@@ -73,10 +73,11 @@ class PlainStorage:
                 self.storage.set_trial_system_attr(trial_id, key, value)
         self._put(trial, attrs)
 
-    def report(self, study_id: int, number: int, run: str, values: Mapping[int, float]) -> None:
+    def report(self, study_id: int, number: int, run: str, values: Mapping[int, float]) -> Begun:
         trial = self._running(study_id, number, run)
         for step, value in values.items():
             self.storage.set_trial_intermediate_value(optuna_private.id_of(trial), step, float(value))
+        return _begun(trial)
 
     def finish(
         self,

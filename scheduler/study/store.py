@@ -49,7 +49,7 @@ from scheduler.model.calls import Answer, CallStudy
 from scheduler.model.parameters import PeakObservation
 from scheduler.model.plain import plain
 from scheduler.study import optuna_private
-from scheduler.study.ask import HeldStorage, Stored, begun_trial, make_sampler
+from scheduler.study.ask import HeldStorage, SeenStorage, Stored, begun_trial, make_sampler
 from scheduler.study.choice import Choice, check_directions, check_recipe
 from scheduler.study.distributions import space
 from scheduler.study.live import LiveTrials
@@ -486,11 +486,14 @@ class StudyStore:
             with translated():
                 opened.live.report(attempt.trial.number, values)
             return False  # such a trial asks itself whether it is to be pruned
-        rdb.report(opened.id, attempt.trial.number, self.run, values)
-        if isinstance(opened.study.pruner, optuna.pruners.NopPruner):
+        begun = rdb.report(opened.id, attempt.trial.number, self.run, values)
+        pruner, sampler = opened.study.pruner, opened.study.sampler
+        if isinstance(pruner, optuna.pruners.NopPruner):
             return False
         with translated():
-            return bool(opened.study.pruner.prune(opened.study, rdb.frozen(opened.id, attempt.trial.number)))
+            seen = SeenStorage(self._cached, begun, opened.as_stored)
+            study = optuna.load_study(study_name=opened.spec.name, storage=seen, sampler=sampler, pruner=pruner)
+            return bool(pruner.prune(study, seen.own))
 
     def tell(self, command: TellTrial, *, left: LeftTrial | None = None) -> FinalState:
         """Attributes, then the final state, in one transaction. Returns the state that stands: an earlier one wins.

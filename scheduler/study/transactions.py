@@ -374,11 +374,12 @@ class Rdb:
                 statements.put_drawn(session, trial_id, drawn)
             statements.put_attributes(session, trial_id, attrs, have)
 
-    def report(self, study_id: int, number: int, run: str, values: Mapping[int, float]) -> None:
+    def report(self, study_id: int, number: int, run: str, values: Mapping[int, float]) -> Begun:
         """Write intermediate values (a later one of a step wins). Raises NotOurs, also when the trial is over."""
         with self._transaction(study_id) as session:
-            trial_id, _ = self._running(session, study_id, number, run)
+            trial_id, have = self._running(session, study_id, number, run)
             statements.put_reports(session, trial_id, values)
+            return Begun(trial_id=trial_id, number=number, attrs={k: json.loads(text) for k, text in have.items()})
 
     def finish(
         self,

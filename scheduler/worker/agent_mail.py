@@ -8,6 +8,7 @@ letters say is the agent's business.
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import sys
 import threading
@@ -23,6 +24,7 @@ from scheduler.model.mailbox import Inbox, Outbox
 
 PER_FRAME = 100  # letters
 AGAIN_AFTER_S = 5.0  # unacknowledged letters are carried again
+TOGETHER_S = 0.05  # so long what nobody waits for may lie: a short trial's start, reports and end are then one frame
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +65,7 @@ class Mail:
         self._changed = threading.Condition()
         self._reading = threading.Lock()  # letters are read in order, whoever brings them
         self._moved_at = time.monotonic()  # the last acknowledgement that was news, or the last time all was said again
+        self._due = math.inf  # when what lies here is to be carried
 
     def start(self) -> None:
         threading.Thread(target=self._accept, args=(self._listener,), name="headroom-mail", daemon=True).start()
@@ -83,14 +86,14 @@ class Mail:
             if not self._outbox:
                 self._moved_at = time.monotonic()
             self._outbox.post(letters.to_json(report), droppable=letters.is_droppable(report))
-            self._changed.notify_all()
+            self._carry(TOGETHER_S if letters.may_lie(report) else 0.0)
 
     def news(self, vitals: letters.Vitals) -> None:
         """Something of the moment, kept until the next: whoever misses it misses nothing."""
         with self._changed:
             for carrier in self._carriers:
                 carrier.news = vitals
-            self._changed.notify_all()
+            self._carry()
 
     @property
     def has_carrier(self) -> bool:
@@ -158,7 +161,7 @@ class Mail:
             if carrier in self._carriers:
                 self._carriers.remove(carrier)
                 self._carriers.append(carrier)
-            self._changed.notify_all()
+            self._carry()
 
     def _take(self, mail: frames.Mail) -> None:
         self._on_heard()
@@ -168,7 +171,7 @@ class Mail:
                 bodies = [body for letter in mail.letters for body in self._inbox.take(letter)]
                 if mail.letters and (current := self._current()) is not None:
                     current.owed_receipt = True
-                self._changed.notify_all()
+                    self._carry(TOGETHER_S)
             for body in bodies:
                 try:
                     self._on_letter(body)
@@ -183,12 +186,21 @@ class Mail:
             self._moved_at = now
         elif now - self._moved_at > AGAIN_AFTER_S and (current := self._current()) is not None:
             self._moved_at, current.sent = now, 0
+            self._carry()
+
+    def _carry(self, within_s: float = 0.0) -> None:
+        """Have whoever carries now look at what it is owed, at once or a little later with what comes meanwhile."""
+        self._due = min(self._due, time.monotonic() + within_s)
+        self._changed.notify_all()
 
     def _write(self, carrier: _Carrier) -> None:
         while True:
             with self._changed:
-                while not carrier.closed and (frame := self._owed(carrier)) is None:
-                    self._changed.wait()
+                while not carrier.closed:
+                    wait_s = self._due - time.monotonic()
+                    if wait_s <= 0 and (frame := self._owed(carrier)) is not None:
+                        break
+                    self._changed.wait(wait_s if 0 < wait_s < math.inf else None)
                 if carrier.closed:
                     return
             try:
@@ -202,7 +214,10 @@ class Mail:
         """Return what this carrier is to be handed now; None when nothing."""
         if carrier is not self._current():
             return None
-        owed = [letter for letter in self._outbox.waiting() if letter.number > carrier.sent][:PER_FRAME]
+        waiting = [letter for letter in self._outbox.waiting() if letter.number > carrier.sent]
+        owed = waiting[:PER_FRAME]
+        if len(owed) == len(waiting):
+            self._due = math.inf
         if not (owed or carrier.news or carrier.owed_receipt):
             return None
         if owed:
@@ -230,4 +245,4 @@ class Mail:
                 self._carriers.remove(carrier)
             if was_current and (current := self._current()) is not None:
                 current.sent, current.owed_receipt = 0, True  # the driver must hear which way it goes now
-            self._changed.notify_all()
+            self._carry()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from scheduler.driver.fleet import GRACE_S, PING_EVERY_S, SILENT_S, UNHEARD_S, Fleet
+from scheduler.driver.fleet import GRACE_S, OCCUPY_AFTER_S, PING_EVERY_S, SILENT_S, UNHEARD_S, Fleet
 from scheduler.host import vitals
 from scheduler.host.agent_folder import ProcessIdentity
 from scheduler.model import ExitReason, Json, Outcome, frames, letters
@@ -35,6 +35,7 @@ class Wire:
         self.cut = False
         self.sent: list[tuple[str, str]] = []
         self.occupied: dict[str, str] = {}
+        self.taken: list[str] = []
         self.heard: list[letters.Report | letters.Unread] = []
         self.ends: list[tuple[str, Outcome]] = []
         self.outbox, self.inbox = Outbox(), Inbox()
@@ -64,6 +65,7 @@ class Wire:
     def occupy(self, attempt: str, worker: str) -> None:
         """A thread is kept."""
         self.occupied[attempt] = worker
+        self.taken.append(attempt)
 
     def vacate(self, attempt: str) -> None:
         """It is free again."""
@@ -113,6 +115,7 @@ def test_an_attempt_ends_once_however_often_it_is_said() -> None:
     wire.joins()
     wire.launch()
     assert wire.told[-1] == letters.Launch(task=b.task("s/0/1"))
+    wire.wait(OCCUPY_AFTER_S)
     assert wire.occupied == {"s/0/1": "tcp://w:1"}
     wire.says(wire.ended())
     wire.says()
@@ -120,6 +123,18 @@ def test_an_attempt_ends_once_however_often_it_is_said() -> None:
     wire.wait(HOLD_S + GRACE_S + 1)
     assert [(attempt, outcome.reason) for attempt, outcome in wire.ends] == [("s/0/1", ExitReason.COMPLETED)]
     assert wire.occupied == {}
+
+
+def test_a_short_attempt_takes_no_thread_of_dask() -> None:
+    """A task of Dask's costs as much as such an attempt; one that goes on takes its thread once."""
+    wire = Wire()
+    wire.joins()
+    wire.launch("s/0/1")
+    wire.launch("s/1/1")
+    wire.says(wire.ended("s/0/1"))
+    assert wire.taken == []
+    wire.wait(OCCUPY_AFTER_S + 5)
+    assert wire.taken == ["s/1/1"]
 
 
 def test_an_agent_that_comes_back_has_lost_nothing() -> None:
