@@ -26,7 +26,7 @@ PING_EVERY_S = 5.0
 SILENT_S = 30.0  # an agent speaks once a second: its Dask worker hangs, whatever the scheduler says
 UNHEARD_S = 5.0  # the same for one that was told to end attempts
 PAUSE_S = 10.0  # between two ticks that are a second apart: the driver itself was stopped or suspended
-OCCUPY_AFTER_S = 1.0  # a Dask task for each attempt cost the driver a third of what an idle trial takes of Dask's loop
+OCCUPY_AFTER_S = 1.0  # a task of Dask's costs as much as an attempt that does nothing
 GRACE_S = 15.0  # an agent that holds no longer asks its attempts to leave, and then is not waited for
 
 OnEnd = Callable[[str, Outcome], None]
