@@ -380,6 +380,8 @@ class BatchState:
         waiting = []
         for study in self.studies.values():
             for trial in self._pending(study):
+                if trial.id not in study.pending:  # the misfits before it have closed its study
+                    continue
                 line = self._outlook.waiting(study, trial)
                 # A waiting trial profits from what others have taught meanwhile.
                 trial.footprint = line.footprint
@@ -390,6 +392,7 @@ class BatchState:
                 else:
                     waiting.append(line)
         self._least_bytes = None
+        waiting = [line for line in waiting if line.trial in self.trials]  # likewise
         if not waiting:
             return
         plan = placement.place_in(waiting, self._outlook.running_on, self.ledger.rooms, self._now)

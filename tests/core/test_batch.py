@@ -471,6 +471,23 @@ def test_misfits_are_pruned_without_counting_and_close_the_study_in_the_end() ->
     assert only(batch.log, m.EndBatch).exit_code == 1
 
 
+def test_a_study_that_closes_over_its_misfits_takes_along_all_that_wait() -> None:
+    """The large worker has left: of three that fit nowhere any more the second closes the study, and with it the third
+    and the one that would still have fitted."""
+    batch = Batch(b.study(quota=9), max_misfits=2)
+    batch.join(address="large", limit_bytes=64 * GIB, host="large")
+    first = batch.start(0, 60 * GIB)
+    for number, size in enumerate((50, 40, 30, 6), 1):
+        batch.tell(b.asked(number, size * GIB))
+    batch.join(address="small", limit_bytes=8 * GIB, available_bytes=0, host="small")
+    commands = batch.tell(m.WorkerLost(worker="large"))
+    assert [each.trial.number for each in kinds(commands, m.TellTrial)] == [1, 2]
+    assert [each.trial.number for each in kinds(commands, m.EnqueueRetry)] == [3, 4]
+    assert only(commands, m.CloseStudy).early
+    assert set(batch.brain.trials) == {first.attempt.trial}
+
+
+
 def test_failures_in_a_row_close_the_study_and_leave_the_others() -> None:
     """The circuit breaker closes one study with its last error; the other goes on."""
     batch = Batch(b.study("bad", quota=9), b.study("good", quota=9))
