@@ -7,27 +7,23 @@ runs in production and in the simulator (tests/simulator.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from scheduler import model as m
-from scheduler.core import admission, ending, fault, parting, placement
+from scheduler.core import ending, fault
 from scheduler.core.asking import Asking
-from scheduler.core.attributes import FLAT_AFTER, final_attrs
 from scheduler.core.expectation import Expectation
+from scheduler.core.hosts import Hosts
 from scheduler.core.leaving import Leaving
-from scheduler.core.ledger import Ledger, Reservation, Row
+from scheduler.core.ledger import Ledger
 from scheduler.core.outlook import Outlook
-from scheduler.core.reservation import grown, tightened
+from scheduler.core.parting import Parting
+from scheduler.core.resizing import Resizing
 from scheduler.core.resume import Saved
 from scheduler.core.sizing import Sizing
+from scheduler.core.starting import Starting
 from scheduler.core.trial import IllegalTransition, Rules, Study, Trial
-
-VITALS_STALE_S = 15.0  # they come every second; a worker that is busy for some seconds is not silent
-# Vitals that open no room to anybody who waits may still move a hold: placed again at most so often. With a thousand
-# workers they come a thousand times a second.
-REPLACE_S = 0.25
 
 
 class BatchState:
@@ -47,16 +43,17 @@ class BatchState:
         self._leaving = Leaving(rules, self.ledger)
         self._asking = Asking(self.ledger, self.sizing, self.trials)
         self._outlook = Outlook(self.ledger, self.sizing, self._expectation, self.trials)
+        self._hosts = Hosts(rules, self.ledger)
+        self._resizing = Resizing(self.ledger)
+        self._starting = Starting(self.ledger, self._outlook, self.studies, self.trials)
+        self._parting = Parting(rules, self._expectation, self.studies, self.trials)
         self.failed = False
         self.timed_out = False
         self.ended = False
-        self.held: Mapping[str, m.TrialId] = {}  # worker -> the trial that placement last held it for
         self._began: float | None = None
         self._now = 0.0
         self._out: list[m.Command] = []
         self._stale = True  # something changed that could let a waiting trial start
-        self._placed_at = 0.0
-        self._least_bytes: int | None = None  # that any trial which waits for memory could do with
 
     @property
     def draining(self) -> str | None:
@@ -67,6 +64,11 @@ class BatchState:
     def at_once(self) -> bool:
         """Not even the study is waited for: what it has not heard, the next start tells it."""
         return self._leaving.at_once
+
+    @property
+    def held(self) -> Mapping[str, m.TrialId]:
+        """The trial that placement last held a worker for, by worker."""
+        return self._starting.held
 
     @property
     def drain_ends(self) -> float | None:
@@ -86,8 +88,9 @@ class BatchState:
                 self._on_progress(event)
             case m.StudyOpened():
                 self._on_study_opened(event)
-            case m.WorkerJoined():
-                self._on_worker_joined(event)
+            case m.WorkerJoined(facts=facts):
+                self._hosts.joined(facts)
+                self._stale = True
             case m.WorkerLost(worker=worker):
                 self.ledger.leave(worker)
                 self._stale = True
@@ -96,15 +99,16 @@ class BatchState:
             case m.ParametersAsked():
                 self._on_parameters(event)
             case m.StudyStopped(study=name, source=source):
-                self._stop_study(self.studies[name], source)
+                self._parting.stop(self.studies[name], source)
             case m.AskFailed(study=name, detail=detail):
                 self.studies[name].asking = False
-                self._close(self.studies[name], f"sampling failed: {detail}", early=True)
+                self._out += self._parting.close(self.studies[name], f"sampling failed: {detail}", now, early=True)
             case m.QuotaReached(study=name, completed=completed):
                 self.studies[name].asking = False
                 self.studies[name].completed = max(self.studies[name].completed, completed)
                 if not self.draining:  # then it is the recorder's answer to an ask that is no longer wanted
-                    self._close(self.studies[name], "quota reached with other drivers", early=False)
+                    reason = "quota reached with other drivers"
+                    self._out += self._parting.close(self.studies[name], reason, now, early=False)
             case m.AttemptStarted():
                 self._on_started(event)
             case m.AttemptRestarted():
@@ -149,31 +153,11 @@ class BatchState:
         self.sizing.open(event.study.name, event.observations, event.peaks)
         self._stale = True
 
-    def _on_worker_joined(self, event: m.WorkerJoined) -> None:
-        facts = event.facts
-        budget, beside = self.rules.memory_budget.on(facts), self.ledger.overhead_beside(facts)
-        self.ledger.join(
-            Row(
-                facts=facts,
-                own_capacity_bytes=admission.own_capacity(budget, facts),
-                device_capacity_bytes=admission.device_capacity(facts.device) if facts.device else None,
-                reserve_bytes=self.rules.reserve_bytes,
-                available_bytes=facts.available_bytes,
-            ),
-            admission.capacity(budget, facts, beside),
-        )
-        self._stale = True
-
     def _on_vitals(self, event: m.WorkerVitals) -> None:
         row = self.ledger.row(event.worker)
         if row is None:
             return
-        row.vitals_at = self._now
-        row.available_bytes, row.pressure = event.available_bytes, event.pressure
-        row.swap_used_bytes = event.swap_used_bytes
-        self._shut(row, event.closed_reason)
-        row.others_unclaimed_bytes = event.others_unclaimed_bytes
-        row.touch()
+        self._out += self._hosts.heard(row, event, self._now)
         for attempt, ticks in event.ticks.items():
             if (trial := self._current(attempt)) is not None:
                 trial.ticks = ticks
@@ -183,17 +167,8 @@ class BatchState:
         for attempt, used in event.used_bytes.items():
             if (held := row.reservations.get(attempt)) is not None:
                 held.saw(used, event.peak_bytes.get(attempt))
-                self._grow(held)
-        if self._least_bytes is not None and not self._stale:
-            due = self._now - self._placed_at >= REPLACE_S
-            self._stale = due or self.ledger.opens(row, self._least_bytes)
-
-    def _expire_vitals(self) -> None:
-        """Forget what a host had free when no news of it comes: nothing is admitted there until it speaks again."""
-        for row in self.ledger:
-            if row.vitals_at is not None and self._now - row.vitals_at > VITALS_STALE_S:
-                row.available_bytes, row.vitals_at = None, None
-                row.touch()
+                self._resized(self._resizing.grow(held))
+        self._stale = self._stale or self._starting.may_follow(row, self._now)
 
     def _on_asked(self, event: m.TrialAsked) -> None:
         study = self.studies[event.trial.study]
@@ -222,7 +197,7 @@ class BatchState:
         study.pending.add(trial.id)
         self._stale = True
         if self.draining or study.closed:
-            self._requeue(trial, reason="not started", outcome=None)
+            self._out += self._parting.requeue(trial, "not started", self._now)
 
     def _on_parameters(self, event: m.ParametersAsked) -> None:
         """Predict anew what it needs, and let it stay: it has gone where nobody knew that it would."""
@@ -236,7 +211,8 @@ class BatchState:
         found = self._outlook.sized(trial, row)
         if found.is_guess:
             trial.footprint, trial.flat = found, False
-            self._resize(event.attempt, max(found.host_bytes, held.used_bytes, held.peak_bytes), "parameters")
+            wanted = max(found.host_bytes, held.used_bytes, held.peak_bytes)
+            self._resized(self._resizing.resize(event.attempt, wanted, "parameters"))
 
     def _on_started(self, event: m.AttemptStarted) -> None:
         if (trial := self._current(event.attempt)) is not None:
@@ -258,13 +234,13 @@ class BatchState:
         self._out.append(m.ReportValue(attempt=event.attempt, step=event.step, value=event.value))
         self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
         held = self.ledger.reservation(event.attempt)
-        self._grow(held)
+        self._resized(self._resizing.grow(held))
         if held is None or not held.peak_bytes:  # nobody has looked yet
             return
         trial.growth.reported(held.peak_bytes)
         if not trial.flat and self.sizing.is_flat(trial):
             trial.flat = True
-            self._tighten(event.attempt, "flat")
+            self._resized(self._resizing.tighten(event.attempt, "flat"))
 
     def _on_settled(self, event: m.AttemptSettled) -> None:
         trial = self._current(event.attempt)
@@ -272,7 +248,7 @@ class BatchState:
             return
         trial.settled = True
         self.ledger.saw(event.attempt, peak_bytes=event.peak_bytes)
-        self._tighten(event.attempt, "settled", tightened(event.device_bytes) if event.device_bytes else None)
+        self._resized(self._resizing.tighten(event.attempt, "settled", event.device_bytes))
 
     def _on_ended(self, event: m.AttemptEnded) -> None:
         trial = self._current(event.attempt)
@@ -290,20 +266,20 @@ class BatchState:
         self.ledger.release(event.attempt)
         self._stale = True
         if trial.taken:
-            self._forget(trial, "taken over")
+            self._parting.forget(trial, "taken over", self._now)
             return
         trusted = self.sizing.learn(study.spec.name, trial, outcome)
         if isinstance(verdict, fault.Final):
-            self._finish(trial, verdict, outcome, trusted_peak=trusted)
+            self._out += self._parting.finish(trial, verdict, outcome, self._now, trusted_peak=trusted)
             return
         trial.retries, trial.fruitless, trial.alone = verdict.spent, verdict.fruitless, trial.alone or verdict.alone
         if facts.progress:  # what was lost is not held against it
             trial.ran_s = trial.ran_until(self._now)
         if verdict.closes_host and worker is not None:
-            self._close_host(worker, outcome.detail)
+            self._out += self._hosts.close(worker, outcome.detail)
         if self.draining:
             trial.attempt += 1
-            self._requeue(trial, reason=outcome.reason.value, outcome=outcome)
+            self._out += self._parting.requeue(trial, outcome.reason.value, self._now, outcome)
         else:
             trial.earlier_s += trial.lasted_s(outcome, self._now)
             trial.retry(self._now, verdict, f"attempt {trial.attempt} {outcome.reason.value}")
@@ -319,24 +295,13 @@ class BatchState:
             return
         trial.taken, self._stale = True, True
         if trial.state is m.TrialState.PENDING:
-            self._forget(trial, "taken over")
+            self._parting.forget(trial, "taken over", self._now)
         else:
             self._out += self._leaving.kill(trial, "taken over by another driver")
 
-    def _close_host(self, worker: str, reason: str) -> None:
-        """Nothing more starts there until its agent has looked and says otherwise: with its next vitals."""
-        if (row := self.ledger.row(worker)) is not None:
-            self._shut(row, reason)
-
-    def _shut(self, row: Row, reason: str | None) -> None:
-        if row.closed_reason != reason:
-            row.closed_reason = reason
-            row.touch()
-            self._out.append(m.NoteHost(worker=row.facts.address, reason=reason))
-
     def _on_tick(self) -> None:
         self._stale = True
-        self._expire_vitals()
+        self._hosts.forget_silent(self._now)
         whole_s = self.rules.timeout_s
         if whole_s is not None and not self.draining and self._now - (self._began or 0.0) > whole_s:
             self.timed_out = True
@@ -350,7 +315,7 @@ class BatchState:
             self._leaving.drain(event.source, self._now)
             for trial in list(self.trials.values()):
                 if trial.state is m.TrialState.PENDING:
-                    self._requeue(trial, reason="not started", outcome=None)
+                    self._out += self._parting.requeue(trial, "not started", self._now)
                 else:
                     self._out += self._leaving.stop(trial, "drain", self._now)
             self._out += self._leaving.note_drain(self.trials.values(), self._now)
@@ -370,171 +335,30 @@ class BatchState:
             self._place()
         for study in self.studies.values():
             if study.closed is None and study.complete:
-                self._close(study, study.stopped or "quota reached", early=study.closed_early)
+                reason = study.stopped or "quota reached"
+                self._out += self._parting.close(study, reason, self._now, early=study.closed_early)
             elif fresh and not self.draining and (ask := self._asking.ask(study, self.studies.values())) is not None:
                 self._out.append(ask)
         self._end_if_done()
 
     def _place(self) -> None:
-        self._placed_at = self._now
         waiting = []
         for study in self.studies.values():
-            for trial in self._pending(study):
+            for trial in self._parting.pending(study):
                 if trial.id not in study.pending:  # the misfits before it have closed its study
                     continue
                 line = self._outlook.waiting(study, trial)
                 # A waiting trial profits from what others have taught meanwhile.
                 trial.footprint = line.footprint
-                if (never := self._never(study, line)) is not None:
-                    self._misfit(study, trial, never)
+                if (never := self._starting.never(line)) is not None:
+                    self._out += self._parting.misfit(trial, never, self._now)
                 elif trial.not_before > self._now:
-                    self._defer(trial, m.Defer(m.DeferReason.RETRY_DELAY, {"attempt": trial.attempt}))
+                    retry = m.Defer(m.DeferReason.RETRY_DELAY, {"attempt": trial.attempt})
+                    self._out += self._starting.defer(trial, retry)
                 else:
                     waiting.append(line)
-        self._least_bytes = None
         waiting = [line for line in waiting if line.trial in self.trials]  # likewise
-        if not waiting:
-            return
-        plan = placement.place_in(waiting, self._outlook.running_on, self.ledger.rooms, self._now)
-        self.held = plan.held
-        for start in plan.starts:
-            self._launch(start)
-        for trial_id, defer in plan.deferred.items():
-            self._defer(self.trials[trial_id], defer)
-        self._least_bytes = min((line.least_bytes for line in waiting if line.trial in plan.deferred), default=None)
-
-    def _never(self, study: Study, line: m.Waiting) -> m.Reject | None:
-        """Why no worker could take it, in any of its forms."""
-        sizes = (line.footprint, *line.smaller)
-        rejects = []
-        for each in sizes:
-            reject = admission.feasible(each, self.ledger.rooms.by_limit(), study.spec.slots)
-            if reject is None:
-                return None
-            rejects.append(reject)
-        return rejects[-1]
-
-    def _defer(self, trial: Trial, defer: m.Defer) -> None:
-        trial.wait = defer
-        if trial.deferred != defer.reason:
-            trial.deferred = defer.reason
-            self._out.append(m.NoteDeferral(trial=trial.id, reason=defer.reason, numbers=defer.numbers))
-
-    def _launch(self, start: placement.Start) -> None:
-        trial = self.trials[start.trial]
-        study = self.studies[trial.id.study]
-        row = self.ledger.row(start.worker)
-        assert row is not None  # placement saw its view
-        if start.form:
-            self._out.append(m.ReshapeTrial(trial=trial.id, form=trial.reshape(start.form)))
-        # Placed by what it would need anywhere; here it needs what it does here.
-        here = self._outlook.sized(trial, row)
-        host_bytes = start.host_bytes
-        if here.is_known:
-            trial.footprint, host_bytes = here, min(host_bytes, here.host_bytes)
-        self.ledger.reserve(
-            start.worker,
-            Reservation(
-                attempt=trial.attempt_id,
-                host_bytes=host_bytes,
-                device_bytes=start.device_bytes,
-                slots=study.spec.slots,
-            ),
-        )
-        trial.move(m.TrialState.ADMITTED, self._now, f"attempt {trial.attempt} on {start.worker}")
-        trial.launched_at = self._now
-        trial.began(trial.resume_from)
-        study.pending.discard(trial.id)
-        self._out.append(
-            m.LaunchAttempt(
-                attempt=trial.attempt_id,
-                worker=start.worker,
-                params=trial.params,
-                footprint=trial.footprint,
-                reserved_bytes=host_bytes,
-                slots=study.spec.slots,
-                ahead=trial.ahead,
-                resume_from=trial.resume_from,
-                older=tuple(each.path for each in trial.saved[1:]),
-                retries=trial.retries,
-                ran_s=trial.ran_s,
-                wait_s=self._now - trial.since,
-            )
-        )
-
-    def _misfit(self, study: Study, trial: Trial, never: m.Reject) -> None:
-        """No worker can ever hold it: pruned with a constraint, which teaches the sampler; it does not count."""
-        study.misfits_in_row += 1
-        attrs = {"stop_reason": "does_not_fit", "does_not_fit": dict(never.numbers)}
-        excess = trial.footprint.host_bytes / max(1, never.numbers.get("limit_bytes", 1)) - 1
-        self._tell(trial, m.FinalState.PRUNED, None, attrs, constraint=max(excess, 1e-3))
-        if study.misfits_in_row >= self.rules.max_misfits:
-            self._close(study, f"{study.misfits_in_row} trials in a row fit no worker ({never.reason})", early=True)
-
-    def _finish(self, trial: Trial, verdict: fault.Final, outcome: m.Outcome, *, trusted_peak: bool) -> None:
-        study, state = self.studies[trial.id.study], verdict.state
-        study.misfits_in_row = 0
-        study.counted += 1
-        study.ended.append(trial.took(self._now, outcome))
-        if state is m.FinalState.COMPLETE:
-            study.completed += 1
-            self._expectation.finished(study, trial, outcome.duration_s)
-        attrs = final_attrs(
-            outcome, trial.footprint, trial.attempt, trusted_peak=trusted_peak, earlier_s=trial.earlier_s
-        )
-        if trial.started_over is not None:
-            attrs["started_over"] = trial.started_over
-        if (flat_after := trial.flat_after(outcome)) is not None:
-            attrs[FLAT_AFTER] = flat_after
-        value = outcome.value if state is m.FinalState.COMPLETE else None
-        values = outcome.values if value is not None else ()
-        self._tell(trial, state, value, attrs, constraint=verdict.constraint, values=values)
-        if (over := parting.unwanted(study, trial, value, self.rules.keep_checkpoints)) is not None:
-            self._out.append(over)
-        if outcome.fatal and state is m.FinalState.FAIL:
-            self._stop_study(study, f"trial {trial.id.number} failed: {outcome.detail}", early=True)
-        study.failures_in_row = fault.failures_in_row(study.failures_in_row, state)
-        if fault.is_broken(study.failures_in_row, self.rules.retry):
-            self._close(study, f"{study.failures_in_row} failures in a row; last: {outcome.detail}", early=True)
-
-    def _tell(
-        self,
-        trial: Trial,
-        state: m.FinalState,
-        value: float | None,
-        attrs: dict[str, Any],
-        constraint: float | None,
-        values: tuple[float, ...] = (),
-    ) -> None:
-        self._forget(trial, f"told {state.value}")
-        self._out.append(
-            m.TellTrial(trial=trial.id, state=state, value=value, values=values, attrs=attrs, constraint=constraint)
-        )
-
-    def _requeue(self, trial: Trial, *, reason: str, outcome: m.Outcome | None) -> None:
-        self._forget(trial, f"requeued: {reason}")
-        self._out.append(parting.requeued(trial, reason, outcome))
-
-    def _forget(self, trial: Trial, why: str) -> None:
-        study = self.studies[trial.id.study]
-        trial.move(m.TrialState.FINISHED, self._now, why)
-        del self.trials[trial.id]
-        study.live.discard(trial.id)
-        study.pending.discard(trial.id)
-        study.untold += not trial.taken
-
-    def _stop_study(self, study: Study, source: str, *, early: bool = False) -> None:
-        """No further trial is asked for; those there are, also one that waits, run to their end."""
-        if study.stopped is None and study.closed is None:
-            study.stopped, study.closed_early = source, early
-
-    def _close(self, study: Study, reason: str, *, early: bool) -> None:
-        if study.closed is not None:
-            return
-        study.closed, study.closed_early = reason, early
-        self._out.append(m.CloseStudy(study=study.spec.name, reason=reason, early=early))
-        for trial in self._pending(study):
-            self._requeue(trial, reason="study closed", outcome=None)
+        self._out += self._starting.place(waiting, self._now)
 
     def _end_if_done(self) -> None:
         over = len(self.studies) >= self._expected and all(s.closed is not None for s in self.studies.values())
@@ -560,28 +384,12 @@ class BatchState:
         trial = self.trials.get(attempt.trial)
         return trial if trial is not None and trial.attempt == attempt.attempt else None
 
-    def _pending(self, study: Study) -> list[Trial]:
-        return [self.trials[t] for t in sorted(study.pending)]
-
     def waiting(self, study: Study, trial: Trial) -> m.Waiting:
         """Return a pending trial as placement sees it."""
         return self._outlook.waiting(study, trial)
 
-    def _grow(self, held: Reservation | None) -> None:
-        if held is not None and held.peak_bytes > held.host_bytes:
-            self._resize(held.attempt, grown(held.peak_bytes), "over_reservation")
-
-    def _tighten(self, attempt: m.AttemptId, reason: str, device_bytes: int | None = None) -> None:
-        held = self.ledger.reservation(attempt)
-        assert held is not None  # a current attempt that runs holds one: `check` proves it
-        # Never upwards: a prior that was right to the MiB leaves less room than the margin above what was seen.
-        host_bytes = max(held.peak_bytes, min(held.host_bytes, tightened(held.peak_bytes)))
-        self._resize(attempt, host_bytes, reason, device_bytes)
-
-    def _resize(self, attempt: m.AttemptId, host_bytes: int, reason: str, device_bytes: int | None = None) -> None:
-        worker = self.ledger.worker_of(attempt)
-        if worker is not None and self.ledger.resize(attempt, host_bytes, device_bytes):
-            self._stale = True
-            self._out.append(
-                m.ResizeReservation(attempt=attempt, worker=worker, reserved_bytes=host_bytes, reason=reason)
-            )
+    def _resized(self, commands: Iterable[m.Command]) -> None:
+        """Place anew where a reservation has changed: it leaves more room to others, or less."""
+        before = len(self._out)
+        self._out += commands
+        self._stale = self._stale or len(self._out) > before
