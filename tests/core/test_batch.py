@@ -487,7 +487,6 @@ def test_a_study_that_closes_over_its_misfits_takes_along_all_that_wait() -> Non
     assert set(batch.brain.trials) == {first.attempt.trial}
 
 
-
 def test_failures_in_a_row_close_the_study_and_leave_the_others() -> None:
     """The circuit breaker closes one study with its last error; the other goes on."""
     batch = Batch(b.study("bad", quota=9), b.study("good", quota=9))
