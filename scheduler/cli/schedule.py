@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from scheduler import __version__, masking
-from scheduler.cli import completion, execution, report
+from scheduler.cli import completion, execution, remarks, report
 from scheduler.cli.execution import NOTHING_FITS, OK, STOPPED, TIMED_OUT, say
 from scheduler.model import NothingFits, UsageError
 
@@ -155,14 +155,15 @@ def command(
         from scheduler.study import rehearsal
 
         rehearsal.rehearse(settings, plan)
+    told = remarks.remarks(settings, plan)
     if dry_run:
         from scheduler.ui import report as tables
 
         foreseen, forecast = foresee(settings, plan)
-        foreseen = [*foreseen, *remarks(settings, plan)]
+        foreseen = [*foreseen, *told]
         tables.print_plan(plan, as_json=as_json, foreseen=foreseen, forecast=forecast)
         return OK if plan.runnable else NOTHING_FITS
-    return run(settings, plan)
+    return run(settings, plan, told)
 
 
 def _program() -> Path:
@@ -181,30 +182,9 @@ def foresee(settings: Settings, plan: Plan) -> tuple[list[str], dict[str, Any] |
 
     if not plan.runnable:
         return [], None
-    past = history.past(settings)
-    found = makespan.foresee(plan, past, random.Random(0).random)
-    return makespan.lines(found, plan, sum(map(len, past.values()))), makespan.to_json(found)
-
-
-def remarks(settings: Settings, plan: Plan) -> list[str]:
-    """Say what of the settings will not be as it is written, before anything starts."""
-    import socket
-
-    told = []
-    most = max(room.facts.slots for room in plan.rooms)
-    if settings.threads is not None and settings.threads > most:
-        told.append(f"--threads {settings.threads}: the largest worker has {most} slots; a trial takes all of them, "
-                    f"one runs at a time, and its {settings.threads} threads share these cores")  # fmt: skip
-    address = None if settings.cluster is not None else settings.dashboard_address
-    if address is not None:
-        host, _, port = address.rpartition(":")
-        try:
-            with socket.create_server((host, int(port))):
-                pass
-        except OSError as error:
-            told.append(f"--dashboard {address} cannot be had ({error.strerror or error}): it gets another free port, "
-                        "or give one yourself")  # fmt: skip
-    return told
+    past, counted = history.past(settings), history.counted(settings)
+    found = makespan.foresee(plan, past, random.Random(0).random, counted)
+    return makespan.lines(found, plan, sum(map(len, past.values())), counted), makespan.to_json(found)
 
 
 def make_plan(settings: Settings) -> Plan:
@@ -218,6 +198,7 @@ def make_plan(settings: Settings) -> Plan:
     if settings.cluster is None:
         key = runtimes.key(settings.training.preload, settings.heap, settings.training.fork)
         environment = runtimes.known(registry.host_folder(), key)
+        remarks.check_device(settings)
         device = host_facts.resolve_device(settings.device)
         made = plan.make(settings, [host_facts.facts(device, settings.total_slots, environment)], begun)
         check_objective(settings)
@@ -265,8 +246,11 @@ def check_objective(settings: Settings) -> None:
         raise imported.refused(str(error)) from None
 
 
-def run(settings: Settings, plan: Plan) -> int:
-    """Run the batch; return the exit code. Nothing is written before everything that can be checked has been."""
+def run(settings: Settings, plan: Plan, told: Sequence[str] = ()) -> int:
+    """Run the batch; return the exit code. Nothing is written before everything that can be checked has been.
+
+    told: what there is to know beforehand, a line each.
+    """
     from scheduler.driver import run_folder
     from scheduler.ui import console, log
 
@@ -284,6 +268,8 @@ def run(settings: Settings, plan: Plan) -> int:
             choice.check_there(settings.storage_url, spec)
     from scheduler.driver import driver
 
+    for line in told:
+        say(line, OK)
     view = console.choose()
     log.configure(settings.log_level, view.line)
     with view:

@@ -14,6 +14,7 @@ import logging
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -121,6 +122,8 @@ class Cluster:
         Its scheduler, nanny and worker listen on loopback and let in nobody but us. dashboard: host:port, None: none.
         """
         dask.config.set(DASK_CONFIG)
+        # Said in a line of ours before the start, and where the dashboard is once it is there.
+        warnings.filterwarnings("ignore", message=r"\s*Port \d+ is already in use", module=r"distributed\.")
         security = credentials.of_our_own()
 
         def start() -> LocalCluster:

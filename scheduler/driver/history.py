@@ -1,7 +1,8 @@
 """How long trials took in earlier runs, read from their journals: what a forecast goes by before its own first ends.
 
 A run counts for a study where its trials meant the same (`meaning.json`), whatever the run's name and seed; this run's
-own folder, from before it was stopped, is one of them. Reads only; what cannot be read is passed over.
+own folder, from before it was stopped, is one of them; `counted` says how far that one is. Reads only; what cannot be
+read is passed over.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from scheduler.core import fault
 from scheduler.core.durations import Took
 from scheduler.driver import journal
 from scheduler.model import AttemptId, ExitReason
@@ -39,6 +41,28 @@ def past(settings: Settings) -> dict[str, list[Took]]:
                     for name in same.get(study, ()):
                         found[name].append(took)
     return dict(found)
+
+
+def counted(settings: Settings) -> dict[str, int]:
+    """Return by study how many trials of this very run count towards its quota, as its journal has it."""
+    found: dict[str, set[str]] = defaultdict(set)
+    before: dict[str, int] = {}
+    with contextlib.suppress(OSError):
+        for record in journal.read(settings.run_folder / "journal.jsonl"):
+            with contextlib.suppress(KeyError, ValueError, TypeError, AttributeError):
+                match record["event"]:
+                    case JournalEvent.STUDY_OPENED:  # the database knew it better
+                        before[record["study"]] = int(record["counted"])
+                        found[record["study"]].clear()
+                    case JournalEvent.TRIAL_ENDED if record["attrs"].get("stop_reason") not in fault.NEVER_RAN:
+                        found[_study_of(record)].add(record["trial"])
+                    case JournalEvent.TRIAL_TAKEN:
+                        found[_study_of(record)].discard(record["trial"])
+    return {study: count + len(found[study]) for study, count in before.items()}
+
+
+def _study_of(record: Mapping[str, Any]) -> str:
+    return str(record["trial"]).rpartition("/")[0]
 
 
 def _same(folder: Path, wanted: Mapping[str, str]) -> dict[str, list[str]]:

@@ -6,6 +6,7 @@ worker itself (see `agent`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
@@ -41,6 +42,20 @@ def resolve_device(device: str) -> str:
     except metadata.PackageNotFoundError:
         return "cpu"
     return "cuda" if Path("/proc/driver/nvidia/version").exists() and not version.endswith("+cpu") else "cpu"
+
+
+def why_no_device(device: str) -> str | None:
+    """Say why there is no such device on this machine, None where there is, or nobody asked for one."""
+    if device == "mps" and (platform.system(), platform.machine()) != ("Darwin", "arm64"):
+        return "this machine is no Mac with Apple silicon"
+    if device != "cuda":
+        return None
+    if device_pool(device, 0) is None:
+        return "nvidia-smi finds no NVIDIA GPU on this machine"
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        if (version := metadata.version("torch")).endswith("+cpu"):
+            return f"the torch that is installed, {version}, is built for the CPU alone"
+    return None
 
 
 def overhead_bytes(environment: Environment | None) -> int:

@@ -1,6 +1,7 @@
 """How long a plan will take, before anything is started: the plan as work for a forecast.
 
-Pure. Durations are those of earlier trials that meant the same (`past`); without any nothing can be foreseen.
+Pure. Durations are those of earlier trials that meant the same (`past`); without any nothing can be foreseen. Of a run
+that was begun already (`counted`) it is what is left.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ UNKNOWN = "makespan: unknown until the first trials end; no earlier run in this 
 _SIZES = 8  # footprints between a study's smallest and largest, evenly on the scale of factors
 
 
-def foresee(plan: Plan, past: Mapping[str, Sequence[Took]], chance: Uniform) -> Forecast | None:
-    """Play the plan forward; None: nothing is known of how long its trials take."""
-    left = work(plan, past)
+def foresee(
+    plan: Plan, past: Mapping[str, Sequence[Took]], chance: Uniform, counted: Mapping[str, int] | None = None
+) -> Forecast | None:
+    """Play the plan forward; None: nothing is known of how long its trials take.
+
+    counted: by study, trials that it has already.
+    """
+    left = work(plan, past, counted)
     return forecast(left, chance) if left.is_known else None
 
 
-def work(plan: Plan, past: Mapping[str, Sequence[Took]]) -> Work:
-    """Return all that the plan would do, on its workers as if they were empty."""
+def work(plan: Plan, past: Mapping[str, Sequence[Took]], counted: Mapping[str, int] | None = None) -> Work:
+    """Return all that the plan would still do, on its workers as if they were empty."""
     rows = []
     for room in plan.rooms:
         together = [other.facts for other in plan.rooms if other.domain == room.domain]
@@ -38,11 +44,16 @@ def work(plan: Plan, past: Mapping[str, Sequence[Took]]) -> Work:
             available_bytes=room.facts.limit_bytes,
         )
         rows.append((row, room.domain_bytes + sum(facts.overhead_bytes for facts in together)))
-    studies = tuple(_study(each, past.get(each.spec.name, ())) for each in plan.studies if each.refusal is None)
+    has = counted or {}
+    studies = tuple(
+        _study(each, past.get(each.spec.name, ()), has.get(each.spec.name, 0))
+        for each in plan.studies
+        if each.refusal is None
+    )
     return Work(studies=studies, trials=(), rows=tuple(rows), now=0.0)
 
 
-def _study(study: StudyPlan, past: Sequence[Took]) -> StudyWork:
+def _study(study: StudyPlan, past: Sequence[Took], counted: int) -> StudyWork:
     spec = study.spec
     sizes: tuple[int, ...] = tuple(took.size_bytes for took in past if took.size_bytes)
     if not sizes and study.footprint_bytes is not None:
@@ -53,8 +64,8 @@ def _study(study: StudyPlan, past: Sequence[Took]) -> StudyWork:
         name=spec.name,
         slots=spec.slots,
         quota=spec.quota,
-        counted=0,
-        left=spec.quota,
+        counted=min(counted, spec.quota),
+        left=max(0, spec.quota - counted),
         sizes=sizes,
         evidence=Evidence(
             ended=past,
@@ -64,17 +75,21 @@ def _study(study: StudyPlan, past: Sequence[Took]) -> StudyWork:
     )
 
 
-def lines(found: Forecast | None, plan: Plan, known: int) -> list[str]:
+def lines(found: Forecast | None, plan: Plan, known: int, counted: Mapping[str, int] | None = None) -> list[str]:
     """Say it in lines. known: how many trials of earlier runs it rests on."""
+    trials = sum(spec.quota for spec in plan.runnable)
+    has = sum(min(spec.quota, (counted or {}).get(spec.name, 0)) for spec in plan.runnable)
+    if has == trials:
+        return [f"makespan: nothing is left to do, all {trials} trials of this run have ended"]
     if found is None or found.serial is None:
         return [UNKNOWN]
     whole, serial = found.whole, found.serial
-    trials = sum(spec.quota for spec in plan.runnable)
     gain = serial.middle_s / max(1e-9, whole.middle_s)
     between = f"{duration(whole.low_s)} to {duration(whole.high_s)}, 4 times in 5"
     of = f"{known} trial{'s' * (known != 1)} of earlier runs"
+    what = f"the {trials - has} trials left of {trials}" if has else f"{trials} trial{'s' * (trials != 1)}"
     return [
-        f"makespan: about {duration(whole.middle_s)} for {trials} trials ({between}), from {of}",
+        f"makespan: about {duration(whole.middle_s)} for {what} ({between}), from {of}",
         f"one after another: about {duration(serial.middle_s)}, {gain:.1f} times as long",
         f"at once: {concurrency(found)}",
     ]

@@ -74,6 +74,57 @@ def test_what_will_not_be_as_written_is_said_before_anything_starts(capsys: pyte
     assert f"--dashboard 127.0.0.1:{port} cannot be had" in out
 
 
+def test_the_same_is_said_before_a_real_run_begins(tmp_path: Path) -> None:
+    """In a line each, before the first of the run's own; Dask's five lines of warning are not there."""
+    (tmp_path / "objective.py").write_text("def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n")
+    command = [sys.executable, "-m", "scheduler", "--objective", "objective.py:objective", "--trials", "1"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [*command, "--threads", "99", "--dashboard", port],
+            cwd=tmp_path,
+            env=ENVIRON,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    before, began, after = done.stderr.partition(" batch.started ")
+    assert began, done.stderr
+    assert "headroom: --threads 99: the largest worker has" in before
+    assert f"headroom: --dashboard 127.0.0.1:{port} cannot be had (Address already in use): another" in before
+    assert "dashboard.ready url=http://127.0.0.1:" in after
+    assert "already in use" not in after
+    assert "warn" not in after
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["--device", "cuda"], "no NVIDIA GPU"),
+        (["--device", "mps"], "no Mac with Apple silicon"),
+        (["--dashboard", "192.0.2.1:8787"], "no address of this machine"),
+        (["--dashboard", "no-such-host.invalid:8787"], "no address of this machine"),
+        (["--dashboard", "foo"], "must be a port"),
+        (["--dashboard", ":99999"], "must be a port"),
+    ],
+)
+def test_what_this_machine_has_not_is_refused_in_one_line(
+    given: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not twenty trials that fit nowhere: nothing is started or written, with --dry-run or without."""
+    if given == ["--device", "cuda"] and shutil.which("nvidia-smi"):
+        pytest.skip("this machine may have an NVIDIA GPU")
+    if given == ["--device", "mps"] and sys.platform == "darwin":
+        pytest.skip("this is a Mac")
+    monkeypatch.chdir(tmp_path)
+    for mode in (["--dry-run"], []):
+        assert execute(["--budgets", "2M", "--horizons", "1", "--trials", "1", *mode, *given]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"headroom: {given[0]} ")
+        assert why in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_budget_without_a_unit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """100 of what? It was taken for bytes, and nothing fitted."""
     assert execute(["--budgets", "2M", "--dry-run", "--memory-budget", "100"]) == 2

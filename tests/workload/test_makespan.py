@@ -29,7 +29,7 @@ def earlier(folder: Path, name: str, took: list[dict[str, Any]], **given: Any) -
     """What an earlier run of that name left."""
     ours = settings(folder, name=name, **given)
     run = folder / name
-    run.mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     (run / "meaning.json").write_text(json.dumps(meaning(ours)))
     lines = [json.dumps({"v": 1, "unix": 0.0, "event": "attempt.ended", **each}) for each in took]
     (run / "journal.jsonl").write_text("\n".join([*lines, '{"torn": ']))
@@ -88,3 +88,36 @@ def test_without_an_earlier_run_the_makespan_is_unknown(tmp_path: Path) -> None:
     ours = settings(tmp_path)
     lines, program = foresee(ours, plan.make(ours, [facts("w")]))
     assert lines == [makespan.UNKNOWN] and program is None
+
+
+def test_of_a_run_that_was_begun_what_is_left_is_foreseen(tmp_path: Path) -> None:
+    """Seven of its twenty trials count: the database had three, four have ended since; one lost, one too large and one
+    that another driver has taken do not."""
+    ours = settings(tmp_path, name="old", threads=1)
+    made = plan.make(ours, [facts("w", slots=1)])
+    done = [ended(number, 60.0, study=f"old_2M_h{h}") for h in (1, 3) for number in range(30)]
+    earlier(tmp_path, "old", done, threads=1)
+    whole, _ = foresee(ours, made)
+    assert "for 20 trials" in whole[0]
+    told = [{"event": "study.opened", "study": "old_2M_h1", "counted": 3, "quota": 10}]
+    told += [{"event": "study.opened", "study": "old_2M_h3", "counted": 0, "quota": 10}]
+    reasons = {3: "completed", 4: "completed", 5: "stalled", 6: "evicted", 7: "does_not_fit", 8: "completed"}
+    told += [
+        {"event": "trial.ended", "trial": f"old_2M_h1/{n}", "attrs": {"stop_reason": why}} for n, why in reasons.items()
+    ]
+    told += [{"event": "trial.taken", "trial": "old_2M_h1/8"}, {"event": "trial.requeued", "trial": "old_2M_h1/9"}]
+    earlier(tmp_path, "old", [*done, *told], threads=1)
+    assert history.counted(ours) == {"old_2M_h1": 7, "old_2M_h3": 0}
+    lines, program = foresee(ours, made)
+    assert "for the 13 trials left of 20" in lines[0]
+    assert program is not None
+    assert program["one_after_another_s"]["middle"] == pytest.approx(13 * 60, rel=0.35)
+
+
+def test_a_run_that_is_over_has_nothing_left(tmp_path: Path) -> None:
+    """Said as such; not in seconds."""
+    ours = settings(tmp_path, name="old")
+    opened = [{"event": "study.opened", "study": f"old_2M_h{h}", "counted": 10, "quota": 10} for h in (1, 3)]
+    earlier(tmp_path, "old", [ended(0, 60.0), *opened])
+    lines, _ = foresee(ours, plan.make(ours, [facts("w")]))
+    assert lines == ["makespan: nothing is left to do, all 20 trials of this run have ended"]
