@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console, RenderableType
-from rich.live import Live
 from rich.text import Text
 
 from scheduler.model.journal_events import JournalEvent
 from scheduler.ui import picture
+from scheduler.ui.in_place import InPlace, Stray
 from scheduler.ui.keys import KeyReader
 from scheduler.ui.snapshot import Happening, Snapshot
 from scheduler.units import duration, gib
@@ -109,7 +109,8 @@ class LiveView(View):
         super().__init__()
         self._console = console or Console(stderr=True)
         self._glyphs = picture.UNICODE if "utf" in self._console.encoding.lower() else picture.ASCII
-        self._live: Live | None = None
+        self._place: InPlace | None = None
+        self._stray: Stray | None = None
         self._snapshot = Snapshot(run="")
         self._taken_at = self._clock()
         self._asked = 0
@@ -118,28 +119,26 @@ class LiveView(View):
 
     def start(self, on_quit: OnQuit | None = None) -> None:
         super().start(on_quit)
-        # Redrawn by a thread of our own, so that a key is answered although the driver is busy; stdout is left alone
-        # for the results.
-        self._live = Live(
-            get_renderable=self._picture,
-            console=self._console,
-            auto_refresh=False,
-            transient=True,
-            redirect_stdout=False,
-        )
-        self._live.start(refresh=True)
-        self._thread = threading.Thread(target=self._redraw, args=(self._live,), name="terminal", daemon=True)
+        # Drawn by a thread of our own, so that a key is answered although the driver is busy; stdout is left alone for
+        # the results.
+        self._place = InPlace(self._console)
+        self._stray = Stray(sys.stderr, self.line)
+        sys.stderr = self._stray
+        self._thread = threading.Thread(target=self._redraw, args=(self._place,), name="terminal", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        live, self._live = self._live, None
+        place, self._place = self._place, None
         self._wake.set()
         try:
             if self._thread is not None:
                 self._thread.join(timeout=5)
-            if live is not None:
+            if self._stray is not None:
+                sys.stderr, stray, self._stray = self._stray.rich_proxied_file, self._stray, None
+                stray.finish()
+            if place is not None:
                 with contextlib.suppress(OSError, ValueError):
-                    live.stop()
+                    place.leave()
         finally:
             super().stop()
 
@@ -157,10 +156,10 @@ class LiveView(View):
         self._snapshot, self._taken_at = snapshot, self._clock()
         self._wake.set()
 
-    def _redraw(self, live: Live) -> None:
-        while self._live is not None:
+    def _redraw(self, place: InPlace) -> None:
+        while self._place is place:
             with contextlib.suppress(OSError, ValueError):  # a window that was closed: the batch drains
-                live.refresh()
+                place.draw(self._picture())
             self._wake.wait(REDRAW_S)
             self._wake.clear()
 
@@ -168,7 +167,7 @@ class LiveView(View):
         shot, size = self._snapshot, self._console.size
         note = ""
         if self._asked and not shot.draining:
-            note = "q: stopping; no new trial starts, those that run checkpoint and leave; q again stops at once"
+            note = "q: stopping; running trials checkpoint and leave; q again stops at once"
         elif self._asked > 1:
             note = "q q: stopping at once"
         return picture.draw(shot, size.width, size.height, glyphs=self._glyphs, note=note, unix=self._unix())
@@ -176,10 +175,13 @@ class LiveView(View):
     def _above(self, text: str, style: str) -> None:
         """Fold it ourselves: a line that the terminal wraps is drawn over when its window changes."""
         width = max(20, self._console.width - 1)
-        with self._lock, contextlib.suppress(OSError, ValueError):  # a window that was closed: the batch drains
-            for part in text.splitlines() or [""]:
-                for each in picture.fold(part, width):
-                    self._console.print(Text(self._plain(each), style=style, no_wrap=True, overflow="ignore"))
+        parts = [each for part in text.splitlines() or [""] for each in picture.fold(part, width)]
+        lines = [Text(self._plain(part), style=style, no_wrap=True, overflow="ignore") for part in parts]
+        with contextlib.suppress(OSError, ValueError):  # a window that was closed: the batch drains
+            if (place := self._place) is not None:
+                place.above(lines)
+            else:
+                self._console.print(*lines, sep="\n")
 
     def _plain(self, text: str) -> str:
         """Return what the terminal's encoding can show of it."""

@@ -98,9 +98,11 @@ class _Picture:
         elif odd is not None:
             host = (f"  {odd.host}: {odd.state}", "yellow")
         else:
-            host = (f"  {len(shot.workers)} host{'s' * (len(shot.workers) > 1)}: normal, ", "")
-            host = (host[0] + f"{gib(sum(known))} free" if known else host[0].rstrip(", "), "")
-        bar = self._bar(shot.used_bytes, shot.reserved_bytes, shot.capacity_bytes, 10 if self.width < WIDE else 30)
+            count, is_wide = len(shot.workers), self.width >= WIDE
+            hosts = "host" if count == 1 and not is_wide else f"{count} host{'s' * (count > 1)}"
+            state = ["normal"] * (is_wide or not known) + [f"{gib(sum(known))} free"] * bool(known)
+            host = (f"  {hosts}: {', '.join(state)}", "")
+        bar = self._bar(shot.used_bytes, shot.reserved_bytes, shot.capacity_bytes, 6 if self.width < WIDE else 30)
         return self._line("memory ", *bar, figures, host)
 
     def _bar(self, used: int, reserved: int, capacity: int, cells: int) -> list[tuple[str, str]]:
