@@ -33,9 +33,9 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
 
 
 def _result(task: Mapping[str, Any]) -> dict[str, Any]:
-    from training import trial
+    from training import memory
 
-    return {"value": task["params"]["rate"], "metrics": {"own_peak_bytes": trial.peak_bytes()}}
+    return {"value": task["params"]["rate"], "metrics": {"own_peak_bytes": memory.peak_bytes()}}
 
 
 def short(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

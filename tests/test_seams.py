@@ -27,8 +27,8 @@ from scheduler.worker.witness import Witness, conclude
 from tests import builders as b
 from tests.driver.test_settle import TRIAL, folder_of, left
 from tests.study.test_study import ARCHITECTURES, STUDY, ask, spec, store_at
+from training import objective
 from training import plain as theirs
-from training import trial
 
 # Half of a surrogate pair, NUL, a terminal's escape, what ends a line elsewhere, and what is merely unusual.
 CHARACTERS = st.characters() | st.sampled_from("\udcff\ud800\x00\x1b\r\n\u2028\x85\u202e")
@@ -153,7 +153,7 @@ def test_every_end_is_an_outcome(message: dict[Any, Any], kill: dict[str, Any]) 
 def test_what_an_objective_returns_becomes_a_result_or_an_error(result: dict[str, Any]) -> None:
     """`check_result` returns bounded JSON with a finite value, or raises what becomes the trial's own error."""
     try:
-        found = trial.check_result(result)
+        found = objective.check_result(result)
     except (TypeError, ArithmeticError):
         return
     travels(found)

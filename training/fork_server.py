@@ -30,7 +30,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from training import trial
+from training import pipes, trial
+from training.memory import anonymous_bytes
+from training.processes import ORPHANED, leave_with
 
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # <linux/prctl.h>
 NAME, TRIAL_NAME = b"fork-server", b"trial"  # what `top` and `ps -o comm` show; their command line is the same
@@ -48,9 +50,9 @@ def main(arguments: Sequence[str]) -> int | None:
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     prctl(PR_SET_NAME, NAME)
     if any(each.startswith("--parent=") and int(each.partition("=")[2]) != os.getppid() for each in arguments):
-        return trial.ORPHANED  # it died before it could be said that its death is ours
+        return ORPHANED  # it died before it could be said that its death is ours
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = socket.socket(fileno=trial.private_stdin())
+    control = socket.socket(fileno=pipes.private_stdin())
     before = open_files()
     trial.preload(arguments)
     end_library_threads()
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str]) -> int | None:
     why = unfit()
     if why is None and (left := open_files() - before):
         why = f"what is imported has left {len(left)} files or connections open"
-    control.send(json.dumps({"unfit": why, "shared_bytes": trial.anonymous_bytes()}).encode())
+    control.send(json.dumps({"unfit": why, "shared_bytes": anonymous_bytes()}).encode())
     while True:
         request, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
         if not request:
@@ -204,4 +206,4 @@ def prctl(option: int, value: Any) -> None:
 if __name__ == "__main__":
     if (status := main(sys.argv[1:])) is not None:
         sys.exit(status)
-    trial.leave_with(trial.run_forked)
+    leave_with(trial.run_forked)

@@ -39,6 +39,11 @@ def text(value: Any, limit: int = MAX_TEXT) -> str:
     return _cut(_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), valid), limit)
 
 
+def one_line(said: str, limit: int = 500) -> str:
+    """Return the text on one line, shortened."""
+    return text(" ".join(said.split()), limit)
+
+
 def _cut(found: str, limit: int) -> str:
     if len(found) <= limit:
         return found

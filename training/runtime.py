@@ -2,7 +2,7 @@
 
 Covers what must be decided before exec (`environment`), the heap that is wanted (`allocator`), and what a process finds
 in force once it runs (`in_force`): the name that footprint corrections are kept under. Pure standard library: the agent
-calls it. The peak itself is the process's own VmHWM: training.trial.
+calls it. The peak itself is the process's own VmHWM: training.memory.
 
 Why not glibc's defaults: large tensors are then mapped and unmapped, or not, by a threshold that follows what was
 freed, so that the peak depends on history (6 to 14 % above the bytes in use, by up to 30 % under the estimate) and

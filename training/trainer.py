@@ -35,7 +35,7 @@ Samples = tuple[Tensor, Tensor]
 
 
 class Progress(Protocol):
-    """Where a training function says how far it is; see `training.trial` for the real one."""
+    """Where a training function says how far it is; see `training.protocol` for the real one."""
 
     @property
     def stop_requested(self) -> str | None:

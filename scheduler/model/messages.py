@@ -2,8 +2,9 @@
 
 Covers the messages of both directions, their JSON form and their parser. What a trial says and does not parse raises
 BadMessage and is dropped by whoever reads: a user's code can write to the same pipe and the same files, and nothing it
-writes may end the agent, its worker or the driver. The other side is `training.trial`, which may not import this and is
-held equal by a test. How the lines travel is `worker.trial_process`; what agent and driver say is `model.letters`.
+writes may end the agent, its worker or the driver. The other side is `training.protocol`, which may not import this
+and is held equal by a test. How the lines travel is `worker.trial_process`; what agent and driver say is
+`model.letters`.
 """
 
 from __future__ import annotations

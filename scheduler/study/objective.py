@@ -45,7 +45,7 @@ def run(task: Mapping[str, Any], progress: Any) -> Json:
     except Exception as error:
         if is_pruned(error):
             return {"values": [], "stop_reason": "pruned"}
-        error.ends_study = not isinstance(error, caught)  # type: ignore[attr-defined]  # read by `training.trial`
+        error.ends_study = not isinstance(error, caught)  # type: ignore[attr-defined]  # read by `training.objective`
         raise
     return {"values": [str(value) for value in checked(found, len(trial.study.directions))]}
 

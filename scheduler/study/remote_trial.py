@@ -35,7 +35,7 @@ MAX_CALL = 200_000  # characters of one call; what is longer would be cut on its
 
 
 class Pipe(Protocol):
-    """What carries calls: `training.trial.TrialProgress`."""
+    """What carries calls: `training.protocol.TrialProgress`."""
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]: ...
     def tell(self, method: str, arguments: Mapping[str, Any]) -> None: ...

@@ -26,7 +26,7 @@ import json, resource, sys, torch
 sys.path.insert(0, {root!r})
 from training.patchtst import PatchTST, PatchTSTConfig
 from training.trainer import Trainer
-from training.trial import peak_bytes
+from training.memory import peak_bytes
 torch.set_num_threads(1); torch.manual_seed(0)
 p = {params!r}; batch = p.pop("micro_batch")
 x, y = torch.randn(2 * batch, 60, 25), torch.ones(2 * batch)

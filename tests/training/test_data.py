@@ -282,8 +282,8 @@ def test_a_large_file_is_held_as_numbers_only(tmp_path: Path, kind: str) -> None
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.csv.read_csv(path), path := str(tmp_path / "a.parquet"))
     code = (
-        "import sys, pyarrow.parquet; from training import data, trial; data.load(None)\n"
-        "before = trial.peak_bytes(); data.load(sys.argv[1]); print(trial.peak_bytes() - before)"
+        "import sys, pyarrow.parquet; from training import data, memory; data.load(None)\n"
+        "before = memory.peak_bytes(); data.load(sys.argv[1]); print(memory.peak_bytes() - before)"
     )
     variables = {name: value for name, value in runtime.environment({}).items() if value is not None}
     done = subprocess.run(

@@ -12,7 +12,7 @@ import pytest
 from scheduler.model import messages
 from scheduler.model.fields import BadMessage
 from tests import builders as b
-from training import trial
+from training import protocol
 
 
 class Pipe:
@@ -21,8 +21,8 @@ class Pipe:
     def __init__(self) -> None:
         self._read, write = os.pipe()
         self._commands = os.open(os.devnull, os.O_RDONLY)
-        self.outbox, self.inbox = trial.Outbox(write), trial.Inbox(self._commands)
-        self.progress = trial.TrialProgress(self.outbox, self.inbox)
+        self.outbox, self.inbox = protocol.Outbox(write), protocol.Inbox(self._commands)
+        self.progress = protocol.TrialProgress(self.outbox, self.inbox)
         self._open = [self._read, write, self._commands]
 
     def heard(self) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def pipe() -> Iterator[Pipe]:
 
 def test_both_sides_speak_one_protocol() -> None:
     """The number by which another version is refused, and the bounds of what is sent."""
-    assert (messages.PROTOCOL, messages.LAST_STEP) == (trial.PROTOCOL, trial.LAST_STEP)
+    assert (messages.PROTOCOL, messages.LAST_STEP) == (protocol.PROTOCOL, protocol.LAST_STEP)
 
 
 def test_each_word_of_a_trial_is_read_as_it_was_said(pipe: Pipe) -> None:

@@ -443,7 +443,7 @@ import sys, torch
 from pathlib import Path
 from training.patchtst import PatchTST, PatchTSTConfig
 from training.trainer import Trainer
-from training.trial import peak_bytes
+from training.memory import peak_bytes
 torch.set_num_threads(1)
 model = PatchTST(PatchTSTConfig(d_model=512, n_layers=3, n_heads=8, d_ff=1024))
 x, y = torch.randn(4, 60, 25), torch.ones(4)

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from training import hpo, trial
+from training import hpo
+from training.processes import ORPHANED
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 60.0
@@ -216,37 +217,6 @@ def test_mistakes_become_errors(process: Process, name: str, error: str) -> None
     assert process.result_file() == last
 
 
-class DiscardingProgress(trial.TrialProgress):
-    """A progress whose messages go to no one."""
-
-    def __init__(self) -> None:
-        super().__init__(trial.Outbox(os.open(os.devnull, os.O_WRONLY)), trial.Inbox(0))
-
-
-@pytest.mark.parametrize(
-    ("name", "error"),
-    [
-        ("interrupts", "KeyboardInterrupt:"),
-        ("returns_nan", "NonFiniteLoss: the objective returned nan"),
-        ("reports_nan", "NonFiniteLoss: value nan reported for step 1"),
-        ("nothing", "TypeError: the objective returned None as its value"),
-        ("missing", "ObjectiveNotImported: objective 'tests.objectives:missing' cannot be imported: AttributeError"),
-    ],
-)
-def test_other_mistakes_become_errors(name: str, error: str) -> None:
-    """Whatever a training function raises or returns wrongly is an error with a traceback."""
-    last = trial.run({"protocol": 1, "objective": f"tests.objectives:{name}"}, DiscardingProgress())
-    assert last["type"] == "error" and last["error"].startswith(error)
-    assert "Traceback" in last["traceback"]
-
-
-def test_task_of_another_protocol_is_refused() -> None:
-    """A scheduler of another version gets an error that says so."""
-    last = trial.run({"protocol": 9, "objective": "tests.objectives:good"}, DiscardingProgress())
-    assert last["error"].startswith("OtherProtocol: the task has protocol 9, this process speaks 1")
-    assert last["started"] is False
-
-
 @pytest.mark.parametrize(("name", "number"), [("aborts", signal.SIGABRT), ("segfaults", signal.SIGSEGV)])
 def test_crashes_leave_a_stack_in_the_log(process: Process, name: str, number: int) -> None:
     """A process that dies of a signal sends no result; its log has the Python stack."""
@@ -289,7 +259,7 @@ def test_a_failure_without_a_reader_is_no_word_of_the_functions(unread: tuple[Pr
     process.give("objectives:prints_until_it_fails")
     process.wait_for("tick")
     close_reader()
-    assert process.ended() == trial.ORPHANED
+    assert process.ended() == ORPHANED
     assert not (process.folder / "attempt" / "result.json").exists()
     assert not [message for message in process.heard if message["type"] in {"result", "error"}]
 
@@ -341,7 +311,7 @@ def test_orphan_leaves_while_torch_computes(process: Process) -> None:
     process.give("objectives:computes")
     process.wait_for("tick")
     process.close_stdin()
-    assert process.ended() == trial.ORPHANED
+    assert process.ended() == ORPHANED
 
 
 def test_orphan_takes_its_children_along(process: Process) -> None:
@@ -350,7 +320,7 @@ def test_orphan_takes_its_children_along(process: Process) -> None:
     process.wait_for("tick")
     child = int((process.folder / "attempt" / "child").read_text())
     process.close_stdin()
-    assert process.ended() == trial.ORPHANED
+    assert process.ended() == ORPHANED
     deadline = time.monotonic() + DEADLINE_S
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
         assert time.monotonic() < deadline, "the child is still alive"
@@ -363,7 +333,7 @@ def test_what_a_function_makes_of_its_childrens_end_is_no_result(process: Proces
     process.give("objectives:has_children")
     process.wait_for("tick")
     process.close_stdin()
-    assert process.ended() == trial.ORPHANED
+    assert process.ended() == ORPHANED
     assert not (process.folder / "attempt" / "result.json").exists()
 
 
