@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optuna import Trial
 
-    from training.trainer import Progress
+    from training.progress import Progress
 
 HOLD = "import sys, time; b = b'x' * (300 << 20); print('held', flush=True); time.sleep(float(sys.argv[1]))"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from training.progress import Progress
     from training.protocol import TrialProgress
-    from training.trainer import Progress
 
 
 def bad_name(task: Mapping[str, Any], progress: Progress) -> NoReturn:

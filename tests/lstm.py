@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optuna import Trial
 
-    from training.trainer import Progress
+    from training.progress import Progress
 
 DAYS, FEATURES = 60, 25
 

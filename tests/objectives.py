@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from training.trainer import Progress
+    from training.progress import Progress
 
 
 def good(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from training import arch_grid, hpo
+from training import arch_grid, hpo, search_space
 
-FOLDER = hpo.SEARCH_SPACE_FILE.parent.parent / "experiments" / "phase6a"
+FOLDER = search_space.FILE.parent.parent / "experiments" / "phase6a"
 PHASE = "phase6a"
 HORIZONS = (1, 3, 5)
 TRIALS = 50
@@ -64,7 +64,7 @@ def render(budget: str, horizon: int, search: str) -> str:
 
 def generate(folder: Path = FOLDER) -> list[Path]:
     """Write all experiment files; returns their paths."""
-    text = hpo.SEARCH_SPACE_FILE.read_text(encoding="utf-8")
+    text = search_space.FILE.read_text(encoding="utf-8")
     search = text[text.index("training_search_space:") :]
     folder.mkdir(parents=True, exist_ok=True)
     written = []

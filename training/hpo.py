@@ -1,8 +1,9 @@
 """What the search needs of training: the candidates, a sample, and the objective of one trial.
 
-Covers the four functions the scheduler names by dotted path (`candidates`, `sample`, `objective`; `estimate` is in
-`training.footprint`), the search space file, and `create_architectural_objective` for those who use Optuna without the
-scheduler. Imports torch inside the objective only: the scheduler's driver asks and never trains.
+Covers the functions the scheduler names by dotted path (`candidates`, `sample`, `objective`; `estimate` is in
+`training.footprint`), and `create_architectural_objective` for those who use Optuna without the scheduler. Which
+training parameters are searched, and within which bounds, is `training.search_space`. Imports torch inside the
+objective only: the scheduler's driver asks and never trains.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training import arch_grid, batch_size, recipe
+from training import arch_grid, batch_size, recipe, search_space
 from training.context import Context
 from training.errors import CheckpointRejected, DoesNotFit, TrainingInputError
 
@@ -20,85 +21,15 @@ if TYPE_CHECKING:
     import torch
 
     from training.data import Dataset, Part
-    from training.trainer import Progress
+    from training.progress import Progress
+    from training.saver import Saver
+    from training.trainer import Trainer
 
-SEARCH_SPACE_FILE = Path(__file__).resolve().parent.parent / "configs" / "hpo" / "architectural_search.yaml"
 CHECKPOINT = "checkpoint.safetensors"  # in the attempt's folder
 DEVICES = ("cpu", "cuda", "mps")
 TARGET_EFFECTIVE_BATCH = 256
-DROPOUT_WHEN_NOT_SEARCHED = 0.1
-DEFAULTS = {
-    "learning_rate": 3e-4,
-    "epochs": 50,
-    "weight_decay": 1e-3,
-    "warmup_steps": 100,
-    "dropout": DROPOUT_WHEN_NOT_SEARCHED,
-}
 
 Fit = Callable[[Mapping[str, Any]], "int | None"]
-
-
-# -- the search space -----------------------------------------------------------------------------------------------
-
-
-def load_search_space(path: str | Path = SEARCH_SPACE_FILE) -> dict[str, Any]:
-    """Read `training_search_space` and `early_stopping` from a YAML file.
-
-    Raises TrainingInputError naming the file, the key and the fix.
-    """
-    import yaml
-
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TrainingInputError(f"{path}: cannot be read: {error.strerror}: check the path") from error
-    except yaml.YAMLError as error:
-        raise TrainingInputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or set(config) != {"training_search_space", "early_stopping"}:
-        seen = ", ".join(map(str, config)) if isinstance(config, dict) else type(config).__name__
-        raise TrainingInputError(f"{path}: needs the keys training_search_space and early_stopping, has: {seen}")
-    check_search_space(config["training_search_space"], str(path))
-    return config
-
-
-def check_search_space(space: Any, where: str = "training_search_space") -> None:
-    """Raise TrainingInputError when a parameter's entry cannot be sampled."""
-    if not isinstance(space, dict):
-        raise TrainingInputError(f"{where}: training_search_space must be a mapping, not {space!r}")
-    for name, entry in space.items():
-        if name not in DEFAULTS:
-            raise TrainingInputError(f"{where}: unknown parameter {name!r}: choose from {', '.join(DEFAULTS)}")
-        kind = entry.get("type") if isinstance(entry, dict) else None
-        if kind == "categorical":
-            if not isinstance(entry.get("choices"), list) or not entry["choices"]:
-                raise TrainingInputError(f"{where}: {name}.choices must be a list, not {entry.get('choices')!r}")
-        elif kind in {"uniform", "log_uniform", "int"}:
-            low, high = entry.get("low"), entry.get("high")
-            numeric = all(isinstance(bound, (int, float)) and not isinstance(bound, bool) for bound in (low, high))
-            if not numeric or low > high or (kind == "log_uniform" and low <= 0):
-                raise TrainingInputError(
-                    f"{where}: {name} needs numbers low <= high{' above 0' if kind == 'log_uniform' else ''}, "
-                    f"not low={low!r} high={high!r} (YAML reads 1e-4 as text: write 1.0e-4)"
-                )
-        else:
-            raise TrainingInputError(
-                f"{where}: {name}.type is {kind!r}: choose from categorical, int, log_uniform, uniform"
-            )
-
-
-def sample_training(trial: Any, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Suggest every parameter of the search space, with a default for those it does not name."""
-    found: dict[str, Any] = dict(DEFAULTS)
-    for name, entry in space.items():
-        match entry["type"]:
-            case "categorical":
-                found[name] = trial.suggest_categorical(name, list(entry["choices"]))
-            case "int":
-                found[name] = trial.suggest_int(name, int(entry["low"]), int(entry["high"]))
-            case kind:
-                low, high = float(entry["low"]), float(entry["high"])
-                found[name] = trial.suggest_float(name, low, high, log=kind == "log_uniform")
-    return found
 
 
 # -- what the scheduler calls ---------------------------------------------------------------------------------------
@@ -131,7 +62,7 @@ def sample(
     without one, None when nothing fits. Raises DoesNotFit.
     """
     known = Context.of(context)
-    params = sample_architecture(trial, architectures) | sample_training(trial, known.training_search_space)
+    params = sample_architecture(trial, architectures) | search_space.sample(trial, known.training_search_space)
     if known.max_epochs is not None:
         params["epochs"] = min(params["epochs"], known.max_epochs)
     micro_batch = fit(params)
@@ -176,21 +107,53 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """
     import torch
 
-    from training import checkpoint, data, products
-    from training.trainer import Trainer
+    from training import data
 
     params, context = task["params"], Context.of(task["context"])
-    chosen = recipe.named(context.recipe)
     torch.set_num_threads(int(task.get("threads") or 1))
     torch.manual_seed(context.seed)
     dataset = data.load(context.data, context.horizon, context.context_length)
-    device, every = _device(context), context.checkpoint_every_minutes
-    speedup = None
-    if device == "cpu" and chosen.compute == "bf16":
-        speedup = products.bf16_speedup(params["d_model"], params["d_ff"])
-        if warning := products.warning(chosen.name, speedup):
-            progress.note(warning)
-    trainer = Trainer(
+    speedup = _bf16_speedup(params, context, progress)
+    trainer = _trainer(task, context, dataset, progress)
+    resumed = _resume(trainer, task.get("resume_from"), progress)
+    found = trainer.train(verbose=True)
+    validation_labels = dataset.labels[dataset.validation.first : dataset.validation.last]
+    metrics = {
+        "steps": found["steps"],
+        "train_losses": found["train_losses"],
+        "val_losses": found["val_losses"],
+        "validation_positive_rate": data.positive_rate(validation_labels),
+        **resumed,
+        "bf16_speedup": speedup,
+    }
+    model = trainer.saver.model_path
+    result = {key: found[key] for key in ("value", "epochs", "best_epoch", "stop_reason")}
+    kept = str(model) if model is not None and model.exists() else None
+    return result | {"recipe": context.recipe, "model": kept, "metrics": metrics}
+
+
+# -- parts of the objective -----------------------------------------------------------------------------------------
+
+
+def _bf16_speedup(params: Mapping[str, Any], context: Context, progress: Progress) -> float | None:
+    """Time a product in bf16 and in fp32 where the trial has bf16 products on a CPU; note it where bf16 is slower."""
+    from training import products
+
+    chosen = recipe.named(context.recipe)
+    if context.device != "cpu" or chosen.compute != "bf16":
+        return None
+    speedup = products.bf16_speedup(params["d_model"], params["d_ff"])
+    if warning := products.warning(chosen.name, speedup):
+        progress.note(warning)
+    return speedup
+
+
+def _trainer(task: Mapping[str, Any], context: Context, dataset: Dataset, progress: Progress) -> Trainer:
+    """Make the training of a task, from its beginning."""
+    from training.trainer import Trainer
+
+    params, device = task["params"], _device(context)
+    return Trainer(
         build_model(params, task["context"], dataset.n_features),
         samples(dataset, dataset.train, device),
         samples(dataset, dataset.validation, device),
@@ -205,45 +168,44 @@ def objective(task: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         max_steps=context.max_steps,
         seed=context.seed,
         device=device,
-        recipe=chosen,
+        recipe=recipe.named(context.recipe),
         progress=progress,
-        checkpoint_path=Path(task["folder"]) / CHECKPOINT if task.get("folder") else None,
-        checkpoint_every_s=None if every is None else 60 * every,
+        saver=_saver(task, context, dataset),
+    )
+
+
+def _saver(task: Mapping[str, Any], context: Context, dataset: Dataset) -> Saver:
+    """Say what the training of a task saves, where and when."""
+    from training import checkpoint
+    from training.saver import Saver
+
+    every = context.checkpoint_every_minutes
+    return Saver(
+        Path(task["folder"]) / CHECKPOINT if task.get("folder") else None,
+        task=checkpoint.task_digest(task["params"], task["context"], dataset.fingerprint),
+        every_s=None if every is None else 60 * every,
         drain_s=context.drain_timeout_s,
-        task=checkpoint.task_digest(params, task["context"], dataset.fingerprint),
         model_facts={
-            "params": dict(params),
+            "params": dict(task["params"]),
             "context": {key: value for key, value in task["context"].items() if key != "training_search_space"},
             "features": dataset.names,
             "mean": dataset.mean,
             "std": dataset.std,
         },
     )
-    resumed_epoch, rejected = None, None
-    if task.get("resume_from"):
+
+
+def _resume(trainer: Trainer, path: str | None, progress: Progress) -> dict[str, Any]:
+    """Go on from a checkpoint, if there is one that can be used; returns what the metrics say of that."""
+    rejected = None
+    if path:
         try:
-            trainer.resume(Path(task["resume_from"]))
-            resumed_epoch = trainer.epoch
+            trainer.resume(Path(path))
+            return {"resumed_epoch": trainer.epoch, "checkpoint_rejected": None}
         except CheckpointRejected as error:
             rejected = str(error)
             progress.note(f"starting over: checkpoint rejected: {rejected}")
-    found = trainer.train(verbose=True)
-    validation_labels = dataset.labels[dataset.validation.first : dataset.validation.last]
-    metrics = {
-        "steps": found["steps"],
-        "train_losses": found["train_losses"],
-        "val_losses": found["val_losses"],
-        "validation_positive_rate": data.positive_rate(validation_labels),
-        "resumed_epoch": resumed_epoch,
-        "checkpoint_rejected": rejected,
-        "bf16_speedup": speedup,
-    }
-    model = trainer.model_path if trainer.model_path is not None and trainer.model_path.exists() else None
-    result = {key: found[key] for key in ("value", "epochs", "best_epoch", "stop_reason")}
-    return result | {"recipe": context.recipe} | {"model": None if model is None else str(model), "metrics": metrics}
-
-
-# -- parts of the objective -----------------------------------------------------------------------------------------
+    return {"resumed_epoch": None, "checkpoint_rejected": rejected}
 
 
 def build_model(params: Mapping[str, Any], context: Mapping[str, Any], n_features: int) -> torch.nn.Module:
@@ -308,6 +270,43 @@ class OptunaProgress:
     def note(self, text: str) -> None: ...
 
 
+class ArchitecturalObjective:
+    """An objective for `optuna.Study.optimize`: each call trains one trial of a study of this context."""
+
+    def __init__(self, context: Mapping[str, Any], *, memory_limit_bytes: int | None, threads: int) -> None:
+        self._context, self._memory_limit_bytes, self._threads = context, memory_limit_bytes, threads
+        self._architectures = candidates(context)
+
+    def __call__(self, trial: Any) -> float:
+        """Return its best validation loss. Raises `optuna.TrialPruned`."""
+        import optuna
+
+        try:
+            params = sample(trial, self._context, self._architectures, self._fit)
+        except DoesNotFit as error:
+            raise optuna.TrialPruned(str(error)) from error
+        for name in ("d_model", "n_layers", "n_heads", "d_ff", "param_count", "micro_batch", "accumulation_steps"):
+            trial.set_user_attr(name, params[name])
+        task = {"params": params, "context": self._context, "threads": self._threads}
+        found = objective(task, OptunaProgress(trial))
+        trial.set_user_attr("stop_reason", found["stop_reason"])
+        if found["stop_reason"] == "pruned":
+            raise optuna.TrialPruned
+        return float(found["value"])
+
+    def _fit(self, params: Mapping[str, Any]) -> int | None:
+        batch = batch_size.get_memory_safe_batch_config(
+            d_model=params["d_model"],
+            n_layers=params["n_layers"],
+            target_effective_batch=TARGET_EFFECTIVE_BATCH,
+            memory_limit_bytes=self._memory_limit_bytes,
+            n_heads=params["n_heads"],
+            d_ff=params["d_ff"],
+            context=self._context,
+        )
+        return None if batch is None else batch["micro_batch"]
+
+
 def create_architectural_objective(
     budget: str,
     horizon: int = 1,
@@ -330,10 +329,10 @@ def create_architectural_objective(
     `optuna.TrialPruned` when the pruner says so or when no micro-batch fits the limit.
     """
     if training_search_space is None or early_stopping_config is None:
-        config = load_search_space()
+        config = search_space.load()
         training_search_space = training_search_space or config["training_search_space"]
         early_stopping_config = early_stopping_config or config["early_stopping"]
-    check_search_space(training_search_space)
+    search_space.check(training_search_space)
     context = {
         "budget": budget,
         "horizon": horizon,
@@ -347,33 +346,4 @@ def create_architectural_objective(
         "training_search_space": training_search_space,
         "early_stopping": early_stopping_config,
     }
-    architectures = candidates(context)
-
-    def fit(params: Mapping[str, Any]) -> int | None:
-        batch = batch_size.get_memory_safe_batch_config(
-            d_model=params["d_model"],
-            n_layers=params["n_layers"],
-            target_effective_batch=TARGET_EFFECTIVE_BATCH,
-            memory_limit_bytes=memory_limit_bytes,
-            n_heads=params["n_heads"],
-            d_ff=params["d_ff"],
-            context=context,
-        )
-        return None if batch is None else batch["micro_batch"]
-
-    def run(trial: Any) -> float:
-        import optuna
-
-        try:
-            params = sample(trial, context, architectures, fit)
-        except DoesNotFit as error:
-            raise optuna.TrialPruned(str(error)) from error
-        for name in ("d_model", "n_layers", "n_heads", "d_ff", "param_count", "micro_batch", "accumulation_steps"):
-            trial.set_user_attr(name, params[name])
-        found = objective({"params": params, "context": context, "threads": threads}, OptunaProgress(trial))
-        trial.set_user_attr("stop_reason", found["stop_reason"])
-        if found["stop_reason"] == "pruned":
-            raise optuna.TrialPruned
-        return float(found["value"])
-
-    return run
+    return ArchitecturalObjective(context, memory_limit_bytes=memory_limit_bytes, threads=threads)

@@ -121,7 +121,7 @@ class Inbox:
 
 
 class TrialProgress:
-    """What the objective reports to; see `training.trainer.Progress`."""
+    """What the objective reports to; see `training.progress`."""
 
     def __init__(self, outbox: Outbox, inbox: Inbox) -> None:
         self._outbox = outbox

@@ -11,62 +11,24 @@ is often done, gives a short last group too small a step.)
 
 from __future__ import annotations
 
-import contextlib
 import math
-import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training import checkpoint, computing, model_file, optimizers, tensor_file
+from training import computing, optimizers
 from training.errors import NonFiniteLoss, TrainingInputError
+from training.progress import Progress, Silent
 from training.recipe import FP32_ADAMW, Recipe
+from training.saver import Saver
 
 # Memory is flat once the second group is through: its backward pass meets gradients, moments and a used heap.
 SETTLE_STEPS = 2
-LONGEST_DRAIN_S = 3600.0
-WORTH_SAYING_BYTES = 2**30  # of a checkpoint: smaller ones are written in seconds
 
 Samples = tuple[Tensor, Tensor]
-
-
-class Progress(Protocol):
-    """Where a training function says how far it is; see `training.protocol` for the real one."""
-
-    @property
-    def stop_requested(self) -> str | None:
-        """None, "prune" (leave) or "drain" (write a checkpoint, then leave)."""
-
-    def report(self, step: int, value: float) -> None:
-        """Say that an epoch ended with this validation loss; step counts from 1."""
-
-    def tick(self) -> None:
-        """Say that an optimizer step ended."""
-
-    def settled(self) -> None:
-        """Say that the memory peak has been reached."""
-
-    def checkpoint(self, path: str, step: int = 0) -> None:
-        """Say that a checkpoint is durable."""
-
-    def note(self, text: str) -> None:
-        """Something that whoever watches the run should hear of, in one line."""
-
-
-class Silent:
-    """A progress nobody listens to."""
-
-    stop_requested: str | None = None
-
-    def report(self, step: int, value: float) -> None: ...
-    def tick(self) -> None: ...
-    def settled(self) -> None: ...
-    def checkpoint(self, path: str, step: int = 0) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 class Trainer:
@@ -76,11 +38,8 @@ class Trainer:
     batch_size: samples per forward pass; accumulation_steps: passes per optimizer step.
     early_stopping_patience: epochs without an improvement of `early_stopping_min_delta`, None for never.
     warmup_steps: optimizer steps over which the learning rate rises to `lr`. max_steps: optimizer steps in all.
-    checkpoint_path: written after each epoch and on "drain"; None for none. checkpoint_every_s: after a step instead
-    (also within an epoch), so many seconds after the one before; None: after each epoch. drain_s: what there is for one
-    on "drain", None where nobody says. task: see `checkpoint.task_digest`.
+    saver: what is written, and when; default: nothing.
     recipe: types and optimizer; the model is prepared for it in place.
-    model_facts: what `model_file` keeps beside the weights; given, the best epoch's model lies beside the checkpoint.
     """
 
     def __init__(
@@ -102,11 +61,7 @@ class Trainer:
         device: str | torch.device = "cpu",
         recipe: Recipe = FP32_ADAMW,
         progress: Progress | None = None,
-        checkpoint_path: Path | None = None,
-        checkpoint_every_s: float | None = None,
-        drain_s: float | None = None,
-        task: str = "",
-        model_facts: Mapping[str, Any] | None = None,
+        saver: Saver | None = None,
     ) -> None:
         for name, number in (
             ("epochs", epochs),
@@ -133,11 +88,7 @@ class Trainer:
         self.max_steps = max_steps
         self.seed = seed
         self.progress: Progress = progress or Silent()
-        self.checkpoint_path = checkpoint_path
-        self.checkpoint_every_s = checkpoint_every_s
-        self.drain_s = drain_s
-        self.task = task
-        self.model_facts = model_facts
+        self.saver = saver or Saver()
 
         # Everything below is what a checkpoint keeps beside the tensors.
         self.epoch = 0  # epochs completed
@@ -154,9 +105,6 @@ class Trainer:
         self._steps_here = 0  # optimizer steps in this process
         self._settled = False
         self._saved_at: tuple[int, int] | None = None
-        self._saved_s = time.monotonic()
-        self._bytes_per_s: float | None = None  # of the disk, once it was tried
-        self._stepped_s, self._longest_step_s = self._saved_s, 0.0
         self._group_rng: dict[str, Tensor] | None = None
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -184,8 +132,9 @@ class Trainer:
             self.progress.report(self.epoch, value)
             if verbose:
                 print(f"epoch {self.epoch}: train {train_loss:.6f} validation {value:.6f}", flush=True)
-            self._save_model()
-            if self._is_checkpoint_due(within_epoch=False) or stop_early:
+            if self.best_epoch == self.epoch:
+                self.saver.save_model(self.model, self.epoch, self.best_value, self.progress)
+            if self.saver.is_due(within_epoch=False) or stop_early:
                 self._save_checkpoint()
             if stop_early:
                 return self._result("early_stopping")
@@ -219,7 +168,7 @@ class Trainer:
             self._add_loss(float(loss_sum), len(group))
             self._optimizer_step()
             self.position += len(group)
-            if self._is_checkpoint_due(within_epoch=True):
+            if self.saver.is_due(within_epoch=True):
                 self._save_checkpoint()
         return self._epoch_loss()
 
@@ -235,9 +184,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step += 1
         self._steps_here += 1
-        now = time.monotonic()
-        self._longest_step_s = max(self._longest_step_s, now - self._stepped_s)
-        self._stepped_s = now
+        self.saver.stepped()
         self.progress.tick()
         if self._steps_here == SETTLE_STEPS and self.val_samples is not None and not self._settled:
             # One batch takes the memory that a whole validation pass takes; an epoch of a large model is hours away.
@@ -295,7 +242,7 @@ class Trainer:
         if reason == "prune":
             return self._result("pruned")
         if self._saved_at != (self.epoch, self.position):
-            self._say_checkpoint(leaving=True)
+            self.saver.say(self.checkpoint_bytes, self.progress, leaving=True)
             self._save_checkpoint()
         return self._result("interrupted")
 
@@ -331,7 +278,7 @@ class Trainer:
         if not self._settled:
             self._settled = True
             self.progress.settled()
-            self._say_checkpoint()
+            self.saver.say(self.checkpoint_bytes, self.progress)
 
     def _result(self, stop_reason: str) -> dict[str, Any]:
         return {
@@ -359,72 +306,19 @@ class Trainer:
         "val_losses",
     )
 
-    def _is_checkpoint_due(self, *, within_epoch: bool) -> bool:
-        if self.checkpoint_every_s is None:
-            return not within_epoch
-        return time.monotonic() - self._saved_s >= self.checkpoint_every_s
-
     @property
     def checkpoint_bytes(self) -> int:
         """Size of one, but for its header."""
         return sum(tensor.nbytes for tensor in self._tensors().values())
 
-    def _say_checkpoint(self, *, leaving: bool = False) -> None:
-        """Say what a large checkpoint takes; when leaving, only that there is no time for it, before it is tried."""
-        size = self.checkpoint_bytes
-        if self.checkpoint_path is None or size < WORTH_SAYING_BYTES:
-            return
-        try:
-            self._bytes_per_s = self._bytes_per_s or tensor_file.try_disk(self.checkpoint_path.parent)
-        except OSError as error:
-            self.progress.note(f"checkpoints cannot be written: {error}")
-            return
-        takes_s = size / self._bytes_per_s
-        said = f"a checkpoint is {size / 2**30:.1f} GiB and takes some {takes_s:.0f} s"
-        if not leaving:
-            every = "epoch" if self.checkpoint_every_s is None else f"{self.checkpoint_every_s / 60:g} minutes"
-            said += f", one every {every}"
-        # What whoever ends it gives it (scheduler/core/leaving.py): twice its longest step, and no less than this.
-        there_s = None if self.drain_s is None else max(self.drain_s, min(LONGEST_DRAIN_S, 2 * self._longest_step_s))
-        if there_s is not None and takes_s > there_s:
-            said += f"; a drain has {there_s:.0f} s and may not finish one (drain_timeout_s): the one before is kept"
-        elif leaving:
-            return
-        self.progress.note(said)
-
     def _save_checkpoint(self) -> None:
-        """Write all it takes to go on as if nothing had happened. A full disk costs the checkpoint, not the run."""
-        if self.checkpoint_path is None:
+        """Write all it takes to go on as if nothing had happened."""
+        if self.saver.path is None:
             return
         facts = {name: getattr(self, name) for name in self.SCALARS}
         facts["rng"] = {name: bytes(state.numpy()).hex() for name, state in self._rng_state().items()}
-        try:
-            checkpoint.save(self.checkpoint_path, self._tensors(), facts, self.task)
-        except OSError as error:
-            self.progress.note(f"checkpoint not written, the one before is kept: {error}")
-            return
-        finally:
-            self._saved_s = time.monotonic()
-        self._saved_at = (self.epoch, self.position)
-        self.progress.checkpoint(str(self.checkpoint_path), self.epoch)
-
-    @property
-    def model_path(self) -> Path | None:
-        """Where the model of the best epoch so far lies."""
-        wanted = self.checkpoint_path is not None and self.model_facts is not None
-        return self.checkpoint_path.with_name(model_file.NAME) if wanted and self.checkpoint_path else None
-
-    def _save_model(self) -> None:
-        """Keep the weights of an epoch that is the best so far: a checkpoint has those of the last one."""
-        if self.model_path is None or self.model_facts is None or self.best_epoch != self.epoch:
-            return
-        facts = {**self.model_facts, "epoch": self.epoch, "value": self.best_value}
-        try:
-            model_file.save(self.model_path, self.model, facts)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # an earlier epoch's would pass for the best one's
-                self.model_path.unlink()
-            self.progress.note(f"model of epoch {self.epoch}, the best so far, not written: {error}")
+        if self.saver.save(self._tensors(), facts, self.epoch, self.progress):
+            self._saved_at = (self.epoch, self.position)
 
     def _tensors(self) -> dict[str, Tensor]:
         model = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -432,13 +326,12 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint, bit-equal on CPU. Raises CheckpointRejected, with the trainer as it was."""
-        facts = checkpoint.load(path, self._tensors(), self.task)
+        facts = self.saver.load(path, self._tensors())
         for name in self.SCALARS:
             setattr(self, name, facts[name])
         generators = {name: bytearray.fromhex(state) for name, state in facts["rng"].items()}
         self._set_rng_state({name: torch.frombuffer(state, dtype=torch.uint8) for name, state in generators.items()})
-        if self.model_path is not None:
-            model_file.take_over(path.with_name(model_file.NAME), self.model_path)
+        self.saver.take_over_model(path)
         self.progress.checkpoint(str(path), self.epoch)  # until we write one ourselves, this is the last good one
 
     def _rng_state(self) -> dict[str, Tensor]:

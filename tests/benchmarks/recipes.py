@@ -31,7 +31,7 @@ from scipy import stats
 
 from tests.benchmarks.footprint_trials import write_bars
 from tests.benchmarks.short_trainings import Curve
-from training import arch_grid, batch_size, hpo
+from training import arch_grid, batch_size, hpo, search_space
 from training.errors import NonFiniteLoss
 from training.recipe import FP32_ADAMW, RECIPES
 
@@ -46,7 +46,7 @@ def pairs(budget: str, count: int) -> list[dict[str, Any]]:
     """Architectures and training parameters, always the same."""
     rng = random.Random(f"{SEED}/{budget}")
     grid = [a for a in arch_grid.architectures(budget) if a.n_layers <= MOST_LAYERS]
-    space = hpo.load_search_space()["training_search_space"]
+    space = search_space.load()["training_search_space"]
     found = []
     for number in range(count):
         a = rng.choice(grid)

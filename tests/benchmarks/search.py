@@ -45,7 +45,7 @@ from scheduler.model import AskTrial, EnqueueRetry, FinalState, StudySpec, TellT
 from scheduler.study.ask import make_sampler
 from scheduler.study.store import Functions, StudyStore
 from tests.benchmarks.surrogates import NAMES, Params, Surrogate, best_loss, fitted, surrogate
-from training import batch_size, footprint, hpo
+from training import batch_size, footprint, hpo, search_space
 
 TRIALS = 50
 KILLED = 0.1  # of the attempts
@@ -82,7 +82,7 @@ class Side(Protocol):
 
 def context_of(surrogate: Surrogate) -> dict[str, Any]:
     """A study's context as the command makes it."""
-    space = hpo.load_search_space()["training_search_space"]
+    space = search_space.load()["training_search_space"]
     return {"budget": surrogate.budget, "horizon": 1, "target_effective_batch": 256, "training_search_space": space}
 
 

@@ -20,7 +20,7 @@ import optuna
 from scheduler.study.grid_sampler import GridSampler
 from tests.benchmarks.search import TRIALS, Case, Job, context_of, interval, regret, simulate, spread
 from tests.benchmarks.surrogates import NAMES, SPACE, Params, Surrogate, best_loss, surrogate, training_params
-from training import hpo
+from training import hpo, search_space
 
 Grid = Sequence[Mapping[str, Any]]
 Choose = Callable[[Any, Grid], Mapping[str, Any]]
@@ -183,7 +183,7 @@ class Search:
             return None
         self.asked += 1
         trial = self.study.ask()
-        params = dict(self.variant.choose(trial, self.grid)) | hpo.sample_training(trial, SPACE)
+        params = dict(self.variant.choose(trial, self.grid)) | search_space.sample(trial, SPACE)
         return Job(handle=trial, params=params)
 
     def complete(self, job: Job, value: float) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from scipy.stats import qmc
 
-from training import arch_grid, batch_size, hpo
+from training import arch_grid, batch_size, hpo, search_space
 
 FILE = Path(__file__).parent / "data" / "short-2M.csv"
 POINTS, REPEATED, SEEDS = 96, 8, 3
@@ -46,7 +46,7 @@ class Curve:
 
 def points() -> list[dict[str, Any]]:
     """Every point's parameters, always the same."""
-    grid, space = arch_grid.architectures("2M"), hpo.load_search_space()["training_search_space"]
+    grid, space = arch_grid.architectures("2M"), search_space.load()["training_search_space"]
     names = ("learning_rate", "weight_decay", "dropout")
     found = []
     for unit in qmc.Sobol(d=5, seed=20261124).random(256)[:POINTS]:

@@ -23,10 +23,10 @@ import numpy as np
 from scipy.interpolate import RBFInterpolator
 from scipy.stats import spearmanr
 
-from training import hpo
+from training import hpo, search_space
 
 DATA = Path(__file__).parent / "data" / "short-2M.csv"
-SPACE = hpo.load_search_space()["training_search_space"]
+SPACE = search_space.load()["training_search_space"]
 Params = Mapping[str, Any]
 FLOOR = 0.41  # under the lowest real value; what lies above it is fitted as its logarithm, since it is skewed
 

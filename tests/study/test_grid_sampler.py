@@ -11,14 +11,14 @@ import pytest
 from scheduler.model import AskTrial, EnqueueRetry, FinalState, StudySpec, TellTrial, TrialAsked
 from scheduler.study.grid_sampler import GridSampler, nearest
 from scheduler.study.store import Functions, StudyStore
-from training import batch_size, footprint, hpo
+from training import batch_size, footprint, hpo, search_space
 
 FIELDS = ("d_model", "n_layers", "n_heads", "d_ff_ratio")
 CONTEXT = {
     "budget": "2M",
     "horizon": 1,
     "target_effective_batch": 256,
-    "training_search_space": hpo.load_search_space()["training_search_space"],
+    "training_search_space": search_space.load()["training_search_space"],
 }
 GRID = hpo.candidates(CONTEXT)
 

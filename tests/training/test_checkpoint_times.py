@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.training.test_recipes import trainer  # noqa: E402
-from training import tensor_file  # noqa: E402
-from training import trainer as loop  # noqa: E402
+from training import saver, tensor_file  # noqa: E402
+from training.progress import Silent  # noqa: E402
 from training.recipe import FP32_ADAMW  # noqa: E402
-from training.trainer import Silent  # noqa: E402
+from training.saver import Saver  # noqa: E402
 
 
 class Listener(Silent):
@@ -38,15 +38,15 @@ class Listener(Silent):
 
 def run(path: Path, listener: Listener, **given: Any) -> dict[str, Any]:
     """Two epochs of three steps each."""
-    return trainer(FP32_ADAMW, epochs=2, checkpoint_path=path, progress=listener, **given).train()
+    return trainer(FP32_ADAMW, epochs=2, saver=Saver(path, **given), progress=listener).train()
 
 
 def test_a_checkpoint_is_due_by_time_also_within_an_epoch(tmp_path: Path) -> None:
     """After each step when no time need pass; without a time after each epoch; not at all while it has not passed."""
     always, epochs, never = Listener(), Listener(), Listener()
-    run(tmp_path / "a", always, checkpoint_every_s=0.0)
+    run(tmp_path / "a", always, every_s=0.0)
     run(tmp_path / "b", epochs)
-    run(tmp_path / "c", never, checkpoint_every_s=1e9)
+    run(tmp_path / "c", never, every_s=1e9)
     assert always.written == [1, 2, 3, 3, 4, 5, 6, 6]
     assert epochs.written == [3, 6]
     assert never.written == [] and not (tmp_path / "c").exists()
@@ -60,7 +60,7 @@ def test_one_within_an_epoch_leads_to_the_same_end(tmp_path: Path) -> None:
             if self.steps == 2:
                 (tmp_path / "kept").write_bytes(Path(path).read_bytes())
 
-    expected = run(tmp_path / "a", Copying(), checkpoint_every_s=0.0)
+    expected = run(tmp_path / "a", Copying(), every_s=0.0)
     again = trainer(FP32_ADAMW, epochs=2)
     again.resume(tmp_path / "kept")
     assert (again.epoch, again.step) == (0, 2)
@@ -70,7 +70,7 @@ def test_one_within_an_epoch_leads_to_the_same_end(tmp_path: Path) -> None:
 def test_a_drain_writes_one_whatever_the_time(tmp_path: Path) -> None:
     """Asked to leave long before one is due: it is written all the same."""
     listener = Listener(leave_at=2)
-    assert run(tmp_path / "a", listener, checkpoint_every_s=1e9)["stop_reason"] == "interrupted"
+    assert run(tmp_path / "a", listener, every_s=1e9)["stop_reason"] == "interrupted"
     assert listener.written == [2]
 
 
@@ -78,9 +78,9 @@ def test_what_a_large_checkpoint_takes_is_said_once(tmp_path: Path, monkeypatch:
     """Size, time and how often, when the memory has settled; of a small one nothing."""
     quiet, loud = Listener(), Listener()
     run(tmp_path / "a", quiet)
-    monkeypatch.setattr(loop, "WORTH_SAYING_BYTES", 1)
+    monkeypatch.setattr(saver, "WORTH_SAYING_BYTES", 1)
     monkeypatch.setattr(tensor_file, "try_disk", lambda folder: 1e5)
-    run(tmp_path / "b", loud, checkpoint_every_s=1800.0, drain_s=1e6)
+    run(tmp_path / "b", loud, every_s=1800.0, drain_s=1e6)
     assert quiet.notes == []
     (said,) = loud.notes
     assert said.startswith("a checkpoint is 0.0 GiB and takes some ") and said.endswith(" s, one every 30 minutes")
@@ -89,7 +89,7 @@ def test_what_a_large_checkpoint_takes_is_said_once(tmp_path: Path, monkeypatch:
 def test_a_drain_that_cannot_finish_one_says_so_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the beginning, and again before it is tried; it is tried all the same."""
     listener = Listener(leave_at=4)
-    monkeypatch.setattr(loop, "WORTH_SAYING_BYTES", 1)
+    monkeypatch.setattr(saver, "WORTH_SAYING_BYTES", 1)
     monkeypatch.setattr(tensor_file, "try_disk", lambda folder: 1.0)
     run(tmp_path / "a", listener, drain_s=20.0)
     assert len(listener.notes) == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training import arch_grid, experiments, hpo
+from training import arch_grid, experiments, search_space
 
 KEYS = {"name", "budgets", "horizons", "trials", "target_effective_batch", "training_search_space", "early_stopping"}
 
@@ -28,7 +28,7 @@ def test_each_file_is_complete(budget: str, horizon: int) -> None:
     config = yaml.safe_load(text)
     assert set(config) == KEYS
     assert (config["budgets"], config["horizons"]) == ([budget], [horizon])
-    search = hpo.load_search_space()
+    search = search_space.load()
     assert config["training_search_space"] == search["training_search_space"]
     assert config["early_stopping"] == search["early_stopping"]
     assert text.count("#") > 15, "commented"

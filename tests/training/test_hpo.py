@@ -13,8 +13,9 @@ import optuna
 import pytest
 from torch import nn
 
-from training import arch_grid, batch_size, hpo, trainer
+from training import arch_grid, batch_size, hpo, search_space, trainer
 from training.errors import DoesNotFit, TrainingInputError
+from training.progress import Silent
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "param_count": 7000}
@@ -24,7 +25,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 def make_context(**changes: Any) -> dict[str, Any]:
     """A study's context, as the scheduler makes it."""
-    return {"budget": "2M", "horizon": 1, "max_epochs": None, **hpo.load_search_space(), **changes}
+    return {"budget": "2M", "horizon": 1, "max_epochs": None, **search_space.load(), **changes}
 
 
 @pytest.fixture
@@ -66,13 +67,13 @@ def optimize(
 
 def test_architectural_search_config_has_dropout() -> None:
     """Dropout is searched: uniform from 0.1 to 0.3."""
-    space = hpo.load_search_space()["training_search_space"]
+    space = search_space.load()["training_search_space"]
     assert space["dropout"] == {"type": "uniform", "low": 0.1, "high": 0.3}
 
 
 def test_architectural_search_config_no_batch_size() -> None:
     """The batch size is not searched; the rest of the plan's keys are there, and no others."""
-    space = hpo.load_search_space()["training_search_space"]
+    space = search_space.load()["training_search_space"]
     assert "batch_size" not in space
     assert space == {
         "learning_rate": {"type": "log_uniform", "low": 1e-4, "high": 1e-3},
@@ -85,7 +86,7 @@ def test_architectural_search_config_no_batch_size() -> None:
 
 def test_architectural_search_config_has_early_stopping() -> None:
     """Early stopping: patience 10, min_delta 0.001."""
-    assert hpo.load_search_space()["early_stopping"] == {"patience": 10, "min_delta": 0.001}
+    assert search_space.load()["early_stopping"] == {"patience": 10, "min_delta": 0.001}
 
 
 def test_architectural_objective_samples_dropout(seen: dict[str, Any]) -> None:
@@ -223,12 +224,12 @@ def test_parameters_that_are_not_searched_have_defaults() -> None:
 def test_int_parameters() -> None:
     """The type int gives whole numbers."""
     space = {"warmup_steps": {"type": "int", "low": 3, "high": 3}}
-    assert hpo.sample_training(optuna.create_study().ask(), space)["warmup_steps"] == 3
+    assert search_space.sample(optuna.create_study().ask(), space)["warmup_steps"] == 3
 
 
 def test_driver_side_imports_no_torch() -> None:
     """Candidates and a sample cost the driver neither torch nor Optuna's import by us."""
-    code = "import sys; from training import hpo; hpo.candidates({'budget': '2B'}); hpo.load_search_space(); "
+    code = "import sys; from training import hpo, search_space; hpo.candidates({'budget': '2B'}); search_space.load(); "
     code += "from training import footprint; print({'torch', 'optuna', 'pandas', 'numpy'} & {*sys.modules})"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
@@ -241,9 +242,7 @@ def test_objective_trains_on_further_features(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", [[*row, str(i % 5)] for i, row in enumerate(make_rows())], HEADER + ",Breadth")
     params = {**SMALL, "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 1, "epochs": 1, "dropout": 0.1}
     params |= {"micro_batch": 64, "accumulation_steps": 4}
-    result = hpo.objective(
-        {"params": params, "context": make_context(data=path), "folder": str(tmp_path)}, trainer.Silent()
-    )
+    result = hpo.objective({"params": params, "context": make_context(data=path), "folder": str(tmp_path)}, Silent())
     assert math.isfinite(result["value"]) and (tmp_path / "checkpoint.safetensors").exists()
 
 
@@ -251,7 +250,7 @@ def test_objective_trains_on_further_features(tmp_path: Path) -> None:
 def test_unknown_context_values_are_refused(key: str, value: str) -> None:
     """A device or recipe there is not: one line with the value and the choices."""
     with pytest.raises(TrainingInputError, match=f"{key}.* '{value}': choose from"):
-        hpo.objective({"params": SMALL, "context": make_context(**{key: value})}, trainer.Silent())
+        hpo.objective({"params": SMALL, "context": make_context(**{key: value})}, Silent())
 
 
 # -- mistakes in the search space file ------------------------------------------------------------------------------
@@ -285,11 +284,11 @@ def test_bad_search_space(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "search.yaml"
     path.write_text(text)
     with pytest.raises(TrainingInputError) as caught:
-        hpo.load_search_space(path)
+        search_space.load(path)
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_absent_search_space(tmp_path: Path) -> None:
     """A file that is not there is named."""
     with pytest.raises(TrainingInputError, match="cannot be read: No such file"):
-        hpo.load_search_space(tmp_path / "absent.yaml")
+        search_space.load(tmp_path / "absent.yaml")

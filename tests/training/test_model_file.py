@@ -18,7 +18,9 @@ import training
 from tests.training.test_hpo import SMALL, make_context
 from training import data, hpo, model_file, table
 from training.errors import TrainingInputError
-from training.trainer import Silent, Trainer
+from training.progress import Silent
+from training.saver import Saver
+from training.trainer import Trainer
 
 PARAMS = {
     **SMALL,
@@ -102,8 +104,7 @@ def overfitting(folder: Path, epochs: int) -> Trainer:
         epochs=epochs,
         lr=0.25,
         weight_decay=0.0,
-        checkpoint_path=folder / "checkpoint.safetensors",
-        model_facts={"params": {}, "context": {}},
+        saver=Saver(folder / "checkpoint.safetensors", model_facts={"params": {}, "context": {}}),
     )
 
 
@@ -124,7 +125,7 @@ def test_the_best_epochs_weights_are_kept_not_the_last_ones(tmp_path: Path) -> N
     found = trainer.train()
     assert 1 < found["best_epoch"] < 12
     again = overfitting(tmp_path / "other", found["best_epoch"])
-    again.checkpoint_path = None
+    again.saver.path = None
     again.train()
     assert weight_in(tmp_path / "model.safetensors") == weight_of(again)
     assert weight_in(tmp_path / "model.safetensors") != weight_of(trainer)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training import hpo, products
-from training.trainer import Silent
+from training.progress import Silent
 
 PARAMS = {
     "d_model": 16,

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 from training import adam8bit, computing, optimizers, rounding  # noqa: E402
 from training.adamw import AdamW  # noqa: E402
 from training.patchtst import PatchTST, PatchTSTConfig  # noqa: E402
+from training.saver import Saver  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
 
 CONFIG = PatchTSTConfig(d_model=64, n_layers=3, n_heads=4, d_ff=128, dropout=0.1)
@@ -148,7 +149,7 @@ def test_it_resumes_bit_equal(made: Recipe, tmp_path: Path) -> None:
     """Stopped after two of four epochs and taken up by a new process's trainer: the same losses and weights."""
     whole = trainer(made)
     expected = whole.train()
-    trainer(made, epochs=2, checkpoint_path=tmp_path / "c").train()
+    trainer(made, epochs=2, saver=Saver(tmp_path / "c")).train()
     torch.manual_seed(99)
     rest = trainer(made)
     rest.resume(tmp_path / "c")
@@ -161,7 +162,7 @@ def test_it_resumes_bit_equal(made: Recipe, tmp_path: Path) -> None:
 def test_a_checkpoint_is_readable_by_the_safetensors_library(made: Recipe, tmp_path: Path) -> None:
     """Also bf16 weights and 8-bit moments: the format's own types."""
     library = pytest.importorskip("safetensors.torch")
-    run = trainer(made, epochs=1, checkpoint_path=tmp_path / "c")
+    run = trainer(made, epochs=1, saver=Saver(tmp_path / "c"))
     run.train()
     found = library.load_file(tmp_path / "c")
     assert set(found) == set(run._tensors())
@@ -178,7 +179,7 @@ def test_a_checkpoint_of_another_recipe_is_rejected(tmp_path: Path) -> None:
 @each
 def test_a_checkpoint_is_as_large_as_is_said(made: Recipe, tmp_path: Path) -> None:
     """The size that is named before the first one is written."""
-    run = trainer(made, epochs=1, checkpoint_path=tmp_path / "c")
+    run = trainer(made, epochs=1, saver=Saver(tmp_path / "c"))
     run.train()
     with (tmp_path / "c").open("rb") as file:
         found = tensor_file.contents(file)
@@ -280,7 +281,7 @@ def test_it_trains_on_an_accelerator(made: Recipe, tmp_path: Path) -> None:
     x, y = (part.to(device) for part in samples())
     run = Trainer(
         built(made), (x, y), (x, y), epochs=12, batch_size=16, accumulation_steps=2, device=device, recipe=made,
-        checkpoint_path=tmp_path / "c",
+        saver=Saver(tmp_path / "c"),
     )  # fmt: skip
     assert run.train()["value"] < 0.6
     again = Trainer(

@@ -18,7 +18,9 @@ from training import checkpoint
 from training.adamw import AdamW
 from training.errors import CheckpointRejected, NonFiniteLoss, TrainingInputError
 from training.patchtst import PatchTST, PatchTSTConfig
-from training.trainer import Silent, Trainer
+from training.progress import Silent
+from training.saver import Saver
+from training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 Seen = TypeVar("Seen")
@@ -310,20 +312,20 @@ class TestCheckpoints:
             "accumulation_steps": 3,
             "warmup_steps": 5,
         }
-        settings |= {"early_stopping_patience": 10, "task": "t"}
+        settings |= {"early_stopping_patience": 10}
         torch.manual_seed(7)
         whole = make_trainer(50, **settings)
         expected = whole.train()
 
         path = tmp_path / "checkpoint.safetensors"
         torch.manual_seed(7)
-        first = make_trainer(50, **settings, progress=Stop("drain", at_look), checkpoint_path=path)
+        first = make_trainer(50, **settings, progress=Stop("drain", at_look), saver=Saver(path, task="t"))
         stopped = first.train()
         if stopped["stop_reason"] == "completed":
             assert torch.equal(weights(first), weights(whole))
             return
         assert stopped["stop_reason"] == "interrupted"
-        second = make_trainer(50, **settings)
+        second = make_trainer(50, **settings, saver=Saver(task="t"))
         torch.manual_seed(99)
         second.resume(path)
         assert second.train() == expected
@@ -332,22 +334,22 @@ class TestCheckpoints:
     def test_killed_run_loses_at_most_an_epoch(self, tmp_path: Path) -> None:
         """The checkpoint of the last complete epoch is there without any stop request, and leads to the same end."""
         path = tmp_path / "checkpoint.safetensors"
-        whole = make_trainer(dropout=0.2, epochs=4, task="t")
+        whole = make_trainer(dropout=0.2, epochs=4, saver=Saver(task="t"))
         torch.manual_seed(7)
-        make_trainer(dropout=0.2, epochs=2, task="t", checkpoint_path=path).train()
-        second = make_trainer(dropout=0.2, epochs=4, task="t")
+        make_trainer(dropout=0.2, epochs=2, saver=Saver(path, task="t")).train()
+        second = make_trainer(dropout=0.2, epochs=4, saver=Saver(task="t"))
         second.resume(path)
         assert second.epoch == 2
         resumed = second.train()
         torch.manual_seed(7)
-        whole = make_trainer(dropout=0.2, epochs=4, task="t")
+        whole = make_trainer(dropout=0.2, epochs=4, saver=Saver(task="t"))
         assert resumed == whole.train()
 
     def test_resume_after_the_end_does_not_train(self, tmp_path: Path) -> None:
         """The checkpoint of a trial that had ended gives the same result at once."""
         path = tmp_path / "checkpoint.safetensors"
         arguments: dict[str, Any] = {"epochs": 30, "batch_size": 32, "early_stopping_patience": 3}
-        first = Trainer(Flat(), make_samples(32), make_samples(16), **arguments, checkpoint_path=path)
+        first = Trainer(Flat(), make_samples(32), make_samples(16), **arguments, saver=Saver(path))
         expected = first.train()
         second = Trainer(Flat(), make_samples(32), make_samples(16), **arguments)
         second.resume(path)
@@ -356,7 +358,7 @@ class TestCheckpoints:
     def test_prune_leaves_without_a_checkpoint(self, tmp_path: Path) -> None:
         """A pruned trial is over: nothing is written for it."""
         path = tmp_path / "checkpoint.safetensors"
-        result = make_trainer(progress=Stop("prune", 2), checkpoint_path=path).train()
+        result = make_trainer(progress=Stop("prune", 2), saver=Saver(path)).train()
         assert result["stop_reason"] == "pruned" and not path.exists()
 
     @pytest.mark.parametrize(
@@ -365,7 +367,7 @@ class TestCheckpoints:
     def test_bad_checkpoint_is_rejected(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
         """Torn, foreign, another task's: each is told from a good one, and the trainer stays as it was."""
         path = tmp_path / "checkpoint.safetensors"
-        make_trainer(task="t", checkpoint_path=path).train()
+        make_trainer(saver=Saver(path, task="t")).train()
         data = bytearray(path.read_bytes())
         match damage:
             case "truncated":
@@ -376,15 +378,15 @@ class TestCheckpoints:
                 torch.save({"model": {}}, path)
             case "version":
                 monkeypatch.setattr(checkpoint, "VERSION", 99)
-                make_trainer(task="t", checkpoint_path=path).train()
+                make_trainer(saver=Saver(path, task="t")).train()
                 monkeypatch.undo()
             case "other_task":
-                make_trainer(task="another", checkpoint_path=path).train()
+                make_trainer(saver=Saver(path, task="another")).train()
             case "other_model":
-                Trainer(Flat(), make_samples(9), epochs=1, task="t", checkpoint_path=path).train()
+                Trainer(Flat(), make_samples(9), epochs=1, saver=Saver(path, task="t")).train()
             case "missing":
                 path.unlink()
-        trainer = make_trainer(task="t")
+        trainer = make_trainer(saver=Saver(task="t"))
         before = weights(trainer)
         with pytest.raises(CheckpointRejected, match=r"checkpoint\.safetensors"):
             trainer.resume(path)
@@ -393,13 +395,13 @@ class TestCheckpoints:
     def test_damaged_bytes_never_reach_the_weights(self, tmp_path: Path) -> None:
         """Whichever byte is flipped, the checkpoint is rejected, or the byte did not matter (a space in the header)."""
         path = tmp_path / "checkpoint.safetensors"
-        first = make_trainer(task="t", checkpoint_path=path)
+        first = make_trainer(saver=Saver(path, task="t"))
         first.train()
         good, rejected = path.read_bytes(), 0
         places = range(7, len(good), len(good) // 80)
         for place in places:
             path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
-            trainer = make_trainer(task="t")
+            trainer = make_trainer(saver=Saver(task="t"))
             before = weights(trainer)
             try:
                 trainer.resume(path)
@@ -423,12 +425,12 @@ class TestCheckpoints:
                 """Keep it."""
                 notes.append(text)
 
-        trainer = make_trainer(epochs=1, checkpoint_path=path, progress=Noting())
+        trainer = make_trainer(epochs=1, saver=Saver(path), progress=Noting())
         trainer.train()
         assert notes == []
         good = path.read_bytes()
         trainer.epochs = 2
-        trainer.checkpoint_path = folder / "gone" / "checkpoint.safetensors"
+        trainer.saver.path = folder / "gone" / "checkpoint.safetensors"
         assert trainer.train()["stop_reason"] == "completed"
         assert len(notes) == 1 and "checkpoint not written" in notes[0]
         assert path.read_bytes() == good and list(folder.iterdir()) == [path]
@@ -442,12 +444,13 @@ class TestCheckpoints:
 import sys, torch
 from pathlib import Path
 from training.patchtst import PatchTST, PatchTSTConfig
+from training.saver import Saver
 from training.trainer import Trainer
 from training.memory import peak_bytes
 torch.set_num_threads(1)
 model = PatchTST(PatchTSTConfig(d_model=512, n_layers=3, n_heads=8, d_ff=1024))
 x, y = torch.randn(4, 60, 25), torch.ones(4)
-trainer = Trainer(model, (x, y), epochs=1, batch_size=4, checkpoint_path=Path(sys.argv[1]) / "c.pt")
+trainer = Trainer(model, (x, y), epochs=1, batch_size=4, saver=Saver(Path(sys.argv[1]) / "c.pt"))
 trainer.train_samples[0][:] = 0
 trainer.epoch = 1
 before = peak_bytes()
