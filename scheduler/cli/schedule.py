@@ -209,9 +209,9 @@ def make_plan(settings: Settings) -> Plan:
 
     security = credentials.given(settings.cluster, settings.tls_files)
     client.check(settings.cluster, security)
-    from scheduler.driver import driver
+    from scheduler.driver import survey
 
-    return plan.make(settings, driver.cluster_facts(settings, settings.cluster, security, to_import(settings)), begun)
+    return plan.make(settings, survey.cluster_facts(settings, settings.cluster, security, to_import(settings)), begun)
 
 
 def to_import(settings: Settings) -> ToImport | None:

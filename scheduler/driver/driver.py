@@ -1,19 +1,15 @@
 """The driver: wires a run together from settings, runs it, and takes it apart again.
 
-Covers the order of things at start (lock, journal, cluster, plan, settle what a dead driver left, agents) and at the
-end, the signals, and the STOP file. What happens in between is `dispatcher` (the loop) and `state` (the decisions).
+Covers the order of things at start (lock, journal, cluster, agents, settle what a dead driver left) and at the end, and
+the STOP file. What happens in between is `dispatcher` (the loop) and `state` (the decisions).
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import os
 import queue
 import shutil
-import signal
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -22,57 +18,37 @@ from typing import Any
 
 from scheduler import model as m
 from scheduler.cluster import credentials
-from scheduler.cluster.agent_plugin import describe
-from scheduler.cluster.client import Cluster, Listener
-from scheduler.cluster.credentials import Security
+from scheduler.cluster.client import Cluster
 from scheduler.core import ending
 from scheduler.core.fault import RetryPolicy
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
 from scheduler.driver import decisions, journal, recovery, run_folder
+from scheduler.driver.arrivals import Arrivals, config_of
 from scheduler.driver.caller import Caller
-from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Item, Said
+from scheduler.driver.dispatcher import Dispatcher, Ended, Inbox, Said
 from scheduler.driver.fleet import Fleet
 from scheduler.driver.lock import DriverLock
 from scheduler.driver.opening import Opening
+from scheduler.driver.quitting import Signals, StoppedAtStart
 from scheduler.driver.recorder import Recorder
 from scheduler.driver.recording import Recording
 from scheduler.driver.run_files import RunFiles
 from scheduler.driver.telling import Telling
 from scheduler.host import vitals
-from scheduler.host.agent_folder import ProcessIdentity
-from scheduler.host.attempt_folder import attempts_of
 from scheduler.host.registry import HostRegistry
-from scheduler.model import letters
-from scheduler.model.fields import read
-from scheduler.model.frames import AgentConfig
 from scheduler.model.journal_events import JournalEvent
 from scheduler.settings.schema import Settings
 from scheduler.study import choice
 from scheduler.study.store import Functions, StudyStore, StudyUnavailable
 from scheduler.ui import report
 from scheduler.ui.console import View
-from scheduler.worker import importable
-from scheduler.worker.witness import Witness, conclude
 from scheduler.workload import functions as training_side
-from scheduler.workload import objective as objective_workload
 from scheduler.workload.plan import Plan
 
 SCRATCH = "dask"  # below the run folder, while it runs: the worker's own files and the spares' logs
-ENVIRONMENT = "training.runtime:environment"
-FIRST_WORKER_TIMEOUT_S = 120.0  # from a worker's start to a warm spare: importing torch on a cold disk
-LOOK_S = 1.0  # while none is there
-CLUSTER_FACTS_TIMEOUT_S = 10.0
-CLUSTER_IMPORT_S = importable.CHECK_TIMEOUT_S + 10.0
 CLOSE_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_AT_ONCE_S = 2.0  # the user has asked twice
-RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
-
-
-class StoppedAtStart(m.HeadroomError):
-    """The user asked to quit while the first worker was still starting."""
-
-    exit_code = 130
 
 
 def run(
@@ -94,28 +70,6 @@ def run(
     out of reach, workers that cannot run trials.
     """
     return _Driver(settings, plan_, view_, caller, leave_report).run(is_last)
-
-
-def cluster_facts(
-    settings: Settings, address: str, security: Security, imported: importable.ToImport | None = None
-) -> list[m.WorkerFacts]:
-    """Ask what the workers of a running cluster have, for the plan.
-
-    imported: what they must be able to import. Raises UsageError: no answer, no worker, or none that can import it.
-    (Where only some cannot, their hosts are closed when they try.)
-    """
-    cluster = Cluster.connect(address, topic=f"plan-{uuid.uuid4().hex[:8]}", security=security)
-    ask = functools.partial(describe, runtime_key=(settings.training.preload, settings.heap, settings.training.fork))
-    try:
-        found = [read(m.WorkerFacts, answer) for answer in cluster.ask_workers(ask, CLUSTER_FACTS_TIMEOUT_S)]
-        if imported is not None:
-            tried = functools.partial(importable.why_not_imported, imported.path, imported.module)
-            said = [each["problem"] for each in cluster.ask_workers(tried, CLUSTER_FACTS_TIMEOUT_S, CLUSTER_IMPORT_S)]
-            if None not in said:
-                raise imported.refused(said[0], f" (on the workers of {address})")
-        return found
-    finally:
-        cluster.close()
 
 
 class FilesLost(m.HeadroomError):
@@ -140,11 +94,7 @@ class _Driver:
         self.started = time.monotonic()
         self.inbox: Inbox = queue.SimpleQueue()  # one, from the first line: nothing can come too early or too late
         self.recording: Recording | None = None
-        self.unusable: dict[str, str] = {}  # Dask worker -> why
         self._asked_to_quit: str | None = None
-        self.preload = settings.training.preload
-        if settings.objective is not None and self.preload is None:
-            self.preload = objective_workload.preload(settings.objective)
 
     def run(self, is_last: bool) -> int:
         registry = HostRegistry.default()
@@ -159,7 +109,7 @@ class _Driver:
                 self.journal = journal.Journal(folder / "journal.jsonl")
                 self.telling = Telling(self.settings, self.plan, self.view, self.journal)
                 (folder / "STOP").unlink(missing_ok=True)  # it has stopped the run before; this start is the answer
-            with _Signals(self._quit, is_last):
+            with Signals(self._quit, is_last=is_last):
                 self.view.start(on_quit=self._quit)
                 try:
                     return self._run(folder, registry)
@@ -172,7 +122,7 @@ class _Driver:
     def _may_go_on(self) -> None:
         """Between two stages of the start: leave when somebody has asked for it. Raises StoppedAtStart."""
         if self._asked_to_quit is not None:
-            raise StoppedAtStart(f"stopped by {self._asked_to_quit} before anything was started")
+            raise StoppedAtStart(self._asked_to_quit)
 
     # -- the stages -----------------------------------------------------------------------------------------------
 
@@ -196,7 +146,15 @@ class _Driver:
             self._may_go_on()
             self.telling.open_page(cluster, key=self.topic)
             fleet = self._fleet(cluster)
-            joined = self._agents(cluster, fleet, folder)
+            config = config_of(
+                settings,
+                self.plan,
+                topic=self.topic,
+                run_id=self.run_id,
+                reserve_bytes=self._rules().reserve_bytes,
+            )
+            arrivals = Arrivals(cluster, fleet, self.inbox, self.log, where=settings.cluster or "this machine")
+            joined = arrivals.begin(config, folder)
             self._may_go_on()
             ends = decisions.ends(journal.read(self.journal.path))
             evidence = recovery.Evidence(registry=registry, start_time=vitals.start_time, ends=ends)
@@ -272,7 +230,7 @@ class _Driver:
             objective=self.settings.objective or self.settings.training.objective,
             folder=folder,
             log=self.log,
-            recover=lambda attempt, outcome: recover(attempt, outcome, evidence, folder),
+            recover=lambda attempt, outcome: recovery.recover(attempt, outcome, evidence, folder),
             missing=self.files.missing,
             away_timeout_s=self.settings.away_timeout_s,
             watch=lambda brain: self._watch(brain, folder),
@@ -324,61 +282,6 @@ class _Driver:
             hold_s=self.settings.away_timeout_s,
             lives=vitals.lives,
             clock=time.monotonic,
-        )
-
-    def _agents(self, cluster: Cluster, fleet: Fleet, folder: Path) -> list[Item]:
-        """Put the agents on the workers; returns what was said until at least one was ready."""
-        watch = self.settings.watchdog.model_dump()
-        mode = watch.pop("mode")
-        config = AgentConfig(
-            run=self.settings.name,
-            topic=self.topic,
-            run_id=self.run_id,
-            began_unix=time.time(),
-            driver=dataclasses.asdict(ProcessIdentity.own(vitals.start_time)),
-            away_timeout_s=self.settings.away_timeout_s,
-            drain_timeout_s=self.settings.drain_timeout_s,
-            environment=ENVIRONMENT,
-            context=self.plan.runnable[0].context,
-            watchdog_mode=mode,
-            thresholds=watch,
-            reserve_bytes=self._rules().reserve_bytes,
-            dask_limit=self.settings.cluster is not None,
-            preload=self.preload,
-            fork=self.settings.training.fork,
-        )
-        cluster.start(
-            dataclasses.asdict(config),
-            [str(attempts_of(folder))],
-            Listener(frame=fleet.heard, left=fleet.worker_left, judged=self._judged),
-        )
-        seen: list[Item] = []
-        deadline = time.monotonic() + FIRST_WORKER_TIMEOUT_S
-        while not any(isinstance(item, Said) and isinstance(item.report, letters.Joined) for item in seen):
-            try:
-                item = self.inbox.get(timeout=LOOK_S)
-            except queue.Empty:
-                if time.monotonic() > deadline:
-                    raise self._no_worker() from None
-                cluster.tend()
-                if cluster.is_connected and not cluster.is_subscribed:  # the scheduler was started again meanwhile
-                    cluster.rejoin()
-                continue
-            match item:
-                case Said(worker=worker, report=letters.Broken(detail=detail)):
-                    raise m.HeadroomError(f"worker {worker} cannot run trials: {detail}")
-                case m.QuitRequested(source=source):
-                    raise StoppedAtStart(f"stopped by {source} before anything was started")
-            seen.append(item)
-        return seen
-
-    def _no_worker(self) -> m.HeadroomError:
-        where = self.settings.cluster or "this machine"
-        if reasons := "; ".join(dict.fromkeys(self.unusable.values())):
-            return m.HeadroomError(f"no worker of {where} can be used: {reasons}")
-        return m.HeadroomError(
-            f"no worker of {where} got ready within {FIRST_WORKER_TIMEOUT_S:.0f} s; start one with "
-            "`dask worker ADDRESS` in an environment that has Headroom, or see the logs above"
         )
 
     def _store(self, folder: Path) -> StudyStore:
@@ -434,11 +337,6 @@ class _Driver:
 
     # -- events from outside the loop -----------------------------------------------------------------------------
 
-    def _judged(self, worker: str, why: str) -> None:
-        """Tell of a Dask worker that cannot be used, and is left alone."""
-        self.unusable[worker] = why
-        self.log(JournalEvent.WORKER_UNUSABLE, durable=True, worker=worker, why=why)
-
     def _quit(self, source: str) -> None:
         self._asked_to_quit = source
         self.inbox.put(m.QuitRequested(source=source))
@@ -464,38 +362,6 @@ class _Driver:
         self.telling.log(event, durable=durable, **fields)
 
 
-def recover(attempt: m.AttemptId, outcome: m.Outcome, evidence: recovery.Evidence, folder: Path) -> m.Outcome:
-    """Find out what the end of an attempt whose worker was lost really was: its process is ended, then its folder is
-    read.
-
-    On another host nothing can be read: the outcome stays LOST, and the retry starts from the checkpoint if it is on a
-    shared file system.
-    """
-    deadline = time.monotonic() + RECOVER_GRACE_S
-    while (remains := evidence.of(attempt.trial, folder)).process is not None:
-        if time.monotonic() > deadline:
-            recovery.end(
-                recovery.EndProcess(trial=attempt.trial, pid=remains.process[0], start_time=remains.process[1]),
-                evidence.start_time,
-            )
-            remains = evidence.of(attempt.trial, folder)
-            break
-        time.sleep(0.05)
-    if not remains.reachable or remains.attempt != attempt.attempt:
-        return outcome
-    checkpoint = remains.checkpoint or outcome.checkpoint
-    if remains.result is None and not remains.kill:
-        return dataclasses.replace(outcome, checkpoint=checkpoint, log_tail=remains.log_tail)
-    seen = Witness(
-        last=remains.result,
-        kill=remains.kill,
-        duration_s=remains.result.duration_s if remains.result else 0.0,
-        checkpoint=checkpoint,
-        log_tail=remains.log_tail,
-    )
-    return conclude(seen)
-
-
 @contextlib.contextmanager
 def _readable(folder: Path) -> Iterator[None]:
     """Turn an OSError of the run folder's own files into the one line it deserves."""
@@ -505,27 +371,3 @@ def _readable(folder: Path) -> Iterator[None]:
         raise m.UsageError(
             f"cannot use {error.filename or folder}: {error.strerror or error}; put it right, or give another --name"
         ) from None
-
-
-class _Signals:
-    """SIGINT and SIGTERM ask to quit (again: at once) while the run lasts; a hang-up of the terminal does too.
-
-    is_last: see `run`.
-    """
-
-    def __init__(self, on_quit: Callable[[str], None], is_last: bool) -> None:
-        self._on_quit, self._is_last = on_quit, is_last
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._before[number] = signal.signal(number, self._caught)
-
-    def __exit__(self, *error: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, signal.SIG_IGN if self._is_last else before)
-
-    def _caught(self, number: int, frame: object) -> None:
-        self._on_quit(signal.Signals(number).name)

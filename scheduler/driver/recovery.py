@@ -1,8 +1,9 @@
-"""What becomes of trials that a dead driver left RUNNING.
+"""What becomes of trials that a dead driver left RUNNING, and of attempts whose worker was lost.
 
-Covers the rule (`decide`), the reader of what an attempt left on disk (`Evidence`), and `resume`, which opens a study
-and settles it. Uses the same conclusions as a living driver: `witness.conclude`, `fault`, `attributes`. Does not
-write to the study except through the store, and ends a process only after checking that it is still the same one.
+Covers the rule (`decide`), the reader of what an attempt left on disk (`Evidence`), `resume`, which opens a study and
+settles it, and `recover`, by which a living driver finds out how a lost attempt really ended. Uses the same
+conclusions as a living driver: `witness.conclude`, `fault`, `attributes`. Does not write to the study except through
+the store, and ends a process only after checking that it is still the same one.
 
 In order: what the dead driver had decided (its journal); a durable result; a kill by the watchdog; how the dead driver
 had seen the attempt end (its journal again: it may have waited to run it once more); nothing at all, which is a lost
@@ -45,6 +46,7 @@ from scheduler.study.store import LeftTrial, NotOurs, OpenedStudy, StudyStore
 from scheduler.worker.witness import Witness, conclude
 
 END_TIMEOUT_S = 10.0
+RECOVER_GRACE_S = 5.0  # a trial whose worker died sees the end of its pipe at once; it may be writing its result
 _POLL_S = 0.05
 
 Decided = TellTrial | EnqueueRetry
@@ -290,3 +292,35 @@ def settle(
         if not end(verdict, evidence.start_time):
             return None
     return None
+
+
+def recover(attempt: AttemptId, outcome: Outcome, evidence: Evidence, folder: Path) -> Outcome:
+    """Find out what the end of an attempt whose worker was lost really was: its process is ended, then its folder is
+    read.
+
+    On another host nothing can be read: the outcome stays LOST, and the retry starts from the checkpoint if it is on a
+    shared file system.
+    """
+    deadline = time.monotonic() + RECOVER_GRACE_S
+    while (remains := evidence.of(attempt.trial, folder)).process is not None:
+        if time.monotonic() > deadline:
+            end(
+                EndProcess(trial=attempt.trial, pid=remains.process[0], start_time=remains.process[1]),
+                evidence.start_time,
+            )
+            remains = evidence.of(attempt.trial, folder)
+            break
+        time.sleep(_POLL_S)
+    if not remains.reachable or remains.attempt != attempt.attempt:
+        return outcome
+    checkpoint = remains.checkpoint or outcome.checkpoint
+    if remains.result is None and not remains.kill:
+        return dataclasses.replace(outcome, checkpoint=checkpoint, log_tail=remains.log_tail)
+    seen = Witness(
+        last=remains.result,
+        kill=remains.kill,
+        duration_s=remains.result.duration_s if remains.result else 0.0,
+        checkpoint=checkpoint,
+        log_tail=remains.log_tail,
+    )
+    return conclude(seen)

@@ -256,6 +256,63 @@ def test_a_process_that_outlived_its_driver_is_ended_first(tmp_path: Path) -> No
             process.wait()
 
 
+OWN = ".a1/checkpoint.safetensors"
+LOST = Outcome(reason=ExitReason.LOST, detail="its worker is gone", checkpoint="/before")
+
+
+@pytest.mark.parametrize(
+    ("files", "attempt", "reason", "checkpoint"),
+    [
+        (
+            {"result.json": result(), "checkpoint.safetensors": "x"},
+            1,
+            ExitReason.COMPLETED,
+            ".a1/checkpoint.safetensors",
+        ),
+        ({"result.json": ERROR}, 1, ExitReason.FAILED, "/before"),
+        ({"kill.json": KILL.to_json()}, 1, ExitReason.STALLED, "/before"),
+        ({"checkpoint.safetensors": "x"}, 1, ExitReason.LOST, OWN),
+        ({"result.json": result()}, 2, ExitReason.LOST, "/before"),
+    ],
+    ids=["it had finished", "it had failed", "it was killed", "nothing of it but a checkpoint", "another attempt's"],
+)
+def test_how_an_attempt_that_was_lost_really_ended(
+    files: dict[str, Any], attempt: int, reason: ExitReason, checkpoint: str, tmp_path: Path
+) -> None:
+    """A living driver reads its folder: what it had done is not done again, and it goes on from its checkpoint."""
+    folder_of(tmp_path, 1, **files)
+    outcome = recovery.recover(AttemptId(TRIAL, attempt), LOST, recovery.Evidence(), tmp_path)
+    assert outcome.reason is reason
+    assert outcome.checkpoint is not None and outcome.checkpoint.endswith(checkpoint)
+
+
+def test_a_lost_attempt_on_another_hosts_disk_stays_lost(tmp_path: Path) -> None:
+    """Nothing can be read of it here."""
+    assert recovery.recover(AttemptId(TRIAL, 1), LOST, recovery.Evidence(), tmp_path / "elsewhere") == LOST
+
+
+def test_a_lost_attempt_that_still_trains_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets a moment to write its result, then it is ended: it is given away, and must not train twice."""
+    monkeypatch.setattr(recovery, "RECOVER_GRACE_S", 0.0)
+    registry, folder = HostRegistry(tmp_path / "host"), folder_of(tmp_path, 1, checkpoint__safetensors="x")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, start_new_session=True) as child:
+        registry.register(
+            Registration(
+                attempt=f"{TRIAL}/1",
+                slug=folder.name,
+                pid=child.pid,
+                start_time=vitals.start_time(child.pid) or 0.0,
+                reservation_bytes=1,
+                folder=str(folder),
+            )
+        )
+        evidence = recovery.Evidence(registry=registry, start_time=_unless_reaped(child))
+        outcome = recovery.recover(AttemptId(TRIAL, 1), LOST, evidence, tmp_path)
+        assert child.wait(10) == -9
+    assert outcome.reason is ExitReason.LOST
+    assert outcome.checkpoint is not None and outcome.checkpoint.endswith(".a1/checkpoint.safetensors")
+
+
 def _unless_reaped(child: subprocess.Popen[bytes]) -> Any:
     """`vitals.start_time`, reaping the child as init would: a zombie still has its number."""
 
