@@ -50,7 +50,8 @@ def snapshot(
         ),
         waiting=seen.waiting(),
         happenings=happenings,
-        waits=Counter(trial.deferred.value for trial in brain.trials.values() if trial.deferred is not None),
+        # Plain dicts: `asdict`, by which the page gets it, makes pairs of a Counter's keys.
+        waits=dict(Counter(trial.deferred.value for trial in brain.trials.values() if trial.deferred is not None)),
         ends=dict(ends or {}),
         elapsed_s=elapsed_s,
         eta=foreseen,
