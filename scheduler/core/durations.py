@@ -29,7 +29,7 @@ _APART, _APART_COUNTS = 0.6, 3.0
 _SLOPE, _SLOPE_SD = 0.9, 0.4
 _SHARE = 0.5  # of their bound of epochs that trials make
 # What is to come differs from what was: samplers and pruners move on, neighbours come and go. A factor of e^0.2 for a
-# study, of e^0.1 for all.
+# study, of e^0.1 for all; one in the mean, since the end is a sum of many trials.
 _SHIFT, _SHIFT_ALL = 0.2, 0.1
 _BELIEVED = 3.0  # so many trials of its own, and a study's are drawn from as often as from what is believed
 
@@ -169,7 +169,7 @@ class Beliefs:
 
     def truths(self, chance: Uniform) -> dict[str, Truth]:
         """Draw one possible truth about all studies."""
-        line, common = self._line(chance), _SHIFT_ALL * _gauss(chance)
+        line, common = self._line(chance), _SHIFT_ALL * _gauss(chance) - (_SHIFT**2 + _SHIFT_ALL**2) / 2
         found = {name: self._truth(name, evidence, line, chance) for name, evidence in self._studies.items()}
         shifts = {name: math.exp(common + _SHIFT * _gauss(chance)) for name in found}
         return {name: replace(truth, shift=shifts[name]) for name, truth in found.items()}

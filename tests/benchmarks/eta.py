@@ -5,21 +5,26 @@ batch is over it is compared with the end. The world is made apart from what the
 follows its size by a law of its own with gamma noise, trials stop early by a hazard that differs from study to study
 and are pruned by another, the sampler drifts to larger and slower trials, neighbours on a host slow each other down,
 attempts fail, stall and are lost and run again. Prints, for each stretch of the run: how often the 80 % range held the
-end, the median error of the middle, and the range's width; a simulated figure, not one of a real run.
+end, the median error of the middle, and the range's width; a simulated figure, not one of a real run. An error is a
+part of what was left. `--save FILE` keeps each batch in a line of that file, and takes from there what it has: it can
+be stopped and gone on with, and several processes can share the seeds.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import heapq
 import itertools
+import json
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 from scheduler import model as m
 from scheduler.core.admission import parse_memory_budget
@@ -191,38 +196,77 @@ class Score:
     unknown: int = 0
 
 
-def scores(batches: int, seed: int) -> tuple[dict[float, Score], float]:
-    """By the start of each stretch (0, 0.25, 0.5, 0.75 of the run); and the mean cost of a forecast in seconds."""
-    found, cost_s, count = {start: Score() for start in (0.0, 0.25, 0.5, 0.75)}, 0.0, 0
-    for number in range(batches):
-        world = World(seed + number).run()
-        cost_s, count = cost_s + world.cost_s, count + len(world.looks)
-        assert world.ended is not None
-        for at, seen in world.looks:
-            score = found[max(start for start in found if start <= at / world.ended)]
-            if seen is None:
+def played(seed: int) -> dict[str, Any]:
+    """One batch: when it ended, and of each forecast (instant, low, middle, high), or (instant,) when none was made."""
+    world = World(seed).run()
+    looks = [[at] if f is None else [at, f.whole.low_s, f.whole.middle_s, f.whole.high_s] for at, f in world.looks]
+    return {"seed": seed, "ended": world.ended, "cost_s": world.cost_s, "looks": looks}
+
+
+def batches(seeds: range, save: Path | None) -> list[dict[str, Any]]:
+    """All of these batches, those that are in the file from there."""
+    known: dict[int, dict[str, Any]] = {}
+    if save is not None and save.exists():
+        known = {each["seed"]: each for each in map(json.loads, save.read_text().splitlines())}
+    for seed in seeds:
+        if seed not in known:
+            known[seed] = played(seed)
+            if save is not None:
+                with save.open("a") as file:
+                    file.write(json.dumps(known[seed]) + "\n")
+    return [known[seed] for seed in seeds]
+
+
+def scores(found: list[dict[str, Any]]) -> dict[float, Score]:
+    """By the start of each stretch: 0, 0.25, 0.5, 0.75 of the run."""
+    stretches = {start: Score() for start in (0.0, 0.25, 0.5, 0.75)}
+    for batch in found:
+        for at, *foreseen in batch["looks"]:
+            score = stretches[max(start for start in stretches if start <= at / batch["ended"])]
+            if not foreseen:
                 score.unknown += 1
                 continue
-            left = world.ended - at
-            score.held.append(seen.whole.low_s <= left <= seen.whole.high_s)
-            score.errors.append(abs(seen.whole.middle_s - left) / left)
-            score.widths.append((seen.whole.high_s - seen.whole.low_s) / left)
-    return found, cost_s / count
+            (low, middle, high), left = foreseen, batch["ended"] - at
+            score.held.append(low <= left <= high)
+            score.errors.append(abs(middle - left) / left)
+            score.widths.append((high - low) / left)
+    return stretches
 
 
-def main(batches: int = 200, seed: int = 1) -> None:
-    found, cost_s = scores(batches, seed)
-    print(f"{batches} simulated batches from seed {seed}, {cost_s:.2f} s of CPU a forecast")
+def at_half_time(found: list[dict[str, Any]]) -> list[float]:
+    """The error of each batch's forecast that was made nearest to half of its time."""
+    errors = []
+    for batch in found:
+        looks = [look for look in batch["looks"] if len(look) > 1]
+        if looks:
+            at, _, middle, _ = min(looks, key=lambda look: abs(look[0] / batch["ended"] - 0.5))
+            errors.append(abs(middle - (batch["ended"] - at)) / (batch["ended"] - at))
+    return errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("batches", nargs="?", type=int, default=200)
+    parser.add_argument("seed", nargs="?", type=int, default=1)
+    parser.add_argument("--save", type=Path)
+    given = parser.parse_args()
+    found = batches(range(given.seed, given.seed + given.batches), given.save)
+    cost_s = sum(batch["cost_s"] for batch in found) / sum(len(batch["looks"]) for batch in found)
+    print(f"{given.batches} simulated batches from seed {given.seed}, {cost_s:.2f} s of CPU a forecast")
     print("part of the run  forecasts  unknown  80 % range held  median error  median width / what was left")
-    for start, score in found.items():
-        held = sum(score.held) / max(1, len(score.held))
+    stretches = scores(found)
+    for start, score in stretches.items():
+        if not score.held:
+            continue
+        held = sum(score.held) / len(score.held)
         print(
             f"{start:4.0%} to {start + 0.25:4.0%} {len(score.held):14} {score.unknown:8} {held:16.1%} "
             f"{median(score.errors):13.1%} {median(score.widths):13.1%}"
         )
-    late = [held for start, score in found.items() if start >= 0.25 for held in score.held]
+    late = [held for start, score in stretches.items() if start >= 0.25 for held in score.held]
     print(f"from a quarter of the run on: the 80 % range held the end {sum(late) / len(late):.1%} of the time")
+    print(f"nearest to half-time: median error {median(at_half_time(found)):.1%}")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main()
