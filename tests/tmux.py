@@ -55,6 +55,11 @@ class Tmux:
         return self._tmux("capture-pane", "-p", "-S", "-")
 
     @property
+    def captured(self) -> str:
+        """What is on the screen now, with the escape sequences of its colours."""
+        return self._tmux("capture-pane", "-p", "-e")
+
+    @property
     def wrapped(self) -> list[str]:
         """The lines that tmux had to wrap."""
         joined = self._tmux("capture-pane", "-p", "-J", "-S", "-").splitlines()
