@@ -6,9 +6,12 @@ decides anything, and nothing that goes wrong here touches the run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import time
 from collections import Counter, deque
+from pathlib import Path
 from typing import Any
 
 from scheduler import model as m
@@ -57,7 +60,7 @@ class Telling:
     def log(self, event: JournalEvent, durable: bool = False, **fields: Any) -> None:
         """One event to the journal as JSON, and to the user as a readable line or a sentence."""
         self._journal.write(event, durable=durable, **fields)
-        told = story.tell(event, fields, self._settings.name, time.time(), self._story)
+        told = story.tell(event, fields, self._settings.name, time.time(), self._story_from_here)
         if event is JournalEvent.ATTEMPT_ENDED:
             self._ends[str(fields["reason"])] += 1
         if told is not None:
@@ -116,6 +119,14 @@ class Telling:
         path = AttemptFolder.of(self._settings.run_folder, attempt).path / KILL
         readable = path.with_suffix(".txt")
         return str(readable if readable.exists() else path) if path.exists() else None
+
+    def _story_from_here(self, attempt: m.AttemptId) -> str | None:
+        """Return the same as somebody types it who is where the command was given."""
+        path = self._story(attempt)
+        with contextlib.suppress(OSError, ValueError):  # the working directory is gone
+            if path is not None and Path(path).is_relative_to(Path.cwd()):
+                return os.path.relpath(path)
+        return path
 
     def _foreseen(self, found: Forecast) -> None:
         """Keep a forecast now and then, so that it can be compared with what came."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
-
-from distributed import client
 
 from scheduler import model as m
 from scheduler.model.journal_events import JournalEvent
@@ -34,13 +33,13 @@ def test_waits_and_ends_are_counted_by_reason() -> None:
 
 
 def test_the_page_can_be_sent_a_batch_in_which_a_trial_waits() -> None:
-    """Dask takes only what msgpack can hold; while anything waited the page got nothing."""
+    """Dask takes only what msgpack can hold, as JSON can; while anything waited the page got nothing."""
     batch = Batch()
     batch.join(limit_bytes=4 * GIB, available_bytes=4 * GIB)
     batch.start(0, host_bytes=3 * GIB)
     batch.tell(b.asked(1, 3 * GIB))
     sent = dataclasses.asdict(seen(batch, ends=Counter({"completed": 3})))
-    assert client._is_dumpable(sent), sent  # what `Client.log_event` asks
+    assert json.loads(json.dumps(sent))["waits"] == sent["waits"]
     assert sent["ends"] == {"completed": 3} and sum(sent["waits"].values()) == 1
 
 
