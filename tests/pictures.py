@@ -97,8 +97,8 @@ def make(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="pictures-"))
     (scratch / "objective.py").write_text(OBJECTIVE)
-    told = f"bin/schedule --objective objective.py:objective --trials {TRIALS} --slots 3 --name night"
-    command = [sys.executable, "-m", "scheduler", *told.split()[1:], "--dashboard", "127.0.0.1:0"]
+    told = f"bin/schedule --objective objective.py:objective --trials {TRIALS} --slots 3 --memory-budget 3GiB"
+    command = [sys.executable, "-m", "scheduler", *told.split()[1:], "--name", "night", "--dashboard", "127.0.0.1:0"]
     passed = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "TERM", "LC_ALL", "LANG")}
     environ = {**passed, "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8", **ENVIRON}
     run = scratch / "runs" / "night"
@@ -107,7 +107,7 @@ def make(folder: Path) -> None:
         tmux.wait(lambda: re.search(r"ends: (in about|within)", tmux.shown), "a forecast", 300)
         tmux.wait(lambda: len(re.findall(r"night #\d+ .* [2-9]\d* ", tmux.shown)) >= 2, "trials that run", 300)
         (folder / "terminal.svg").write_text(svg(tmux.captured, told))
-        errors = asyncio.run(photograph(dashboard(run), folder / "page.png", scratch / "page", 1280, 1000, "trial 6"))
+        errors = asyncio.run(photograph(dashboard(run), folder / "page.png", scratch / "page", 1280, 640, "trial 6"))
         tmux.ended(900)
     report = (run / "report.html").as_uri()
     errors += asyncio.run(photograph(report, folder / "report.png", scratch / "report", 1000, 1250, "trial 6"))
