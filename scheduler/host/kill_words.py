@@ -105,7 +105,9 @@ def held(evidence: Mapping[str, Any]) -> str:
     if footprint is None:
         return ""
     if not promised:
-        return f"It held {gib(int(footprint))}; it had no promise, since nobody could say what it would take."
+        return (
+            f"It held {gib(int(footprint))}; nothing was promised for it: what it would take was a guess, or unknown."
+        )
     over = footprint - promised
     beside = f"{gib(int(over))} more than" if over > 0 else f"within the {gib(int(promised))} of"
     return f"It held {gib(int(footprint))}: {beside} its promise" + (f" of {gib(int(promised))}." if over > 0 else ".")

@@ -55,6 +55,8 @@ def _settings(settings: Settings, spec: StudySpec) -> dict[str, Any]:
     data = settings.model_dump(mode="json") | (keys.model_dump(mode="json") if keys is not settings else {})
     default = Settings().model_dump(mode="json")
     data = {key: value for key, value in data.items() if key not in LEFT_OUT and value != default[key]}
+    if "watchdog" in data:  # fifty thresholds, of which few were set
+        data["watchdog"] = {key: each for key, each in data["watchdog"].items() if each != default["watchdog"][key]}
     if "budget" in spec.context:
         return data | {"budgets": [spec.context["budget"]], "horizons": [spec.context["horizon"]]}
     if (settings.objective or "").startswith(PREFIX):

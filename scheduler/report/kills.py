@@ -49,11 +49,17 @@ def _kill(run: Run, kill: Kill) -> Json:
             for name, held, promised, why in words.candidates(story)
         ],
         "stack": tail(story.get("stack") or ""),
-        "log_tail": tail(kill.log_tail),
+        "log_tail": tail(_without(kill.log_tail, story.get("stack"))),
         "samples": _samples(story.get("samples"), shift),
         "promised_bytes": finite(evidence.get("promised_bytes")),
         "has_story": bool(kill.story),
     }
+
+
+def _without(log: str, stack: Any) -> str:
+    """Return the log without the stack, which is the last thing that was written there, and shown by itself."""
+    at = log.rfind(stack.strip()) if isinstance(stack, str) and stack.strip() else -1
+    return log[:at].rstrip() if at >= 0 else log
 
 
 def _paragraph(kill: Kill, story: Mapping[str, Any], evidence: Mapping[str, Any], ended: str) -> str:

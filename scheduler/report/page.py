@@ -18,7 +18,7 @@ from markupsafe import Markup
 from scheduler.files.durable import write
 from scheduler.host.kill_words import clock
 from scheduler.masking import scrubbed
-from scheduler.model import Json
+from scheduler.model import DeferReason, Json
 from scheduler.report import best, ends, footprints, hours, kills, scaling, search, setup, svg, timeline, verdict
 from scheduler.report.records import Run, load_run
 from scheduler.units import duration, gib
@@ -67,7 +67,9 @@ def as_html(found: Json) -> str:
             for each in found["timeline"]["workers"]
         ],
         "hours": _hours(found["hours"]["spent_by_end"], found["hours"]["trials_s"]),
-        "waits": _hours(found["hours"]["waited_by_reason"], None),
+        "waits": _hours(
+            [row | {"reason": _awaited(row["reason"])} for row in found["hours"]["waited_by_reason"]], None
+        ),
     }
     return engine.get_template("page.html.jinja").render(**found, charts=charts)
 
@@ -98,6 +100,11 @@ def _hours(rows: Sequence[Json], total_s: float | None) -> Markup:
         for row in rows
     ]
     return svg.bars(said, css="s0")
+
+
+def _awaited(reason: str) -> str:
+    """Say in words what was waited for."""
+    return next((each.words for each in DeferReason if each == reason), reason)
 
 
 def _share(seconds: float, total_s: float | None) -> str:

@@ -99,7 +99,21 @@ def advice(run: Run, left: int) -> list[str]:
         )
     for spec in run.specs:
         said += _edges(run, spec)
-    return said or (["Nothing was amiss."] if run.state == "over" else [])
+    if run.state == "over":
+        said += _onwards(run, left) if said else ["Nothing was amiss.", *_onwards(run, left)]
+    return said
+
+
+def _onwards(run: Run, left: int) -> list[str]:
+    """Say how the search is gone on with once it is complete, and how its best is run."""
+    found = [spec for spec in run.specs if best_row(run.rows.get(spec.name, ()), spec) is not None]
+    if left > 0 or not found:
+        return []
+    names = ", ".join(f"best/{spec.name}.yaml" for spec in found[:3]) + (", and so on" if len(found) > 3 else "")
+    told = (
+        "To search on, give the same command with a larger --trials; to run the best again, bin/schedule --config FILE "
+    )
+    return [f"{told}with a file of the run's folder ({names})."]
 
 
 def _of_kills(run: Run) -> list[str]:
