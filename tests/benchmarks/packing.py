@@ -8,7 +8,7 @@ worker of 4 GB and 16 slots. Lower bound: max(sum of size x duration / budget, l
 
 The first is simulated and covers no overheads: simple policies and `placement` see all that waits; `brain` is the real
 brain, which is shown one trial of each study at a time (more while memory is short) and learns durations as it goes.
-The second runs the command itself, with real processes that hold a fifth of the memory for the same time, beside the
+The second runs the command itself, with real processes that hold a quarter of the memory for the same time, beside the
 brain.
 """
 
@@ -32,8 +32,8 @@ import psutil
 import yaml
 
 from scheduler.core.placement import place
-from scheduler.driver import journal
-from scheduler.model import AttemptId, Footprint, Running, TrialId, Waiting, WorkerView
+from scheduler.driver import journal, recording
+from scheduler.model import AttemptId, Footprint, Running, TrialId, Waiting, WorkerView, WorkerVitals
 from tests.builders import facts, study
 from tests.simulator import Simulation, World
 
@@ -42,7 +42,7 @@ BUDGET, SLOTS = 4_000 * MB, 16
 EPOCH_S = 0.25  # a trial trains for as many epochs as it takes quarters of a second, and says how many beforehand
 STUDIES = {1: "one study of 40", 10: "ten studies of 4"}
 BUDGETS, HORIZONS = ("2M", "20M"), (1, 2, 3, 4, 5)  # ten studies for the command
-SCALE = 5  # of the real run: a whole process fits into the smallest size
+SCALE = 4  # of the real run: a whole process, 35 MB, fits into the smallest size
 SLACK = 2 * MB  # what a process still takes after it has taken its size
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = (*[150 * MB] * 24, *[600 * MB] * 10, *[1_500 * MB] * 5, 3_000 * MB)
@@ -216,11 +216,20 @@ def real_table(seeds: Sequence[int]) -> str:
     for studies, name in STUDIES.items():
         played = [real(seed, studies, overhead) for seed in seeds]
         bounds = [lower_bound(workload(seed)) for seed in seeds]
-        ratios = [makespan / bound for (makespan, _), bound in zip(played, bounds, strict=True)]
+        ratios = [run.makespan_s / bound for run, bound in zip(played, bounds, strict=True)]
         brain = [as_the_brain_sees_it(workload(seed), studies).now / lower_bound(workload(seed)) for seed in seeds]
-        lines.append(row(f"real, {name}", ratios, seed_0_s=played[0][0], most=max(most for _, most in played) * SCALE))
+        most = SCALE * max(run.admitted for run in played)
+        lines.append(row(f"real, {name}", ratios, seed_0_s=played[0].makespan_s, most=most))
         lines.append(row(f"brain, {name}, epochs known", brain))
         lines.append("  each: " + " ".join(f"{ratio:.2f}" for ratio in ratios))
+        of_room = {
+            "reserved at an admission": max(run.admitted / run.room for run in played),
+            "reserved with growth": max(run.reserved / run.room for run in played),
+            "in use": max(run.used / run.room for run in played),
+        }
+        lines.append("  most of the budget " + ", ".join(f"{what} {share:.1%}" for what, share in of_room.items()))
+        assert of_room["reserved at an admission"] <= 1, "more was admitted than there is room for"
+        assert of_room["in use"] <= 1, "more was in use than there is room for"
     return "\n".join(lines)
 
 
@@ -288,12 +297,31 @@ def workers_own_bytes() -> int:
     return int(next(r["overhead_bytes"] for r in records if r["event"] == "worker.joined"))
 
 
-def real(seed: int, studies: int, overhead_bytes: int) -> tuple[float, int]:
-    """Makespan in s, from the first launch to the last end, and the most bytes reserved at once."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Real:
+    """One run of the command. Bytes are the most at once: reserved when one was admitted, or ever (what trials have
+    taken beyond their reservations is charged, too), and in use as the agent's looks of once a second show it.
+
+    room: what there was for all of them.
+    """
+
+    makespan_s: float
+    room: int
+    admitted: int
+    reserved: int
+    used: int
+
+
+def real(seed: int, studies: int, overhead_bytes: int) -> Real:
+    """Run it, and measure from the first launch to the last end."""
     with tempfile.TemporaryDirectory() as root:
-        records = schedule(root, seed, studies, len(SIZES) // studies, BUDGET // SCALE + overhead_bytes, SLOTS)
+        budget = BUDGET // SCALE + overhead_bytes
+        records = schedule(root, seed, studies, len(SIZES) // studies, budget, SLOTS)
+        seen = [step.event for start in recording.read(Path(root) / "bench") for step in start.steps]
+    room = budget - next(int(r["overhead_bytes"]) for r in records if r["event"] == "worker.joined")
+    used = max(sum(event.used_bytes.values()) for event in seen if isinstance(event, WorkerVitals))
     held: dict[str, int] = {}
-    most, at = 0, []
+    admitted, reserved, at = 0, 0, []
     for record in records:
         if record["event"] in ("attempt.launched", "reservation.resized"):
             held[record["attempt"]] = record["reserved_bytes"]
@@ -301,9 +329,11 @@ def real(seed: int, studies: int, overhead_bytes: int) -> tuple[float, int]:
             held.pop(record["attempt"], None)
         else:
             continue
-        most = max(most, sum(held.values()))
+        reserved = max(reserved, sum(held.values()))
+        if record["event"] == "attempt.launched":
+            admitted = max(admitted, sum(held.values()))
         at.append(record["unix"])
-    return at[-1] - at[0], most
+    return Real(makespan_s=at[-1] - at[0], room=room, admitted=admitted, reserved=reserved, used=used)
 
 
 def main() -> None:
