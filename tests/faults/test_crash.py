@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 def test_nothing_is_lost_charged_run_twice_or_left_running(tmp_path: Path, count: int, cluster: bool) -> None:
     """Twelve studies reach exactly their quotas, with the values they would have had, whatever happens to the run.
 
-    A fast machine is through with a batch before all its events came: then another one is run, until `count` were
-    carried out.
+    A batch may be through before all its events came, or any of a last few: then another one is run, until `count`
+    were carried out.
     """
     done: Counter[Kind] = Counter()
     for seed in range(20260, 20280):
@@ -28,7 +28,6 @@ def test_nothing_is_lost_charged_run_twice_or_left_running(tmp_path: Path, count
         report = one_round(tmp_path / f"crash-{seed}", seed, cluster=cluster, events=left, trials=4)
         print(report)
         assert not report.problems, "\n".join(report.problems)
-        assert report.events > 0, "nothing happened to it"
         done += report.done
     assert done.total() >= count
     assert len(done) >= 4, done

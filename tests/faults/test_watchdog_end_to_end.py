@@ -127,12 +127,12 @@ def test_locked_database_delays_the_word_not_the_memory(tmp_path: Path, made: li
     """While the study is locked the victim dies and its memory is free; PRUNED is written later, once."""
     made.append(box := sandbox(tmp_path / "box", "deadlock"))
     driver = box.start()
-    until(lambda: box.events("attempt.progress"), 60, "a trial has reported")
+    until(lambda: box.events("attempt.progress"), 300, "a trial has reported")
     lock = sqlite3.connect(box.database, isolation_level=None, timeout=30)
     lock.execute("BEGIN EXCLUSIVE")
     try:
-        until(lambda: [e for e in box.events("attempt.ended") if e["reason"] == "stalled"], 60, "the victim is gone")
-        until(lambda: box.events("study.unavailable"), 60, "the driver has noticed the lock")
+        until(lambda: [e for e in box.events("attempt.ended") if e["reason"] == "stalled"], 300, "the victim is gone")
+        until(lambda: box.events("study.unavailable"), 300, "the driver has noticed the lock")
         assert [e for e in box.events("trial.told") if e["trial"].endswith("/0")] == []
     finally:
         lock.execute("ROLLBACK")
@@ -144,14 +144,14 @@ def test_observe_kills_nobody_and_says_what_it_would_have(tmp_path: Path, made: 
     """With --watchdog observe the stalled trial lives on; what would have been done is written down."""
     made.append(box := sandbox(tmp_path / "box", "deadlock", mode="observe"))
     driver = box.start()
-    said = until(lambda: box.events("watchdog.would_kill"), 60, "an observation in the run's journal")
+    said = until(lambda: box.events("watchdog.would_kill"), 300, "an observation in the run's journal")
     assert said[0]["attempt"] == "crash_2M_h1/0/1"
     assert said[0]["reason"] == "stalled"
     assert all(event["reason"] == "completed" for event in box.events("attempt.ended"))
     assert driver.poll() is None
     assert box.of_role("trial")
     driver.send_signal(signal.SIGTERM)
-    until(lambda: box.events("batch.quit"), 20, "the first signal was seen")
+    until(lambda: box.events("batch.quit"), 120, "the first signal was seen")
     driver.send_signal(signal.SIGTERM)  # a deadlocked trial does not answer the first
     assert driver.wait(60) == 130
 
