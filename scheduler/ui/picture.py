@@ -341,7 +341,8 @@ def about(eta: Eta) -> str:
 def span(eta: Eta) -> str:
     """Say how sure that is, in brackets; "" where it makes no difference."""
     low, high = rough(eta.low_s), rough(eta.high_s)
-    return "" if eta.high_s < 60 or low == high else f" ({low} to {high}, 4 times in 5)"
+    between = f"up to {high}" if eta.low_s < 60 else f"{low} to {high}"
+    return "" if eta.high_s < 60 or low == high else f" ({between}, 4 times in 5)"
 
 
 def rough(seconds: float) -> str:

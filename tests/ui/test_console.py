@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from scheduler.ui import console, log, picture
-from scheduler.ui.snapshot import Snapshot, StudyLine, TrialLine, WorkerLine
+from scheduler.ui.snapshot import Eta, Snapshot, StudyLine, TrialLine, WorkerLine
 from scheduler.units import GIB
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,3 +273,10 @@ def test_a_kill_stands_out_among_the_lines() -> None:
     )
     log.show("attempt.ended", {"attempt": "s/1/1", "reason": "failed", "detail": "ValueError: x", "kill": None})
     assert [" WARNING " in line for line in lines] == [True, False]
+
+
+def test_a_range_that_begins_within_a_minute_names_its_end_alone() -> None:
+    """It would contradict itself otherwise: within a minute, or 1m to 4m."""
+    assert picture.span(Eta(low_s=20, middle_s=50, high_s=240)) == " (up to 4m, 4 times in 5)"
+    assert picture.span(Eta(low_s=90, middle_s=150, high_s=240)) == " (2m to 4m, 4 times in 5)"
+    assert picture.span(Eta(low_s=5, middle_s=20, high_s=50)) == ""
