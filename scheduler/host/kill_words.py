@@ -13,6 +13,7 @@ from typing import Any
 
 from scheduler.model import AttemptId, ExitReason
 from scheduler.model.fields import finite
+from scheduler.model.host_words import HOST_IN_NEED
 from scheduler.model.plain import line, text
 from scheduler.units import duration, gib
 
@@ -26,15 +27,6 @@ _FAULT = {
     ExitReason.TIMED_OUT: "its own: it was too slow.",
     ExitReason.PREEMPTED: "not its own: it kept its promise, and another trial or program took the memory.",
     ExitReason.LOST: "not its own: the process that looked after it was gone.",
-}
-_HOST = {
-    "memory_low": "the host was short of memory and paging",
-    "memory_low_no_swap": "the host was short of memory and has no swap",
-    "memory_exhausted": "the host's memory was as good as used up",
-    "swap_threshold": "our trials held more swap than they may while the host was paging",
-    "psi_full": "every task of the host was waiting for memory",
-    "level_critical": "the system reported critical memory pressure",
-    "running_out": "at the pace at which memory went the host had seconds left",
 }
 
 
@@ -91,7 +83,7 @@ def why(rule: Any, evidence: Mapping[str, Any]) -> str:
             return "it ran longer than a trial may (--trial-timeout)"
         case "overshoot":
             return f"it held {held}, far over the {size(promised)} that it was promised"
-    told = _HOST.get(str(rule), f"the host was in need ({line(rule, 80)})")
+    told = HOST_IN_NEED.get(str(rule), f"the host was in need ({line(rule, 80)})")
     available, left = number("available_bytes"), number("left_s")
     if available is not None:
         told += f": {gib(int(available))} of {size(evidence.get('limit_bytes'))} were available"

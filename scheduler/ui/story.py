@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from scheduler.model import AttemptId, ExitReason
+from scheduler.model.host_words import HOST_IN_NEED
 from scheduler.model.journal_events import JournalEvent
 from scheduler.model.plain import line
 from scheduler.ui import words
@@ -19,20 +20,6 @@ from scheduler.units import duration, gib
 
 Fields = Mapping[str, Any]
 StoryPath = Callable[[AttemptId], str | None]  # of a kill's file; None where it lies on another host
-
-# What the watchdog calls the state of a host, in words.
-_HOST = {
-    "memory_low": "the host ran out of memory",
-    "memory_low_no_swap": "the host ran out of memory",
-    "memory_exhausted": "the host had no memory left",
-    "running_out": "the host's memory would have been gone within seconds",
-    "swap_threshold": "the host swapped more than it may",
-    "swapping": "the host swapped",
-    "psi_full": "the host stood still for want of memory",
-    "psi_some": "the host was slowed down for want of memory",
-    "level_critical": "the host called its memory critical",
-    "level_warn": "the host called its memory short",
-}
 
 
 def tell(
@@ -151,7 +138,7 @@ def _why_killed(kill: Fields) -> str:
             return "nobody waits for its result any more"
         case "overshoot":
             return f"it took far more than it was promised: {gib(held or 0)} of {gib(promised or 0)}"
-    return _HOST.get(rule, line(rule.replace("_", " "), 60) or "the watchdog's rule") + size
+    return HOST_IN_NEED.get(rule, line(rule.replace("_", " "), 60) or "the watchdog's rule") + size
 
 
 def _peak(fields: Fields) -> str:
