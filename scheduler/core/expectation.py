@@ -23,12 +23,14 @@ class Expectation:
 
     def __init__(self) -> None:
         self._took: defaultdict[Kind | str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))
+        self._durations_s: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=KEPT))  # of whole trials
         self._pace_s: dict[Kind | str, float] = {}
 
     def finished(self, study: Study, trial: Trial, duration_s: float) -> None:
         """Note one that completed."""
-        study.durations_s.append(duration_s)
-        study.expected_s = median(study.durations_s)
+        whole = self._durations_s[study.spec.name]
+        whole.append(duration_s)
+        study.expected_s = median(whole)
         for whose in (study.spec.name, _kind(trial)):
             self._took[whose].append(duration_s / (trial.max_epochs or 1))
             self._pace_s[whose] = median(self._took[whose])

@@ -68,8 +68,8 @@ class Study:
 
     live: its trials under way; pending: those of them that wait to be placed (kept apart because thousands may run).
     completed: trials that ended COMPLETE, also before this driver. untold: final states sent to the study and not yet
-    confirmed durable. durations_s: of its latest complete trials;
-    expected_s: their median. ended: its latest trials that count, for the forecast.
+    confirmed durable. expected_s: how long its complete trials took, the median of the latest (`expectation`); ended:
+    its latest trials that count, for the forecast.
     """
 
     spec: StudySpec
@@ -85,7 +85,6 @@ class Study:
     closed: str | None = None
     closed_early: bool = False
     best: tuple[float, int] | None = None
-    durations_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))
     ended: deque[Took] = field(default_factory=lambda: deque(maxlen=64))
     expected_s: float | None = None
     max_epochs: int | None = None  # of the trial asked for last
