@@ -221,12 +221,17 @@ def test_the_attempt_is_nothing_outside_of_headroom(tmp_path: Path, monkeypatch:
     assert [t.user_attrs["first"] for t in study.trials] == [0, 0]
 
 
-def test_an_answer_takes_milliseconds(tmp_path: Path) -> None:
-    """A suggest that nobody could foresee: through agent, worker and driver to the study and back."""
-    done = schedule(tmp_path, "asks_often", "--slots", "1", "--trials", "2", "--sampler", "random")
+def test_an_answer_takes_no_longer_than_its_way(tmp_path: Path) -> None:
+    """A suggest that nobody could foresee: through agent, worker and driver to the study and back, beside a word that
+    is handed round meanwhile between processes that do about as much. Whoever waits for a clock on the way (every
+    50 ms: 5 times) is found out, whatever else the machine has to do."""
+    done = schedule(tmp_path, "asks_often", "--slots", "1", "--trials", "3", "--sampler", "random")
     assert done.code == 0, done.stderr
-    medians = [t.user_attrs["median_ms"] for t in done.study.trials]
-    assert min(medians) < 1500  # 7 to 9 here; 160 on a machine that is busy with six others' tests
+    asked = [t.user_attrs for t in done.study.trials]
+    medians = [(attrs["answers_ms"][50], attrs["rounds_ms"][50]) for attrs in asked]
+    # 1 to 2.4 up to a load of 8 a core; beyond that it is the scheduling of processes that is measured.
+    most = 4 if os.getloadavg()[0] <= 8 * (os.cpu_count() or 1) else 400
+    assert min(answer / round_ for answer, round_ in medians) < most, medians
 
 
 def test_sampler_pruner_and_size_of_ones_own(tmp_path: Path) -> None:
@@ -282,6 +287,7 @@ def test_a_script_is_enough(tmp_path: Path) -> None:
     assert {t.state for t in trials} == {States.COMPLETE, States.FAIL}
     for trial in trials:
         value = trial.params["lr"] * trial.params["depth"]
+        assert list(trial.params) == ["lr", "depth"]  # asked in the order of the file
         assert list(trial.intermediate_values) == [0, 1, 2]
         if trial.params["depth"] == 4:
             assert trial.state is States.FAIL and "depth 4 is too deep" in trial.user_attrs["error"]
@@ -317,7 +323,7 @@ def test_the_examples_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
     objective, search, script = said
     assert "20/20" in objective and "best of forest-objective" in objective
     assert "10/10" in search and "'kind': " in search
-    assert re.search(r"\d/10 ", script) and re.search(r"with depth=\d lr=\d", script)
+    assert re.search(r"\d/10 ", script) and re.search(r"with lr=\d\S* depth=\d", script)
 
 
 @pytest.mark.parametrize(

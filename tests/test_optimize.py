@@ -250,3 +250,15 @@ def test_a_wrong_argument_is_told_before_anything_starts(
     with pytest.raises(UsageError, match=said):
         optimize(study, given.pop("objective"), **given)
     assert study.trials == [] and study.user_attrs == {}
+
+
+def test_the_report_of_a_study_in_memory_says_where_its_study_was(tmp_path: Path) -> None:
+    """Nothing is said to be missing that never was there, and no setting of the built-in training is shown."""
+    run(tmp_path, 'study = optuna.create_study(study_name="mine")\noptimize(study, objective, n_trials=2)\ntell()\n')
+    text = (tmp_path / "runs" / "mine" / "report.html").read_text()
+    assert "the study was in the memory of the program that called optimize()" in text
+    assert "its objective is a function of a program" in text
+    assert "could not be read" not in text
+    kept = (tmp_path / "runs" / "mine" / "settings.yaml").read_text()
+    for key in ("training_search_space", "budgets", "horizons", "early_stopping", "warm_start"):
+        assert key not in text and f"\n{key}:" not in kept

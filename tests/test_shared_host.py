@@ -22,7 +22,7 @@ from scheduler.core.trial import Rules
 from scheduler.host import bounds, promises, vitals
 from scheduler.host.promises import NoRoom, Promises
 from scheduler.host.registry import HostRegistry, Registration
-from scheduler.model import DevicePool, LaunchAttempt, StudyOpened, WorkerJoined, WorkerLost, WorkerVitals
+from scheduler.model import DevicePool, Footprint, LaunchAttempt, StudyOpened, WorkerJoined, WorkerLost, WorkerVitals
 from scheduler.units import GIB, MIB
 from tests.builders import asked, attempt_id, facts, running, study, waiting, worker
 
@@ -147,6 +147,24 @@ def test_other_runs_promises_count_as_taken() -> None:
     assert [trial.deferred for trial in brain.trials.values()] == ["live_memory"]
     commands = brain.handle(WorkerVitals(worker="a", available_bytes=8 * GIB), 2.0)
     assert [c.worker for c in commands if isinstance(c, LaunchAttempt)] == ["a"]
+
+
+def test_trial_of_unknown_size_waits_while_others_hold_most_of_the_host_and_starts_with_half_of_it() -> None:
+    """It is to have all there is: with less than half of it free nothing is launched that another run's promises would
+    refuse; with more it starts, although the last byte of others is not gone."""
+    brain = batch(studies=1)
+    joins(brain, "a", others_unclaimed_bytes=5 * GIB)
+    unsized = asked(0, study="s0", footprint=Footprint.unknown())
+    assert not any(isinstance(command, LaunchAttempt) for command in brain.handle(unsized, 1.0))
+    (trial,) = brain.trials.values()
+    assert trial.wait is not None and trial.wait.reason == "live_memory"
+    assert trial.wait.numbers["needed_bytes"] == 4 * GIB
+    later = WorkerVitals(worker="a", available_bytes=6 * GIB, others_unclaimed_bytes=3 * GIB)
+    assert [c for c in brain.handle(later, 3.0) if isinstance(c, LaunchAttempt)] == []
+    (launched,) = [
+        c for c in brain.handle(WorkerVitals(worker="a", available_bytes=5 * GIB), 9.0) if isinstance(c, LaunchAttempt)
+    ]
+    assert launched.reserved_bytes == 8 * GIB and not launched.footprint.is_known
 
 
 # -- placement ------------------------------------------------------------------------------------------------------
@@ -309,6 +327,23 @@ def test_two_drivers_that_admit_at_once_do_not_both_start(
     refused, registered = sorted(ended)
     assert registered == "registered" and refused.startswith("no room: 5.37 GiB needed")
     assert len(list(registry.registrations())) == 1
+
+
+def test_attempt_of_unknown_size_is_registered_for_what_others_have_left(
+    registry: HostRegistry, processes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver gives it 8 GiB, another run was promised one: it gets 7, is judged by the 8 that it was given, and
+    the other run is promised none of them. With less than it can do with it is refused."""
+    memory = vitals.HostMemory(at=0.0, total_bytes=8 * GIB, limit_bytes=8 * GIB, available_bytes=8 * GIB)
+    monkeypatch.setattr(vitals, "host_memory", lambda: memory)
+    registry.register(attempt(processes[0], "one", GIB))
+    whole = attempt(processes[1], "two", 8 * GIB)
+    with pytest.raises(NoRoom, match=r"no room: 7\.50 GiB needed"):
+        Promises(registry, "two").register(whole, int(7.5 * GIB))
+    got = Promises(registry, "two").register(whole, 4 * GIB)
+    assert 7 * GIB < got.reservation_bytes < 7 * GIB + 64 * MIB and got.promised == 8 * GIB
+    assert got in list(registry.registrations())
+    assert Promises(registry, "one").others_unclaimed_bytes() > 7 * GIB - 64 * MIB
 
 
 def test_own_attempts_are_registered_as_the_ledger_says(registry: HostRegistry, processes: list[Any]) -> None:

@@ -287,7 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def execute(arguments: Sequence[str]) -> int:
     """Run the command; every expected error is one line on stderr and its exit code."""
-    return execution.execute(command, "bin/schedule", arguments)
+    return execution.execute(command, _called(), arguments)
+
+
+def _called() -> str:
+    """Return the command's name: in a checkout bin/schedule, where it is installed headroom."""
+    return "headroom" if os.path.basename(sys.argv[0]) == "headroom" else "bin/schedule"
 
 
 def _again(arguments: Sequence[str]) -> str:
@@ -298,7 +303,7 @@ def _again(arguments: Sequence[str]) -> str:
         words.append(f"{flag}={masking.masked(url)}" if found and flag.startswith("-") and "://" in url else
                      masking.masked(word) if "://" in word else word)  # fmt: skip
     hidden = " (with its password, which is not shown)" if words != list(arguments) else ""
-    return shlex.join(["bin/schedule", *words]) + hidden
+    return shlex.join([_called(), *words]) + hidden
 
 
 def _parsed(given: dict[str, Any]) -> dict[str, Any]:

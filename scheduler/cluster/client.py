@@ -12,6 +12,7 @@ import concurrent.futures
 import contextlib
 import logging
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dask
 from distributed import Client, Future, LocalCluster, Security
+from distributed.comm.addressing import parse_address, parse_host_port
 from distributed.comm.core import CommClosedError
 from distributed.core import rpc
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from tornado.platform.asyncio import BaseAsyncIOLoop
 
 CONNECT_TIMEOUT_S = 10.0
+KNOCK_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 30.0  # of a worker that is asked something
 JOIN_TIMEOUT_S = 60.0  # for the workers that are there at the start
 LOOK_AGAIN_S = 15.0  # for workers whose coming was missed, and those that could not be used
@@ -87,9 +90,20 @@ def check(address: str, security: Security | None = None) -> None:
     except (OSError, TimeoutError, ValueError, AttributeError, CommClosedError, MemoryError) as error:
         raise UsageError(
             f"--cluster {address}: no Dask scheduler answers there within {CONNECT_TIMEOUT_S:.0f} s "
-            f"({credentials.explained(error)}); start one with `dask scheduler`, or leave --cluster out to run on this "
+            f"({_why_not(address, error)}); start one with `dask scheduler`, or leave --cluster out to run on this "
             "machine"
         ) from error
+
+
+def _why_not(address: str, error: BaseException) -> str:
+    """Why no scheduler answers at `address`, in a line. Dask tries until its time is up, and of the last try, which
+    that cut short, nothing is known: so the door is knocked at once more, plainly."""
+    try:
+        host, port = parse_host_port(parse_address(address)[1])
+        with socket.create_connection((host, port), timeout=KNOCK_TIMEOUT_S):
+            return credentials.explained(error)
+    except (OSError, ValueError) as found:
+        return credentials.explained(found)
 
 
 class Cluster:

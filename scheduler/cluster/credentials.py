@@ -7,6 +7,7 @@ scheduler or worker can run code as its user, and on loopback that is every user
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,10 @@ def explained(error: BaseException) -> str:
     about TLS."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, TimeoutError | asyncio.CancelledError):
+        return "something is there and says nothing"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused: nothing listens there"
     said = f"{type(error).__name__}: {error}".splitlines()[0].rstrip()
     # Which of them depends on whether its own greeting, no TLS, was there before ours was sent.
     if any(words in said for words in ("cannot convert to SSL", *NO_TLS)):

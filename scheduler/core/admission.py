@@ -26,6 +26,9 @@ from scheduler.model import (
 from scheduler.units import MIB, gib, parse_size
 
 CUDA_SHARE = 0.95  # the rest is the driver's context and fragmentation of the caching allocator
+# A trial that nobody can size is given all that its worker may promise. Other runs and programs may hold a part of it:
+# with half of it free it starts, since waiting for the last of them to quit could take days; with less it waits.
+LEAST_SHARE_ALONE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +187,18 @@ def never(footprint: Footprint, slots: int, worker: WorkerView) -> Reject | None
     return None
 
 
+def least_alone(whole_bytes: int) -> int:
+    """Return the bytes that must be free on a host for a trial nobody can size, which is given `whole_bytes`."""
+    return max(1, int(LEAST_SHARE_ALONE * whole_bytes))
+
+
 def _admit_alone(waiting: Waiting, worker: WorkerView) -> Admit | Defer:
     """Give a trial nobody can size an empty host and all that is left of it, so that its peak can be measured."""
     if worker.free_slots < worker.slots or not worker.domain_idle:
         return Defer(DeferReason.NOT_EMPTY, {"free_slots": worker.free_slots, "slots": worker.slots, **_ledger(worker)})
-    if worker.headroom_bytes <= 0 or live_room(worker) <= 0:
-        return Defer(DeferReason.LIVE_MEMORY, {"needed_bytes": 1, **_ledger(worker), **_live(worker)})
+    needed = least_alone(worker.headroom_bytes)
+    if live_room(worker) < needed:
+        return Defer(DeferReason.LIVE_MEMORY, {"needed_bytes": needed, **_ledger(worker), **_live(worker)})
     return Admit(worker.address, worker.headroom_bytes, max(0, device_room(worker)))
 
 

@@ -113,7 +113,9 @@ def _hold_on(view: WorkerView, running: list[Running], head: Waiting, now: float
     if admission.closed(view) is not None or admission.never(head.footprint, head.slots, view) is not None:
         return None
     alone = not head.footprint.is_known
-    need, need_slots = (1, view.slots) if alone else (head.footprint.host_bytes, head.slots)
+    need, need_slots = head.footprint.host_bytes, head.slots
+    if alone:
+        need, need_slots = admission.least_alone(view.limit_bytes or 0), view.slots
     need_device = head.footprint.device_bytes
     # What ends on another worker of the same memory gives back memory, but neither slots nor this worker's own bound.
     shared, own = admission.room(view), view.own_headroom_bytes

@@ -31,6 +31,7 @@ class Hosts:
                 device_capacity_bytes=admission.device_capacity(facts.device) if facts.device else None,
                 reserve_bytes=self._rules.reserve_bytes,
                 available_bytes=facts.available_bytes,
+                others_unclaimed_bytes=facts.others_unclaimed_bytes,
             ),
             admission.capacity(budget, facts, beside),
         )

@@ -25,23 +25,28 @@ MIB = 2**20
 class Caution:
     """How careful the bound is; chosen on the development streams of tests/benchmarks/data.
 
-    first_margin: below `LEARN_FROM` observations the largest peak seen is charged, this many times.
+    first_margin, first_doubt: below `LEARN_FROM` observations the largest peak seen is charged, first_margin +
+        first_doubt / observations times: of the next trials of the development streams, in any order, 98 % stay within
+        that after 1, 2, 3 ... 7 of them. (1.5 times: 90 % after the first, 95 % after the third.)
     deviations: of the regression, above its mean; times 1 + few / observations, since with few of them the deviation
         is itself a guess; and times how far the study's peaks were off so far, as if `patience` more had been off by 1.
     surprise: the most one trial counts for in that, in deviations.
     margin: on top of all, what two runs of one trial differ by.
     farthest: never more than this many times the largest peak seen.
+    most: nor more than this many times the expected peak, unless as much was seen: how far a model may doubt itself.
     kill_growth: a trial killed for memory needed more than it had: this many times is assumed.
     floor: growth below this share of the warm process is noise; added before the logarithm is taken.
     """
 
     first_margin: float = 1.5
+    first_doubt: float = 2.0
     deviations: float = 2.0
     few: float = 8.0
     patience: float = 20.0
     surprise: float = 5.0
     margin: float = 1.02
     farthest: float = 3.0
+    most: float = 2.5
     kill_growth: float = 1.1
     floor: float = 0.03
 
@@ -112,7 +117,8 @@ class ParameterSizing:
             source, deviations = PeakSource.LEARNT, self._deviations()
             peak = self._bound(self._embedding.point(parameters), base_bytes)
         elif self._largest:
-            source, peak = PeakSource.LARGEST, self._largest * self.caution.first_margin
+            margin = self.caution.first_margin + self.caution.first_doubt / self._observed
+            source, peak = PeakSource.LARGEST, self._largest * margin
         else:
             source, peak = PeakSource.UNKNOWN, float(room_bytes)
         peak = max(peak, self._same(parameters), base_bytes)
@@ -166,9 +172,14 @@ class ParameterSizing:
         """Return the model's bound in bytes."""
         mean, deviation = self._regression.predict(point)
         # The exponent of a hopeless case (all peaks alike, then something else) would overflow.
-        growth = math.exp(min(mean + self._deviations() * deviation, 60.0)) - self._floor(base_bytes)
-        c = self.caution
-        return min((base_bytes + growth) * c.margin, self._largest * c.farthest)
+        c, floor = self.caution, self._floor(base_bytes)
+        growth = math.exp(min(mean + self._deviations() * deviation, 60.0)) - floor
+        expected = base_bytes + math.exp(min(mean, 60.0))
+        return min(
+            (base_bytes + growth) * c.margin,
+            max(expected * c.most, self._largest),
+            self._largest * c.farthest,
+        )
 
     def _judge(self, seen: PeakObservation, target: float) -> None:
         """Compare with what would have been predicted, before it is learnt from."""

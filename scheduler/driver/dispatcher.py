@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler import model as m
+from scheduler.core.admission import least_alone
 from scheduler.core.state import BatchState
 from scheduler.driver import decisions, event_log
 from scheduler.driver.event_log import Log
@@ -278,6 +279,7 @@ class Dispatcher:
             function=self._objective if spec.define_by_run else None,
             ahead=command.ahead,
             is_guess=command.footprint.is_guess,
+            least_bytes=None if command.footprint.is_known else least_alone(command.reserved_bytes),
             params=command.params,
             context=spec.context,
             folder=str(folder),

@@ -13,6 +13,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from scheduler.host import vitals
 from scheduler.host.registry import HostRegistry, Registration
@@ -42,10 +43,12 @@ class Promises:
         theirs = [r for r in self._registry.registrations() if r.topic != self._topic]
         return sum(_held([r for r in theirs if (r.pid, r.start_time) in present]).values())
 
-    def register(self, reg: Registration) -> None:
-        """Register an attempt. Raises NoRoom when other runs have promised the bytes it needs, OSError on a full disk.
+    def register(self, reg: Registration, least_bytes: int | None = None) -> Registration:
+        """Register an attempt; return what was registered. Raises NoRoom when other runs have promised the bytes it
+        needs, OSError on a full disk.
 
-        Where no other run has an attempt the driver's own ledger has said all there is to say.
+        Where no other run has an attempt the driver's own ledger has said all there is to say. least_bytes: a trial
+        that nobody can size is to have all there is; with so much left it gets that.
         """
         with self._exclusive():
             beside = [other for other in self._registry.registrations() if other.key != reg.key]
@@ -54,12 +57,16 @@ class Promises:
                 available = vitals.host_memory().available_bytes
                 promised = sum(_unclaimed(beside).values())
                 room = (available or 0) - promised - self._reserve_bytes
-                if room < reg.reservation_bytes:
+                needed = reg.reservation_bytes if least_bytes is None else least_bytes
+                if room < needed:
                     raise NoRoom(
-                        f"no room: {gib(reg.reservation_bytes)} needed, {gib(max(0, room))} free that nobody was "
+                        f"no room: {gib(needed)} needed, {gib(max(0, room))} free that nobody was "
                         f"promised; on this host run {', '.join(others)} was faster"
                     )
+                if room < reg.reservation_bytes:  # by what it was to have it is judged all the same
+                    reg = replace(reg, reservation_bytes=room, promised_bytes=reg.promised)
             self._registry.register(reg)
+        return reg
 
     @contextlib.contextmanager
     def _exclusive(self) -> Iterator[None]:

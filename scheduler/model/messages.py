@@ -166,7 +166,8 @@ class Task:
     where it is the user's. folder: the attempt's own. resume_from: the newest checkpoint, None to begin at the start;
     older: those to fall back on where it cannot be read. reserved_bytes: what the ledger holds for it, which is none of
     the trial's business. retries: of its trial, spent so far; ran_s: in attempts before this one. ahead: what the trial
-    is answered before it asks. is_guess: nobody has promised those bytes.
+    is answered before it asks. is_guess: nobody has promised those bytes. least_bytes: where other runs hold some of
+    them, with how many left it may start; None: with all.
     """
 
     attempt: str
@@ -183,6 +184,7 @@ class Task:
     function: str | None = None
     ahead: Mapping[str, Any] = field(default_factory=dict)
     is_guess: bool = False
+    least_bytes: int | None = None
 
     def to_json(self) -> Json:
         return {"protocol": PROTOCOL, **fields_of(self)}

@@ -31,10 +31,11 @@ def _file(run: Run, spec: StudySpec) -> Json:
     read = run.studies.get(spec.name)
     if best is None:
         return found | {"why": "it has several values" if len(spec.directions) > 1 else "no trial completed"}
+    objective = "" if run.settings is None else run.settings.objective or ""
+    if objective.startswith("pickle") or objective == "optimize:objective":
+        return found | {"why": "its objective is a function of a program: enqueue these parameters there"}
     if run.settings is None or read is None:
         return found | {"why": "the run's settings or its study could not be read"}
-    if (run.settings.objective or "").startswith("pickle") or run.settings.objective == "optimize:objective":
-        return found | {"why": "its objective is a function of a program: enqueue these parameters there"}
     params = json.loads(json.dumps(dict(read.params[best["number"]]), default=str))
     checkpoint, model = _there(best.get("checkpoint")), _there(best.get("model"))
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{spec.name[:60]}-best")

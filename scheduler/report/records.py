@@ -23,7 +23,7 @@ from scheduler.masking import masked
 from scheduler.model import AttemptId, ExitReason, HeadroomError, Json, Presentation, StudySpec, TrialId, UsageError
 from scheduler.model.fields import finite
 from scheduler.model.journal_events import JournalEvent as E
-from scheduler.settings import load
+from scheduler.settings import command, load
 from scheduler.settings.schema import Settings
 from scheduler.study import reading
 from scheduler.study.reading import StudyRead
@@ -285,6 +285,13 @@ def _studies(folder: Path, settings: Settings | None, names: Iterable[str], miss
     # Its own database is found beside the journal, wherever the folder has been moved since.
     own = f"sqlite:///{quote(str(folder / 'study.db'))}"
     url = own if settings is None or settings.storage is None else settings.storage
+    called = settings is not None and (settings.objective or "").startswith((command.PICKLE_FILE, command.PICKLED))
+    if url == own and called and not (folder / "study.db").exists():
+        missing.append(
+            "the study was in the memory of the program that called optimize(): values and parameters here are the "
+            "journal's, and importance is left out"
+        )
+        return {}
     try:
         return reading.read(url, names)
     except HeadroomError as error:

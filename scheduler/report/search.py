@@ -60,7 +60,7 @@ def _study(run: Run, spec: StudySpec) -> Json:
         ],
         "best": None if best is None else best["number"],
         "importance": importance,
-        "why_no_importance": "the study could not be read" if read is None else read.why_no_importance,
+        "why_no_importance": "the study is not at hand" if read is None else read.why_no_importance,
         "parameters": [
             {"name": name, "drawn": _drawn(space[name]), "effect": _effect(name, complete, params, space[name])}
             for name in order

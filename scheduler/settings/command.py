@@ -43,7 +43,13 @@ def describe(command: str, space: Mapping[str, Any], metric: str | None) -> str:
         raise UsageError(f"--command {command!r}: {error}; write {{{{ for a brace that stays") from None
     if unused := sorted(set(space) - asked.used):
         raise UsageError(f"--space has {unused[0]}, which is nowhere in --command: write {{{unused[0]}}} there")
-    return PREFIX + json.dumps({"command": command, "space": dict(space), "metric": metric}, sort_keys=True)
+    # In the order of the file: trials ask in it, which is the order of the dashboard's columns, and of a grid.
+    return PREFIX + json.dumps({"command": command, "space": dict(space), "metric": metric})
+
+
+def meaning(described: str) -> str:
+    """Return the same text for the same command and space, in whatever order the space's file has them."""
+    return PREFIX + json.dumps(json.loads(described.removeprefix(PREFIX)), sort_keys=True)
 
 
 class _Names(dict[str, Any]):

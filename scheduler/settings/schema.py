@@ -29,11 +29,13 @@ from scheduler.host.facts import cores
 from scheduler.model import UsageError
 from scheduler.settings import command
 from scheduler.settings.study_keys import Frozen, Number, StudyKeys, Whole, listed
-from scheduler.units import GIB, parse_duration, parse_size
+from scheduler.units import GIB, MIB, parse_duration, parse_size
 from scheduler.watchdog.policy.thresholds import Thresholds
 
 Value = TypeVar("Value")
 PRUNERS = ("median", "hyperband", "none")  # of the built-in training
+# What an objective's run has no use for, and nobody should look for in its settings.
+BUILT_IN = StudyKeys.model_fields.keys() - {"trials", "seed"} | {"hpo", "warm_start"}
 
 
 def configs_root() -> Path:
@@ -71,6 +73,8 @@ def _size_or_function(value: Any) -> Any:
         return value
     if not (size := _parsed(parse_size)(value)):
         raise ValueError("must be more than 0")
+    if size < MIB:  # no process is that small: 3 of what?
+        raise ValueError(f"is {size} bytes: write {value}GiB or {value}MiB" if str(value).isdigit() else "is too small")
     return size
 
 
@@ -314,6 +318,8 @@ class Settings(StudyKeys):
     def resolved(self) -> dict[str, Any]:
         """All keys with their values as plain data, without passwords: what the run folder keeps."""
         data = self.model_dump(mode="json")
+        if self.objective is not None:
+            data = {key: value for key, value in data.items() if key not in BUILT_IN}
         if (self.objective or "").startswith(command.PICKLED):
             data["objective"] = command.PICKLED  # whoever goes on with the run has the function
         if self.storage is not None:

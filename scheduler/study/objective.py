@@ -7,6 +7,7 @@ raised in the words of a result. `--check=FUNCTION` as an argument only finds it
 from __future__ import annotations
 
 import base64
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -113,6 +114,9 @@ def _named(function: str) -> Any:
         raise ValueError("write FILE.py:NAME or package.module:NAME")
     found: Any = _file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     for part in name.split("."):
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, vars(found), n=1)
+            raise AttributeError(f"{where} has no {part!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         found = getattr(found, part)
     return found
 

@@ -16,6 +16,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import sqlite3
 import tempfile
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
@@ -99,7 +100,12 @@ def check(url: str) -> None:
 
 def _check_file(path: Path) -> None:
     if not path.exists():
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        folder = path.absolute().parent
+        if not folder.exists():  # not made: a typo in it, or a disk that is not mounted, would begin another study
+            raise UsageError(
+                f"the study's database cannot be created at {path}: there is no folder {path.parent}: correct it, or "
+                f"mkdir -p {shlex.quote(str(path.parent))}"
+            )
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise UsageError(f"the study's database cannot be created at {path}: {folder} is not a writable folder")
         _try_a_file(path, folder)
@@ -153,7 +159,13 @@ def _check_server(url: str) -> None:
     try:
         engine = sqlalchemy.create_engine(url, **engine_kwargs(url))
     except ImportError as error:
-        raise UsageError(f"--storage {shown} needs a driver that is not installed ({error}): pip install it") from None
+        wanted = error.name or "it"
+        pip = "'psycopg[binary]'" if wanted == "psycopg" else wanted
+        raise UsageError(f"--storage {shown} needs a driver that is not installed: pip install {pip}") from None
+    except exc.NoSuchModuleError:
+        raise UsageError(
+            f"--storage {shown} is of no database that is known: use sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME"
+        ) from None
     except (exc.SQLAlchemyError, ValueError, TypeError) as error:
         raise UsageError(f"--storage {shown} cannot be used: {one_line(error)}") from None
     try:

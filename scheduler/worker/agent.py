@@ -184,6 +184,7 @@ class Agent:
             host=socket.gethostname(),
             slots=self._slots,
             overhead_bytes=overhead_bytes(self._worker, self.promises),
+            others_unclaimed_bytes=self.promises.others_unclaimed_bytes(),
             device=None
             if device is None
             else DevicePool(kind=device.kind, total_bytes=device.total_bytes, unified=device.kind == "mps"),
@@ -312,7 +313,7 @@ class Agent:
         try:
             try:
                 with door.naming(Path(self.registry.root)):
-                    self.promises.register(run.registration)
+                    run.registration = self.promises.register(run.registration, task.least_bytes)
             except NoRoom as error:  # nothing is broken: the next vitals tell the driver what is promised here
                 return Outcome(reason=ExitReason.NOT_STARTED, detail=str(error))
             except OSError as error:  # what cannot be watched is not run

@@ -53,10 +53,16 @@ def load(settings: Settings) -> dict[str, TrainingFunction | None]:
 
 
 def find(path: str, key: str) -> Function:
-    """Import the function `package.module:function`. Raises UsageError naming the key."""
-    module_name, _, name = path.partition(":")
+    """Import the function `package.module:function` or `FILE.py:function`. Raises UsageError naming the key."""
+    module_name, _, name = path.rpartition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own module usually lies where the command is started
+    if module_name.endswith(".py"):
+        file = os.path.abspath(module_name)
+        if not os.path.isfile(file):
+            raise UsageError(f"{key}: cannot find {path}: no file {file}")
+        module_name = os.path.basename(file).removesuffix(".py")
+        sys.path.insert(0, os.path.dirname(file))
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as error:

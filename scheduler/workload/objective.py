@@ -43,7 +43,7 @@ def meaning(settings: Settings) -> dict[str, dict[str, Any]]:
     if (settings.objective or "").startswith("pickle"):
         function = "a function"  # handed over by a program: only that knows what it is
     elif (settings.objective or "").startswith(command.PREFIX):
-        function = str(settings.objective)
+        function = command.meaning(str(settings.objective))
     return {study(settings).name: {"objective": function, "direction": list(settings.direction)}}
 
 

@@ -20,10 +20,10 @@ from statistics import median
 from scheduler import model as m
 from scheduler.core.admission import parse_memory_budget
 from scheduler.core.fault import RetryPolicy
-from scheduler.core.parameter_sizing import ParameterSizing
+from scheduler.core.parameter_sizing import ParameterSizing, PeakSource, Prediction
 from scheduler.core.state import BatchState
 from scheduler.core.trial import Rules
-from scheduler.model.parameters import PeakObservation
+from scheduler.model.parameters import Parameters, PeakObservation, Space
 from tests import builders as b
 from tests.benchmarks.sizing import DATA, Stream, streams
 
@@ -144,6 +144,20 @@ class LargestOnly(ParameterSizing):
 
     def observe(self, seen: PeakObservation) -> None:
         self._largest = max(self._largest, seen.peak_bytes)
+
+    def predict(
+        self,
+        parameters: Parameters,
+        space: Space,
+        *,
+        base_bytes: int,
+        room_bytes: int,
+        given_bytes: int | None = None,
+    ) -> Prediction:
+        """Half as much again as the largest; the whole room before the first."""
+        source = PeakSource.LARGEST if self._largest else PeakSource.UNKNOWN
+        wanted = int(1.5 * self._largest) if self._largest else room_bytes
+        return Prediction(peak_bytes=min(max(wanted, base_bytes), room_bytes), source=source, samples=0)
 
 
 def at_once(trials: list[Trial], places: int) -> Result:

@@ -166,6 +166,14 @@ def test_a_storage_out_of_reach_is_refused(here: Path, capsys: pytest.CaptureFix
     assert [path.name for path in here.iterdir()] == ["file"]
 
 
+def test_a_storage_in_a_folder_that_is_not_there_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As under plain Optuna: a typo in the path begins no new study in a new folder; the line says what makes it."""
+    arguments = ["--budgets", "2M", "--horizons", "1", "--device", "cpu", "--storage", "sqlite:///no where/x.db"]
+    code, line = refused(capsys, *arguments)
+    assert code == 2 and "there is no folder no where" in line and "mkdir -p 'no where'" in line
+    assert list(here.iterdir()) == []
+
+
 def test_a_cluster_that_does_not_answer_is_refused_in_time(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A port where something listens but never answers: one line within some ten seconds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -174,7 +182,21 @@ def test_a_cluster_that_does_not_answer_is_refused_in_time(here: Path, capsys: p
         code, line = refused(capsys, "--budgets", "2M", "--cluster", address, "--device", "cpu")
         assert time.monotonic() - started < 20
     assert code == 2
-    assert address in line
+    assert address in line and "something is there and says nothing" in line
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("tcp://127.0.0.1:1", "connection refused: nothing listens there"), ("tcp://no-host.invalid:1", "not known")],
+)
+def test_a_cluster_that_is_not_there_is_refused_with_the_reason(
+    here: Path, capsys: pytest.CaptureFixture[str], address: str, why: str
+) -> None:
+    """A dead port and a name that is none: the address, what is the matter with it, and what to do."""
+    code, line = refused(capsys, "--budgets", "2M", "--cluster", address, "--device", "cpu")
+    assert code == 2
+    assert f"--cluster {address}" in line and why in line and "dask scheduler" in line
     assert list(here.iterdir()) == []
 
 
@@ -379,3 +401,29 @@ def test_no_variable_of_the_start_script_is_taken_for_a_setting() -> None:
     used = set(re.findall(r"HEADROOM_([A-Z_]+)", script))
     assert {"EXTRAS", "SETUP_VENV"} <= used
     assert used <= set(layers.ENVIRONMENT_OTHERS)
+
+
+OWN = "def objective(trial):\n    return trial.suggest_float('x', 0, 1)\n\ndef sized(params):\n    return 'much'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--objective", "own.py:objectiv"], ["no 'objectiv'", "did you mean 'objective'?"]),
+        (["--memory", "3"], ["--memory", "'3'", "write 3GiB or 3MiB"]),
+        (["--memory", "own.py:size"], ["--memory", "no attribute 'size'"]),
+        (["--memory", "nowhere.py:sized"], ["--memory", "no file", "nowhere.py"]),
+        (["--sampler", "own.py:sized"], ["--sampler own.py:sized raised TypeError"]),
+        (["--storage", "sqlit:///x.db"], ["--storage sqlit:///x.db", "use sqlite:///FILE"]),
+    ],
+)
+def test_a_typo_in_an_argument_of_an_objective_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: list[str]
+) -> None:
+    """What, the value seen, the fix; nothing is written. A function may stand in a file for each of them."""
+    (here / "own.py").write_text(OWN)
+    code, line = refused(capsys, "--objective", "own.py:objective", "--device", "cpu", *arguments)
+    assert code == 2
+    for word in said:
+        assert word in line, line
+    assert not (here / "runs").exists()

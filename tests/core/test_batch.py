@@ -454,7 +454,7 @@ def test_unknown_footprint_runs_alone_then_is_sized_by_what_was_seen() -> None:
     batch.tell(m.AttemptSettled(attempt=launch.attempt, peak_bytes=2 * GIB))
     batch.end(launch.attempt, peak_bytes=2 * GIB)
     second = only(batch.tell(b.asked(1, footprint=m.Footprint.unknown())), m.LaunchAttempt)
-    assert second.reserved_bytes == 3 * GIB
+    assert second.reserved_bytes == 7 * GIB
 
 
 def test_misfits_are_pruned_without_counting_and_close_the_study_in_the_end() -> None:

@@ -61,11 +61,12 @@ def test_nothing_seen_takes_the_whole_room() -> None:
 
 
 def test_the_first_trials_are_charged_the_largest_seen() -> None:
-    """Below 8 observations half as much again as the largest, and no more than there is room for."""
+    """Below 8 observations a multiple of the largest, less with each that was seen; no more than there is room for."""
     sizer = ParameterSizing()
-    for size in (300 * MIB, 2 * GIB, 200 * MIB):
+    for size, charged in ((300 * MIB, 1050 * MIB), (2 * GIB, 5 * GIB), (200 * MIB, None), (2 * GIB, 4 * GIB)):
         sizer.observe(seen(parameters(random.Random(size)), size))
-    assert predicted(sizer, parameters(random.Random(0))).peak_bytes == 3 * GIB
+        found = predicted(sizer, parameters(random.Random(0)))
+        assert charged in (None, found.peak_bytes)
     assert predicted(sizer, parameters(random.Random(0)), room=GIB).peak_bytes == GIB
 
 
@@ -175,10 +176,10 @@ def test_few_observations_are_refused() -> None:
 
 
 def test_the_recorded_streams_are_sized_as_well_as_recorded() -> None:
-    """On the three given streams nothing is worse than recorded (1.35 % under, 1.09, 1.28), a little room left."""
+    """On the three given streams nothing is worse than recorded (1.35 % under, 1.09, 1.24), a little room left."""
     given_streams = [stream for stream in sizing.streams() if stream.name in sizing.ASSUMED]
     assert len(given_streams) == 3
     found = sizing.score([pair for stream in given_streams for pair in sizing.replay(stream, sizing.Ours(stream))])
     assert found.under <= 0.021
     assert found.worst <= 1.12
-    assert found.total <= 1.36
+    assert found.total <= 1.31

@@ -9,6 +9,7 @@ import optuna
 
 PIECE_MIB = 10
 MIB_PER_S = float(os.environ.get("SWELL_MIB_PER_S", "100"))
+UNTIL = os.environ.get("SWELL_UNTIL")  # a file: it holds what it has until that is there
 
 
 def objective(trial: optuna.Trial) -> float:
@@ -18,6 +19,8 @@ def objective(trial: optuna.Trial) -> float:
     for _ in range(0, size, PIECE_MIB):
         held.append(b"\xff" * (PIECE_MIB << 20))
         time.sleep(PIECE_MIB / MIB_PER_S)
+    while UNTIL and not os.path.exists(UNTIL):
+        time.sleep(0.1)
     for step in range(5):
         trial.report(len(held), step)
         time.sleep(0.6)

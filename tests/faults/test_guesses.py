@@ -18,6 +18,7 @@ import pytest
 
 from tests.faults import swelling
 from tests.faults.sandbox import Sandbox
+from tests.waiting import until
 
 pytestmark = pytest.mark.faults
 MIB = 2**20
@@ -96,3 +97,25 @@ def test_who_is_ended_for_memory_on_a_guess_runs_again_with_all_there_is_and_pay
         assert again["source"] == "unknown" and again["reserved_bytes"] > 1200 * MIB
     assert all(value <= 0 for value in constraints(box))
     assert all("watchdog.reason" not in each.user_attrs for each in trials)
+
+
+def test_a_trial_nobody_can_size_waits_for_another_runs_memory_and_starts_once(box: Sandbox, group: Path) -> None:
+    """The other run's trial was promised most of the host and has not taken it: the first trial of this one waits with
+    that reason, and is launched when the other has ended; never before, only to be refused by its host."""
+    other = box.rival()
+    other.cgroup = group
+    url = f"sqlite:///{other.root / 'others.db'}"
+    optuna.create_study(study_name="others", storage=url).enqueue_trial({"mib": 60})
+    optuna.create_study(study_name="theirs", storage=box.settings["storage"]).enqueue_trial({"mib": 60})
+    large = ["--storage", url, "--study", "others", "--memory", "1200MiB", "--trials", "1", "--slots", "1"]
+    holds = other.start(*large, environment={"SWELL_UNTIL": str(other.root / "over")})
+    until(lambda: other.events("attempt.started"), 120, other.log.read_text)
+    waits = box.start("--trials", "1", "--slots", "1")
+    until(lambda: box.events("trial.deferred") or box.events("attempt.launched"), 120, box.log.read_text)
+    assert [event["reason"] for event in box.events("trial.deferred")] == ["live_memory"], box.log.read_text()
+    (other.root / "over").touch()
+    assert holds.wait(120) == 0, other.log.read_text()
+    assert waits.wait(120) == 0, box.log.read_text()
+    assert [event["attempt"] for event in box.events("attempt.launched")] == ["theirs/0/1"]
+    (trial,) = optuna.load_study(study_name="theirs", storage=box.settings["storage"]).trials
+    assert trial.state is optuna.trial.TrialState.COMPLETE

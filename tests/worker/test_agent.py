@@ -109,9 +109,9 @@ def test_an_order_between_a_process_and_its_task_is_no_failure(
     """The process has been taken and has not got its task yet: it must not take the order for its task."""
     register = ears.agent.promises.register
 
-    def ordered_meanwhile(registration: Registration) -> None:
+    def ordered_meanwhile(registration: Registration, least_bytes: int | None) -> Registration:
         ears.agent.told(order)
-        register(registration)
+        return register(registration, least_bytes)
 
     monkeypatch.setattr(ears.agent.promises, "register", ordered_meanwhile)
     ears.launch(0, do="wait", until=str(tmp_path / "never"))
