@@ -224,14 +224,13 @@ def test_the_attempt_is_nothing_outside_of_headroom(tmp_path: Path, monkeypatch:
 def test_an_answer_takes_no_longer_than_its_way(tmp_path: Path) -> None:
     """A suggest that nobody could foresee: through agent, worker and driver to the study and back, beside a word that
     is handed round meanwhile between processes that do about as much. Whoever waits for a clock on the way (every
-    50 ms: 5 times) is found out, whatever else the machine has to do."""
+    50 ms: 6 times) is found out, whatever else the machine has to do."""
     done = schedule(tmp_path, "asks_often", "--slots", "1", "--trials", "3", "--sampler", "random")
     assert done.code == 0, done.stderr
     asked = [t.user_attrs for t in done.study.trials]
-    medians = [(attrs["answers_ms"][50], attrs["rounds_ms"][50]) for attrs in asked]
-    # 1 to 2.4 up to a load of 8 a core; beyond that it is the scheduling of processes that is measured.
-    most = 4 if os.getloadavg()[0] <= 8 * (os.cpu_count() or 1) else 400
-    assert min(answer / round_ for answer, round_ in medians) < most, medians
+    # The quickest of each: 1.7 to 2.2 times, also with a load of 8 a core, where half of all waited for a processor.
+    quickest = [(attrs["answers_ms"][0], attrs["rounds_ms"][0]) for attrs in asked]
+    assert min(answer / round_ for answer, round_ in quickest) < 4, quickest
 
 
 def test_sampler_pruner_and_size_of_ones_own(tmp_path: Path) -> None:
