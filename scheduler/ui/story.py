@@ -88,7 +88,7 @@ def _ended(fields: Fields, run: str, story: StoryPath) -> tuple[str, str]:
     kill = fields.get("kill")
     if kill:
         path = story(attempt)
-        again = "; it runs again from its checkpoint" if reason in _AGAIN else ""
+        again = f"; {_again(fields)}" if reason in _AGAIN else ""
         return "bad", f"{who} was ended: {_why_killed(kill)}{again}{f'; story: {path}' if path else ''}"
     value, epochs = fields.get("value"), fields.get("epochs") or 0
     score = "" if value is None else f" with {value:.5g}"
@@ -108,13 +108,18 @@ def _ended(fields: Fields, run: str, story: StoryPath) -> tuple[str, str]:
         case ExitReason.INTERRUPTED:
             return "", f"{who} left with its checkpoint{after}"
         case ExitReason.PREEMPTED:
-            return "bad", f"{who} lost its memory to another program{after}; it runs again from its checkpoint"
+            return "bad", f"{who} lost its memory to another program{after}; {_again(fields)}"
         case ExitReason.NOT_STARTED | ExitReason.NO_ROOM:
             return "warn", f"{who} runs again, its host is to blame: {detail}"
-    return "warn", f"{who} was lost{after}: {detail}; it runs again from its checkpoint"
+    return "warn", f"{who} was lost{after}: {detail}; {_again(fields)}"
 
 
 _AGAIN = frozenset({ExitReason.PREEMPTED, ExitReason.LOST})
+
+
+def _again(fields: Fields) -> str:
+    """Return what becomes of it; without a checkpoint of its own nothing is said of where it begins."""
+    return f"it runs again{' from its checkpoint' if fields.get('checkpoint') else ''}"
 
 
 def _trial(attempt: AttemptId, run: str) -> str:

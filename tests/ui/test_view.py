@@ -60,3 +60,12 @@ def test_an_attempts_end_names_the_attempt_and_nothing_else_does() -> None:
     other = story.tell(JournalEvent.WORKER_NONE, {}, "r", 1.0)
     assert ended is not None and ended.attempt == "r_2M_h1/3/2"
     assert other is not None and other.attempt == ""
+
+
+def test_only_a_trial_with_a_checkpoint_is_said_to_go_on_from_it() -> None:
+    """One that was ended before its first checkpoint runs again, from the start."""
+    fields = {"attempt": "r_2B_h1/1/1", "reason": "preempted", "duration_s": 60.0, "detail": "", "epochs": 0}
+    without = story.tell(JournalEvent.ATTEMPT_ENDED, {**fields, "checkpoint": None}, "r", 1.0)
+    with_one = story.tell(JournalEvent.ATTEMPT_ENDED, {**fields, "checkpoint": "/c"}, "r", 1.0)
+    assert without is not None and without.text.endswith("it runs again")
+    assert with_one is not None and with_one.text.endswith("it runs again from its checkpoint")
