@@ -32,7 +32,8 @@ heap         what the allocator adds under glibc-stack (training/runtime.py), fi
              up to two thirds of a layer once more; a weight gradient too large for what is freed goes on top, which
              wastes up to 2.35 layers in all; each layer's small objects (nodes of the graph, tensor headers); of
              the activations 3.0 and of all other tensors 1.0 percent for what no term names (alignment, holes that
-             come with depth). Other heaps: HEAP_SHARE.
+             come with depth). A layer whose matrices are stored in bf16 is made in fp32 first, and its biases and norms
+             stay in what that leaves: CAST_HOLES. Other heaps: HEAP_SHARE.
 runtime      interpreter, torch, the indicator library: what a trial process holds when it is ready, which each says
              of itself (context["runtime_bytes"]: 225 MiB with the CPU build of torch, 510 with the CUDA build), and
              what the first step adds to that (kernels' code and buffers, 11 to 23 MiB with either build).
@@ -54,7 +55,7 @@ from training import runtime
 from training.arch_grid import param_count, token_count
 from training.attention_choice import Attention, attention_for
 from training.context import Context
-from training.recipe import FP32_ADAMW, Recipe, held, named
+from training.recipe import FP32_ADAMW, Recipe, counted, held, named
 from training.table import is_parquet
 
 MIB = 2**20
@@ -69,14 +70,14 @@ ADAFACTOR_COPIES = 3  # of the largest matrix in fp32: weights, gradient, second
 THREAD_BYTES = int(1.35 * MIB)  # each thread after the first: stack and packing buffers in use
 DATA_BYTES = 4 * MIB
 ROW_BYTES = 16  # of data for each row beside its features: label, order, date
-LOADED_BYTES, LOADED_ROW_BYTES = (
-    5 * MIB,
-    310,
-)  # while loading, for each row beside its numbers: 20 indicators, bars, dates
+LOADED_BYTES = 5 * MIB  # while loading
+LOADED_ROW_BYTES = 310  # for each row beside its numbers: 20 indicators, bars, dates
 LOADING_HOLES = 0.05  # of what loading gives back and training does not fit into
 PARQUET_BYTES = 48 * MIB  # pyarrow, imported and used: 42 to 48
 SAMPLE_ROWS, SAMPLE_COLUMNS, BUILT_IN_FEATURES = 5031, 7, 25
 LAYER_OBJECTS_BYTES = int(0.135 * MIB)
+# Bytes for each number of a matrix stored in bf16: see `heap`. 0.044 at d=2048, 0.031 at 1024, 0.015 at 512.
+CAST_HOLES = 0.045
 HOLES = 0.65  # of one layer's activations
 WEIGHT_HOLES = 1.1  # of the largest weight gradient, where that is small beside a layer's activations
 MOST_HOLES = 2.35  # layers' activations
@@ -258,6 +259,8 @@ def estimate(params: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str,
     most = MOST_HOLES * (layer if s.recipe.recompute else layer_bytes(s))  # a layer's casts are among what is freed
     holes = min(HOLES * layer + WEIGHT_HOLES * 4 * s.d * s.f, most)
     holes += UNNAMED_ACTIVATIONS * components["activations"]
+    if s.recipe.weights == "bf16":
+        holes += CAST_HOLES * counted(s.d, s.layers, s.f, s.params).matrices
     components["heap"] = int(holes + LAYER_OBJECTS_BYTES * s.layers + share * live)
     # Before there is a model; on a device of its own it leaves no room here.
     before = components["data"] if device == "cuda" else sum(components.values()) - components["runtime"]
