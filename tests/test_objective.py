@@ -329,7 +329,7 @@ def test_the_examples_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("nowhere.py:objective",), ["--objective", "no file", "nowhere.py"]),
-        ((f"{FILE}:qadratic",), ["--objective", "qadratic", "has no attribute"]),
+        ((f"{FILE}:qadratic",), ["--objective", "qadratic", "did you mean 'quadratic'"]),
         ((f"{FILE}:not_a_function",), ["--objective", "int, not a function"]),
         ((f"{FILE}:needs_two",), ["--objective", "must take one argument, the trial", "data"]),
         (("quadratic",), ["--objective", "'quadratic'", "FILE.py:NAME"]),
