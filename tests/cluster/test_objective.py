@@ -56,7 +56,7 @@ def test_an_objective_runs_on_the_workers(
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (f"{FILE}:qadratic", "has no attribute 'qadratic'"),
+        (f"{FILE}:qadratic", "did you mean 'quadratic'"),
         ("nowhere.py:objective", "no file"),
         ("tests.optuna_objectives:needs_two", "must take one argument"),
     ],

@@ -141,7 +141,7 @@ def test_a_study_of_another_recipe_is_refused(file: Path, created_with: dict[str
     [
         ("nonsense", "not a database URL"),
         ("sqlite://", "in memory"),
-        ("sqlite:////etc/hostname/x/study.db", "writable folder"),
+        ("sqlite:////etc/hostname/x/study.db", "there is no folder /etc/hostname/x: correct it, or mkdir -p"),
         (f"postgresql+psycopg2://u@127.0.0.1:{free_port()}/x", "needs a driver|cannot be reached"),
     ],
 )
@@ -162,16 +162,15 @@ def test_check_refuses_a_file_that_is_something_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which not even root can create a file")
-@pytest.mark.parametrize("file", ["x.db", "new/x.db"])
-def test_check_tries_what_root_is_told_it_may_do(file: str) -> None:
+def test_check_tries_what_root_is_told_it_may_do() -> None:
     """A folder that looks writable, and takes no file, is told at once and not after a minute of tries."""
     with pytest.raises(UsageError, match=r"cannot be created at /proc/.*x\.db: no file in /proc"):
-        check(f"sqlite:////proc/{file}")
+        check("sqlite:////proc/x.db")
 
 
 def test_check_creates_nothing(tmp_path: Path) -> None:
     """A storage that would work is not created by asking."""
-    check(f"sqlite:///{tmp_path}/runs/new/study.db")
+    check(f"sqlite:///{tmp_path}/study.db")
     assert list(tmp_path.iterdir()) == []
 
 
