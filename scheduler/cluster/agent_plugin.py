@@ -28,6 +28,7 @@ from distributed import Worker, WorkerPlugin
 from scheduler.host import bounds, runtimes, vitals
 from scheduler.host.agent_folder import AgentEntry, AgentFolder, Connection, Ownership
 from scheduler.host.facts import overhead_bytes
+from scheduler.host.promises import held_by_runs
 from scheduler.host.registry import HostRegistry, host_folder
 from scheduler.model import Json, WorkerFacts, frames, letters
 from scheduler.model.fields import BadMessage, fields_of, read
@@ -417,6 +418,7 @@ def describe(dask_worker: Worker, *, runtime_key: tuple[Any, ...] = (None, None)
         host=socket.gethostname(),
         slots=dask_worker.state.nthreads,
         overhead_bytes=overhead_bytes(known),
+        others_held_bytes=held_by_runs(host_folder()),
         environment=known,
         **bounds.measure(os.environ, own_limit(dask_worker)).to_json(),
     )

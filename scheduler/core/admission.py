@@ -65,9 +65,9 @@ def parse_memory_budget(text: str | int) -> MemoryBudget:
 def capacity(budget: MemoryBudget, facts: WorkerFacts, beside_bytes: int = 0) -> int:
     """Bytes that the worker's domain may promise in all, our own overhead included; never negative.
 
-    A percentage is how full the host may get: that share of `limit_bytes` less what other programs hold at start. A
-    size is taken as written, since others' memory is seen by the live check; above `limit_bytes` it is a UsageError.
-    beside_bytes: what other workers of ours hold there.
+    A percentage is how full the host may get: that share of `limit_bytes` less what other programs hold at start, other
+    runs' attempts aside, which end. A size is taken as written, since others' memory is seen by the live check; above
+    `limit_bytes` it is a UsageError. beside_bytes: what other workers of ours hold there.
     """
     if budget.absolute_bytes is not None:
         if budget.absolute_bytes > facts.limit_bytes:
@@ -77,7 +77,8 @@ def capacity(budget: MemoryBudget, facts: WorkerFacts, beside_bytes: int = 0) ->
             )
         return budget.absolute_bytes
     assert budget.percent is not None
-    others = max(0, facts.limit_bytes - facts.available_bytes - facts.overhead_bytes - beside_bytes)
+    known = facts.overhead_bytes + beside_bytes + facts.others_held_bytes
+    others = max(0, facts.limit_bytes - facts.available_bytes - known)
     return max(0, int(facts.limit_bytes * budget.percent / 100) - others)
 
 

@@ -70,6 +70,8 @@ def facts(device: str, slots: int, environment: Environment | None = None) -> Wo
     cannot be read.
     """
     from scheduler.host import bounds
+    from scheduler.host.promises import held_by_runs
+    from scheduler.host.registry import host_folder
 
     found = bounds.measure(os.environ)
     return WorkerFacts(
@@ -77,6 +79,7 @@ def facts(device: str, slots: int, environment: Environment | None = None) -> Wo
         host=socket.gethostname(),
         slots=slots,
         overhead_bytes=overhead_bytes(environment),
+        others_held_bytes=held_by_runs(host_folder()),
         device=device_pool(device, found.total_bytes),
         **found.to_json(),
         environment=environment,

@@ -37,6 +37,10 @@ class Promises:
         """Promised to attempts of other runs on this host that live, and not yet taken by them."""
         return sum(_unclaimed([reg for reg in self._registry.registrations() if reg.topic != self._topic]).values())
 
+    def others_held_bytes(self) -> int:
+        """Return the bytes that attempts of other runs on this host hold now."""
+        return sum(_held([reg for reg in self._registry.registrations() if reg.topic != self._topic]).values())
+
     def others_among(self, members: Iterable[tuple[int, float]]) -> int:
         """Bytes that attempts of other runs hold whose processes are among these (two drivers, one Dask worker)."""
         present = set(members)
@@ -82,6 +86,14 @@ class Promises:
             yield
         finally:
             os.close(fd)
+
+
+def held_by_runs(root: str) -> int:
+    """Return the bytes that attempts of all runs on this host hold now: for a plan, whose own run has none there yet.
+
+    root: the registry's folder; 0 where there is none.
+    """
+    return sum(_held(list(HostRegistry(root).registrations())).values()) if os.path.isdir(root) else 0
 
 
 def _held(registrations: list[Registration]) -> dict[str, int]:

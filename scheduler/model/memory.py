@@ -152,7 +152,7 @@ class WorkerFacts:
     the batch system gave). worker_limit_bytes: what this worker alone may use of it (Dask's --memory-limit), None: all.
     limit_source: what rules: "ram", "cgroup", "slurm" or "dask".
     available_bytes: free for use right now (page cache does not count as use). others_unclaimed_bytes: of these,
-    promised to other runs' attempts and not yet taken.
+    promised to other runs' attempts and not yet taken. others_held_bytes: what these hold: it comes back when they end.
     overhead_bytes: the worker's own processes, the warm spare among them; charged to its ledger row.
     via: the Dask worker through which it is reached, where that is another name.
     environment: of its trial processes; None when none of them said.
@@ -165,6 +165,7 @@ class WorkerFacts:
     limit_bytes: int
     available_bytes: int
     others_unclaimed_bytes: int = 0
+    others_held_bytes: int = 0
     overhead_bytes: int = 0
     domain: str = ""
     worker_limit_bytes: int | None = None

@@ -185,6 +185,7 @@ class Agent:
             slots=self._slots,
             overhead_bytes=overhead_bytes(self._worker, self.promises),
             others_unclaimed_bytes=self.promises.others_unclaimed_bytes(),
+            others_held_bytes=self.promises.others_held_bytes(),
             device=None
             if device is None
             else DevicePool(kind=device.kind, total_bytes=device.total_bytes, unified=device.kind == "mps"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -68,6 +69,15 @@ def test_percentage_is_of_the_limit_less_what_others_hold() -> None:
 def test_capacity_is_never_negative() -> None:
     """On a host that others have filled nothing is promised."""
     assert capacity(parse_memory_budget("10%"), facts(available_bytes=0)) == 0
+
+
+def test_what_other_runs_attempts_hold_is_not_lost_to_capacity() -> None:
+    """It comes back when they end, so a trial waits for it; what any other program holds is taken off for good."""
+    budget = parse_memory_budget("90%")
+    quiet = facts(limit_bytes=20 * GIB, available_bytes=19 * GIB, overhead_bytes=0)
+    beside = dataclasses.replace(quiet, available_bytes=9 * GIB, others_held_bytes=10 * GIB)
+    assert capacity(budget, beside) == capacity(budget, quiet) == 17 * GIB
+    assert capacity(budget, dataclasses.replace(beside, others_held_bytes=0)) == 7 * GIB
 
 
 def test_absolute_budget_is_taken_as_written() -> None:

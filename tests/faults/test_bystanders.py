@@ -268,15 +268,20 @@ def test_two_workers_of_one_host_are_given_its_memory_once(tmp_path: Path, made:
     assert [event["reason"] for event in box.events("attempt.ended")] == ["completed"] * 2
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 def test_two_drivers_on_one_host_see_what_the_other_has_promised(
-    tmp_path: Path, made: list[Sandbox], group: Path
+    tmp_path: Path, made: list[Sandbox], group: Path, at_once: bool
 ) -> None:
-    """Two runs started at once on 2 GiB: two trials of 850 MiB never run at once, and all complete."""
+    """Two runs on 2 GiB, the second while a trial of the first holds most of it: two of 850 MiB never run at once, and
+    all complete. What the other's trial holds is no reason to say that ours will never fit."""
     boxes = [sandbox(tmp_path / name, group, hold=780, promise=850, trials=2) for name in ("one", "two")]
     made.extend(boxes)
     for box in boxes:
         box.environment.update(HEADROOM_HOST_DIR=str(tmp_path / "host"), CRASH_EPOCH_S="0.3")
-    drivers = [box.start() for box in boxes]
+    drivers = [boxes[0].start()]
+    if not at_once:
+        until(lambda: boxes[0].events("attempt.progress"), 120, "a trial of the first holds its memory")
+    drivers.append(boxes[1].start())
     for box, driver in zip(boxes, drivers, strict=True):
         assert driver.wait(180) == 0, box.log.read_text()
     assert max(count for _, count in at_work(*boxes)) == 1
