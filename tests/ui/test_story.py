@@ -84,7 +84,8 @@ def test_each_rule_of_a_kill_has_its_words(rule: str, evidence: dict[str, Any], 
 
 def test_a_kill_that_costs_nothing_says_so_and_where_its_story_is() -> None:
     """Preempted: it runs again; a second attempt is called one."""
-    fields = {**ENDED, "attempt": "r_2M_h1/3/2", "reason": ExitReason.PREEMPTED.value, "kill": {"rule": "memory_low"}}
+    fields = {**ENDED, "attempt": "r_2M_h1/3/2", "reason": ExitReason.PREEMPTED.value, "checkpoint": "/run/checkpoint"}
+    fields["kill"] = {"rule": "memory_low"}
     found = story.tell(JournalEvent.ATTEMPT_ENDED, fields, "r", 1.0, lambda attempt: "/run/kill.txt")
     assert found is not None
     assert found.text.startswith("trial 3 of 2M_h1, attempt 2, was ended: the host was short of memory")
