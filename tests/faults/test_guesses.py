@@ -64,14 +64,14 @@ def constraints(box: Sandbox) -> list[float]:
 
 
 def test_a_trial_many_times_its_guess_is_charged_more_and_completes_on_a_quiet_host(box: Sandbox, group: Path) -> None:
-    """A trial of 1,000 MiB after one of 60: six times its guess, far over what any promise would allow; nobody ends
-    it, nor the small one beside it."""
+    """A trial of 1,000 MiB after one of 60: nearly three times its guess, far over what any promise would allow;
+    nobody ends it, nor the small one beside it."""
     first, large, last = run(box, 60, 1000, 60, slots=2)
     assert {each.state for each in (first, large, last)} == {optuna.trial.TrialState.COMPLETE}
     begun = launches(box)
     assert [event["attempt"].rpartition("/")[2] for event in box.events("attempt.ended")] == ["1"] * 3
     guess = begun["theirs/1/1"]
-    assert guess["source"] == "learnt" and guess["reserved_bytes"] < 300 * MIB
+    assert guess["source"] == "learnt" and guess["reserved_bytes"] < 400 * MIB
     grown = [e for e in box.events("reservation.resized") if e["reason"] == "over_reservation"]
     assert max(event["reserved_bytes"] for event in grown if event["attempt"] == "theirs/1/1") > 1000 * MIB
     assert large.user_attrs["footprint.observed_peak_bytes"] > 1000 * MIB
