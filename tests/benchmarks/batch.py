@@ -186,6 +186,7 @@ def child(kind: str, how: str, root: str, threads: int, each: int, steps: int) -
             return
         import optuna
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.load_study(study_name="batch", storage=f"sqlite:///{root}/study.db")
 
         def objective(trial: optuna.Trial) -> float:
