@@ -43,8 +43,9 @@ MOST_OF_SEQUENCE, LEAST_OVER_PLAIN = 0.55, 3.0
 
 def trials(budget: str, count: int) -> list[dict[str, Any]]:
     """Return the parameters of that many trials, always the same."""
-    drawn = random.Random(f"{SEED}/{budget}").sample(hpo.candidates({"budget": budget}), count)
-    return [{**shape, **FIXED, **batch_size.batch_config(BATCH, BATCH)} for shape in drawn]
+    shuffled = hpo.candidates({"budget": budget})
+    random.Random(f"{SEED}/{budget}").shuffle(shuffled)
+    return [{**shape, **FIXED, **batch_size.batch_config(BATCH, BATCH)} for shape in shuffled[:count]]
 
 
 def sample(trial: Any, context: Mapping[str, Any], architectures: Any, fit: Any) -> dict[str, Any]:
