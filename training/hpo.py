@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from training import arch_grid, batch_size, recipe, search_space
 from training.context import Context
 from training.errors import CheckpointRejected, DoesNotFit, TrainingInputError
+from training.progress import Silent
 
 if TYPE_CHECKING:
     import torch
@@ -252,22 +253,16 @@ def _device(context: Context) -> str:
 # -- for plain Optuna -----------------------------------------------------------------------------------------------
 
 
-class OptunaProgress:
+class OptunaProgress(Silent):
     """Reports to an Optuna trial of this process and asks its pruner."""
 
     def __init__(self, trial: Any) -> None:
         self.trial = trial
-        self.stop_requested: str | None = None
 
     def report(self, step: int, value: float) -> None:
         self.trial.report(value, step)
         if self.trial.should_prune():
             self.stop_requested = "prune"
-
-    def tick(self) -> None: ...
-    def settled(self) -> None: ...
-    def checkpoint(self, path: str, step: int = 0) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 class ArchitecturalObjective:

@@ -35,17 +35,19 @@ class Promises:
 
     def others_unclaimed_bytes(self) -> int:
         """Promised to attempts of other runs on this host that live, and not yet taken by them."""
-        return sum(_unclaimed([reg for reg in self._registry.registrations() if reg.topic != self._topic]).values())
+        return sum(_unclaimed(self._theirs()).values())
 
     def others_held_bytes(self) -> int:
         """Return the bytes that attempts of other runs on this host hold now."""
-        return sum(_held([reg for reg in self._registry.registrations() if reg.topic != self._topic]).values())
+        return sum(_held(self._theirs()).values())
 
     def others_among(self, members: Iterable[tuple[int, float]]) -> int:
         """Bytes that attempts of other runs hold whose processes are among these (two drivers, one Dask worker)."""
         present = set(members)
-        theirs = [r for r in self._registry.registrations() if r.topic != self._topic]
-        return sum(_held([r for r in theirs if (r.pid, r.start_time) in present]).values())
+        return sum(_held([r for r in self._theirs() if (r.pid, r.start_time) in present]).values())
+
+    def _theirs(self) -> list[Registration]:
+        return [reg for reg in self._registry.registrations() if reg.topic != self._topic]
 
     def register(self, reg: Registration, least_bytes: int | None = None) -> Registration:
         """Register an attempt; return what was registered. Raises NoRoom when other runs have promised the bytes it

@@ -105,9 +105,9 @@ def stored_attributes(session: Session, trial_id: int) -> dict[str, str]:
     return dict(session.connection().execute(_STORED, {"trial": trial_id}).all())
 
 
-def attributes(session: Session, trial_id: int) -> dict[str, Any]:
-    """Return the trial's user attributes."""
-    return {key: json.loads(text) for key, text in stored_attributes(session, trial_id).items()}
+def parsed(stored: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of attributes as they are stored."""
+    return {key: json.loads(text) for key, text in stored.items()}
 
 
 def put_attributes(session: Session, trial_id: int, attrs: Mapping[str, Any], have: Mapping[str, str]) -> None:

@@ -342,7 +342,7 @@ class Rdb:
             running = 0
             for trial in session.connection().execute(statements.RUNNING, {"study": study_id}):
                 if trial.owner == json.dumps(owner) and trial.number not in delivered:
-                    attrs = statements.attributes(session, trial.trial_id)
+                    attrs = statements.parsed(statements.stored_attributes(session, trial.trial_id))
                     return Begun(trial_id=trial.trial_id, number=trial.number, attrs=attrs)
                 # One without an owner was left by another program; nobody will ever finish it, so it is not waited for.
                 running += trial.owner is not None
@@ -355,7 +355,7 @@ class Rdb:
                 have = statements.stored_attributes(session, waiting.trial_id)
                 statements.put_attributes(session, waiting.trial_id, mine, have)
                 waiting.state, waiting.datetime_start = TrialState.RUNNING, datetime.now()  # noqa: DTZ005
-                attrs = statements.attributes(session, waiting.trial_id)
+                attrs = {**statements.parsed(have), **mine}
                 return Begun(trial_id=waiting.trial_id, number=waiting.number, attrs=attrs)
             created = optuna_private.new_trial(study_id, sum(in_state.values()))
             session.add(created)
@@ -391,7 +391,7 @@ class Rdb:
         with self._transaction(study_id) as session:
             trial_id, have = self._running(session, study_id, number, run)
             statements.put_reports(session, trial_id, values)
-            return Begun(trial_id=trial_id, number=number, attrs={k: json.loads(text) for k, text in have.items()})
+            return Begun(trial_id=trial_id, number=number, attrs=statements.parsed(have))
 
     def finish(
         self,

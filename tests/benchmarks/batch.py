@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from training import batch_size, hpo, runtime
+from training.progress import Silent
 
 ROOT, HERE = Path(__file__).resolve().parents[2], "tests.benchmarks.batch"
 BUDGETS, SEED, BATCH = ("2M", "20M"), 24, 256
@@ -100,18 +101,6 @@ def train_plainly(budget: str, params: Mapping[str, Any], steps: int, threads: i
     with torch.no_grad():
         losses = [(len(y), loss_of(model(x), y).item()) for x, y in DataLoader(parts[1], batch_size=BATCH)]
     return float(sum(n * loss for n, loss in losses) / sum(n for n, _ in losses))
-
-
-class Silent:
-    """A progress that nobody watches."""
-
-    stop_requested: str | None = None
-
-    def report(self, step: int, value: float) -> None: ...
-    def tick(self) -> None: ...
-    def settled(self) -> None: ...
-    def checkpoint(self, path: str, step: int = 0) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 # -- the ways -------------------------------------------------------------------------------------------------------

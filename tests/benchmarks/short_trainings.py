@@ -18,6 +18,7 @@ from typing import Any
 from scipy.stats import qmc
 
 from training import arch_grid, batch_size, hpo, search_space
+from training.progress import Silent
 
 FILE = Path(__file__).parent / "data" / "short-2M.csv"
 POINTS, REPEATED, SEEDS = 96, 8, 3
@@ -26,10 +27,8 @@ COLUMNS = ("point", "seed", "architecture", "d_model", "n_layers", "n_heads", "d
            "warmup_steps", "dropout", "epoch_1", "epoch_2", "value", "seconds")  # fmt: skip
 
 
-class Curve:
+class Curve(Silent):
     """The trial's side of the protocol: keeps the validation losses."""
-
-    stop_requested = None
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -37,11 +36,6 @@ class Curve:
     def report(self, step: int, value: float) -> None:
         """Keep one epoch's loss."""
         self.values.append(value)
-
-    def tick(self) -> None: ...
-    def settled(self) -> None: ...
-    def checkpoint(self, path: str, step: int = 0) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def points() -> list[dict[str, Any]]:

@@ -35,6 +35,7 @@ from typing import Any
 from tests.benchmarks.footprint_trials import ROOT, started_with
 from training import recipe as recipes
 from training import runtime
+from training.progress import Silent
 
 SHAPES = {"d=64 L=48": (64, 48), "d=192 L=4": (192, 4), "d=512 L=6": (512, 6)}
 PLAIN, PLAIN_BF16, PRODUCTS, PRODUCTS_BF16 = "plain", "plain bf16", "products", "products bf16"
@@ -100,18 +101,11 @@ def plain_loop(d: int, layers: int, is_bf16: bool) -> Iterator[None]:
             yield
 
 
-class Turns:
+class Turns(Silent):
     """A progress that ends the trainer after one optimizer step."""
 
-    stop_requested: str | None = None
-
-    def report(self, step: int, value: float) -> None: ...
     def tick(self) -> None:
         self.stop_requested = "drain"
-
-    def settled(self) -> None: ...
-    def checkpoint(self, path: str, step: int = 0) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def our_loop(d: int, layers: int, recipe: recipes.Recipe) -> Iterator[None]:
