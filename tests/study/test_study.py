@@ -427,12 +427,15 @@ def race(url: str, run: str, quota: int) -> None:
             break
         except StudyUnavailable:
             continue
-    print("open", flush=True)
-    sys.stdin.readline()  # until all have opened it: one that starts a second earlier would run the whole quota alone
+    _meet("open")  # until all have opened it: one that starts a second earlier would run the whole quota alone
     asked: Any = None
+    first = True
     while not isinstance(asked, QuotaReached):
         try:
             asked = store.ask(AskTrial(study=STUDY, limit_bytes=100))
+            if first:  # none goes on before each has one: on a busy machine one may run them all before the other wakes
+                _meet("asked")
+                first = False
             if isinstance(asked, TrialAsked):
                 store.report(AttemptId(asked.trial, 1), {1: 0.5})
                 store.tell(told(asked.trial, attrs={"by": run, "ran": asked.trial.number}))
@@ -440,17 +443,24 @@ def race(url: str, run: str, quota: int) -> None:
             continue
 
 
+def _meet(word: str) -> None:
+    """(In a child.) Say that this point is reached, and wait until every driver has reached it."""
+    print(word, flush=True)
+    sys.stdin.readline()
+
+
 def _race(url: str, drivers: int = 2, quota: int = 20) -> None:
     code = "from tests.study.test_study import race; race({!r}, {!r}, {})"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     children = [_python(code.format(url, f"run{n}", quota), **pipes) for n in range(drivers)]
-    for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"open\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write(b"go\n")
-        child.stdin.flush()
+    for word in (b"open\n", b"asked\n"):
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == word
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write(b"go\n")
+            child.stdin.flush()
     assert [child.wait(100) for child in children] == [0] * drivers
     for child in children:
         child.communicate()
